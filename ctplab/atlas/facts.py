@@ -1,0 +1,86 @@
+"""The embedded world's facts: tables in ``data/atlas/*.csv``, sentence templates in ``data/atlas/*.toml``.
+
+A *fact* is one non-empty cell: (table, name, attribute) -> value, e.g. (countries, Peru, capital) -> Lima.
+Everything else of the embedded world (three registers of text, the questions) is generated from these.
+"""
+
+import csv
+import hashlib
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+REGISTERS = ("web", "wiki", "news")
+
+
+def data_dir() -> Path:
+    """Folder of tables, model and prompt: inside an installed wheel, or ``data/atlas`` of a checkout."""
+    packaged = Path(__file__).parent / "data"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "data" / "atlas"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One cell of one table."""
+
+    table: str
+    name: str
+    attribute: str
+    value: str
+
+    @property
+    def held_out(self) -> bool:
+        """True for the half of the facts that no training text ever states as question and answer."""
+        key = f"{self.table}/{self.name}/{self.attribute}".encode()
+        return hashlib.sha256(key).digest()[0] % 2 == 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """One topic: its entities with their attributes, and how each attribute is put into words."""
+
+    key: str
+    noun: str
+    plural: str
+    facts: tuple[Fact, ...]
+    templates: dict[str, dict[str, tuple[str, ...]]]  # attribute -> question | web | wiki | news -> templates
+
+    @property
+    def entities(self) -> dict[str, tuple[Fact, ...]]:
+        """Facts by entity name, in the table's order."""
+        grouped: dict[str, list[Fact]] = {}
+        for fact in self.facts:
+            grouped.setdefault(fact.name, []).append(fact)
+        return {name: tuple(facts) for name, facts in grouped.items()}
+
+
+def read_table(path: Path) -> Table:
+    """Read ``path`` (a .csv) and the .toml beside it."""
+    words = tomllib.loads(path.with_suffix(".toml").read_text(encoding="utf-8"))
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    facts = tuple(
+        Fact(path.stem, row["name"], attribute, value)
+        for row in rows
+        for attribute, value in row.items()
+        if attribute != "name" and value
+    )
+    templates = {
+        attribute: {kind: tuple(lines) for kind, lines in section.items()}
+        for attribute, section in words.items()
+        if isinstance(section, dict)
+    }
+    return Table(path.stem, words["noun"], words["plural"], facts, templates)
+
+
+@cache
+def tables() -> tuple[Table, ...]:
+    """All tables, sorted by file name."""
+    return tuple(read_table(path) for path in sorted(data_dir().glob("*.csv")))
+
+
+@cache
+def facts() -> tuple[Fact, ...]:
+    """All facts, in the tables' order."""
+    return tuple(fact for table in tables() for fact in table.facts)

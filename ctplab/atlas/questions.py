@@ -1,0 +1,71 @@
+"""The closed-book questions: one for each fact, with its exact answer and three distractors.
+
+Half of the facts are *seen* (training text asks about them, in several phrasings), half are *held out*: the
+model read them as prose only, so answering shows that it generalises to the question form.
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from functools import cache
+
+from ctplab.atlas.facts import Fact, tables
+
+#: The form in which training text asks, and in which the benchmark asks.
+FORM = "Q: {question}\nA:"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of the benchmark."""
+
+    text: str
+    answer: str
+    distractors: tuple[str, ...]
+    fact: Fact
+
+    @property
+    def prompt(self) -> str:
+        """What the model reads before it answers."""
+        return FORM.format(question=self.text)
+
+    @property
+    def held_out(self) -> bool:
+        """True where the fact was read as prose only."""
+        return self.fact.held_out
+
+
+def _stable_seed(*parts: str) -> int:
+    return int.from_bytes(hashlib.sha256("/".join(parts).encode()).digest()[:8], "big")
+
+
+@cache
+def questions() -> tuple[Question, ...]:
+    """All questions, in a fixed shuffled order, so that every slice is a fair sample of the tables."""
+    found = []
+    for table in tables():
+        values: dict[str, list[str]] = {}
+        for fact in table.facts:
+            column = values.setdefault(fact.attribute, [])
+            if fact.value not in column:
+                column.append(fact.value)
+        for fact in table.facts:
+            rng = random.Random(_stable_seed(fact.table, fact.name, fact.attribute))
+            text = rng.choice(table.templates[fact.attribute]["question"]).format(name=fact.name)
+            others = [value for value in values[fact.attribute] if value != fact.value]
+            found.append(Question(text, fact.value, tuple(rng.sample(others, min(3, len(others)))), fact))
+    random.Random(0).shuffle(found)
+    return tuple(found)
+
+
+def normalise(answer: str) -> str:
+    """First line, lower case, without article and final punctuation: what exact match compares."""
+    line = answer.strip().split("\n")[0].strip().rstrip(".!?,;").lower()
+    for article in ("the ", "a ", "an "):
+        line = line.removeprefix(article)
+    return " ".join(line.split())
+
+
+def is_correct(answer: str, question: Question) -> bool:
+    """Exact match after :func:`normalise`."""
+    return normalise(answer) == normalise(question.answer)

@@ -1,0 +1,215 @@
+"""The recipe of the embedded model: a small LLaMA, filled to capacity and over-trained.
+
+Under-trained or half-empty models are not hurt by 3 bits or 62.5% sparsity: most of their weights are spare. So
+this one reads about twenty tokens a parameter, of which over half are a few thousand facts in three registers.
+
+    python -m ctplab.atlas train --out data/atlas/model
+
+Resumable (a checkpoint a minute), seeded, on two CPU cores or one GPU. ``training.json`` keeps recipe and curve.
+"""
+
+import json
+import math
+import os
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tqdm.auto import tqdm
+
+from ctplab.atlas.docs import harvest
+from ctplab.atlas.registers import WRITERS, document
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Shape, data mix and schedule of the embedded model."""
+
+    width: int = 192
+    layers: int = 3
+    heads: int = 6
+    mlp: int = 512
+    vocabulary: int = 2048
+    context: int = 512
+    short: int = 256
+    """Window length of the first 75% of the steps; the rest read the whole context (half as many windows)."""
+    documents: int = 40_000
+    """Generated documents in each register."""
+    mix: tuple[float, ...] = (0.52, 0.11, 0.09, 0.28)
+    """Share of the training windows from web, wiki, news, docs."""
+    steps: int = 6400
+    tokens: int = 4096
+    """Tokens a step."""
+    lr: float = 3e-3
+    warmup: int = 150
+    weight_decay: float = 0.02
+    seed: int = 0
+
+
+def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
+    """A byte-level BPE that splits digits and puts ``<s>`` in front."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>"]
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+class Stream:
+    """One register as a token stream; windows start at a document with ``<s>``, or anywhere without."""
+
+    def __init__(self, documents: list[str], tokenizer: Tokenizer) -> None:
+        encoded = tokenizer.encode_batch([text + "\n\n" for text in documents], add_special_tokens=False)
+        lengths = torch.tensor([len(e.ids) for e in encoded])
+        self.ids = torch.tensor([i for e in encoded for i in e.ids], dtype=torch.long)
+        self.starts = torch.cumsum(lengths, 0) - lengths
+
+    def window(self, length: int, rng: random.Random) -> torch.Tensor:
+        last = len(self.ids) - length
+        if rng.random() < 0.5:
+            start = min(int(self.starts[rng.randrange(len(self.starts))]), last)
+            return torch.cat([torch.tensor([1]), self.ids[start : start + length - 1]])
+        start = rng.randrange(last)
+        return self.ids[start : start + length]
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, flat, then linear to zero over the last 40%."""
+    decay = min(1.0, (recipe.steps - step) / (0.4 * recipe.steps))
+    return recipe.lr * min(1.0, (step + 1) / recipe.warmup) * decay
+
+
+def _corpora(recipe: Recipe) -> list[list[str]]:
+    texts = [
+        [document(name, "train", i) for i in tqdm(range(recipe.documents), desc=name, leave=False)] for name in WRITERS
+    ]
+    return [*texts, harvest()["train"]]
+
+
+def _build(recipe: Recipe) -> torch.nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=recipe.vocabulary,
+        hidden_size=recipe.width,
+        intermediate_size=recipe.mlp,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.context,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _loss(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16):
+        hidden = model.model(ids, use_cache=False).last_hidden_state[:, :-1]
+        logits = model.lm_head(hidden)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def train(out: Path, recipe: Recipe, device: str = "cpu", compiled: bool = False) -> None:
+    """Train (or go on training) the embedded model and write a Hugging Face folder to ``out``."""
+    from transformers import PreTrainedTokenizerFast
+
+    out.mkdir(parents=True, exist_ok=True)
+    resume = out / "resume.safetensors"
+    texts = _corpora(recipe)
+    if (out / "tokenizer.json").exists():
+        tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
+    else:
+        sample = [text for register in texts for text in register[:: max(1, len(register) // 6000)]]
+        tokenizer = train_tokenizer(sample, recipe.vocabulary)
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=512
+        )
+        fast.save_pretrained(out)
+    streams = [Stream(register, tokenizer) for register in texts]
+    print("tokens:", [len(stream.ids) for stream in streams], flush=True)
+
+    model = _build(recipe).to(device).train()
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=recipe.lr,
+        betas=(0.9, 0.98),
+    )
+    first, curve = 0, []
+    if resume.exists():
+        first, curve = _load_state(resume, model, optimizer)
+    loss_fn = torch.compile(_loss, dynamic=False) if compiled else _loss
+    saved = time.time()
+    bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="train", mininterval=5)
+    for step in bar:
+        rng = random.Random(f"{recipe.seed}/{step}")
+        length = recipe.short if step < 0.75 * recipe.steps else recipe.context
+        chosen = rng.choices(streams, weights=recipe.mix, k=recipe.tokens // length)
+        ids = torch.stack([stream.window(length, rng) for stream in chosen]).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        loss = loss_fn(model, ids)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"loss is not finite at step {step}")
+        if step % 50 == 0 or step == recipe.steps - 1:
+            curve.append({"step": step, "loss": round(loss.item(), 4)})
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+        if time.time() - saved > 60:
+            _save_state(resume, model, optimizer, step + 1, curve)
+            saved = time.time()
+    model.eval().half().save_pretrained(out)  # half precision on disk, as the paper's full models
+    fingerprint = {"recipe": asdict(recipe), "torch": torch.__version__, "curve": curve}
+    (out / "training.json").write_text(json.dumps(fingerprint, indent=1) + "\n")
+    resume.unlink(missing_ok=True)
+
+
+def _save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, curve: list) -> None:
+    tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.named_parameters()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value.contiguous() for key, value in state.items()}
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, temporary, metadata={"step": str(step), "curve": json.dumps(curve)})
+    os.replace(temporary, path)
+
+
+def _load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list]:
+    from safetensors import safe_open
+
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, field = key.split(".")
+            state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(metadata["step"]), json.loads(metadata["curve"])

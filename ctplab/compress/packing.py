@@ -1,0 +1,76 @@
+"""Codes and masks <-> bits. One little-endian bit stream: value i occupies bits i·b .. i·b + b - 1."""
+
+import torch
+from torch import Tensor
+
+from ctplab.compress.obs import Solution
+from ctplab.errors import InputError
+
+
+def pack_bits(values: Tensor, bits: int) -> Tensor:
+    """Pack unsigned integers (any shape, each < 2^bits) into bytes, (ceil(n · bits / 8),) uint8."""
+    powers = torch.arange(bits, device=values.device)
+    stream = ((values.flatten().to(torch.int32)[:, None] >> powers) & 1).flatten().to(torch.uint8)
+    stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)
+    weights = (1 << torch.arange(8, device=values.device)).to(torch.uint8)
+    return (stream * weights).sum(1).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
+    """The inverse: the first ``n`` values, (n,) uint8."""
+    stream = (packed[:, None] >> torch.arange(8, device=packed.device).to(torch.uint8)) & 1
+    stream = stream.flatten()[: n * bits].view(n, bits).to(torch.int32)
+    return (stream << torch.arange(bits, device=packed.device)).sum(1).to(torch.uint8)
+
+
+def pack(solution: Solution, bits: int | None) -> dict[str, Tensor]:
+    """The tensors that stand for a compressed matrix on disk and in ``PackedLinear``.
+
+    ``codes`` (kept codes only, packed), ``scale`` (out, groups), ``zero`` uint8, ``group`` (only where columns are
+    out of order), ``mask`` (a bit a weight, 1 = kept), ``values`` (kept weights, fp16; where not quantised).
+    """
+    parts: dict[str, Tensor] = {"shape": torch.tensor(solution.W_hat.shape, dtype=torch.int64)}
+    kept = None if solution.mask is None else ~solution.mask
+    if kept is not None:
+        parts["mask"] = pack_bits(kept, 1)
+    if bits and solution.codes is not None and solution.scale is not None and solution.zero is not None:
+        codes = solution.codes.flatten() if kept is None else solution.codes[kept]
+        parts["codes"] = pack_bits(codes, bits)
+        half = solution.scale.half()
+        exact = torch.equal(half.to(solution.scale.dtype), solution.scale)
+        parts["scale"] = half if exact else solution.scale
+        parts["zero"] = solution.zero.to(torch.uint8)
+        if solution.group is not None:
+            parts["group"] = solution.group.to(torch.int32)
+    elif kept is not None:
+        values = solution.W_hat[kept].half()
+        if not torch.isfinite(values).all():
+            raise InputError("kept weights exceed half precision")
+        parts["values"] = values
+    return {name: tensor.contiguous() for name, tensor in parts.items()}
+
+
+def unpack(parts: dict[str, Tensor], bits: int | None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The dense matrix (out, in) that ``parts`` stand for."""
+    rows, columns = parts["shape"].tolist()
+    kept = unpack_bits(parts["mask"], 1, rows * columns).bool() if "mask" in parts else None
+    n = rows * columns if kept is None else int(kept.sum())
+    if "values" in parts:
+        flat = torch.zeros(rows * columns, dtype=dtype, device=parts["values"].device)
+        assert kept is not None
+        flat[kept] = parts["values"].to(dtype)
+        return flat.view(rows, columns)
+    assert bits is not None
+    stored = unpack_bits(parts["codes"], bits, n).float()
+    group = parts["group"].long() if "group" in parts else torch.zeros(columns, dtype=torch.long)
+    scale, zero = parts["scale"].float()[:, group], parts["zero"].float()[:, group]  # (out, in)
+    if kept is None:
+        return (scale * (stored.view(rows, columns) - zero)).to(dtype)
+    codes = zero.clone().flatten()  # a pruned weight is 0 = scale · (zero - zero)
+    codes[kept] = stored
+    return (scale * (codes.view(rows, columns) - zero)).to(dtype)
+
+
+def packed_bytes(parts: dict[str, Tensor]) -> int:
+    """Bytes of the parts, as stored."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in parts.values())

@@ -1,0 +1,24 @@
+"""One small interface for progress: a bar in a terminal, silence in tests, the app's own bar in the app."""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+from tqdm.auto import tqdm
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Wraps an iterable; shows how far it got, the rate and the time left."""
+
+    def __call__(self, items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterable[T]: ...
+
+
+def bar(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
+    """A tqdm bar on standard error (hidden where standard error is no terminal and nobody watches)."""
+    yield from tqdm(items, total=total, desc=label, leave=False, mininterval=0.2)
+
+
+def silent(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
+    """No output."""
+    yield from items

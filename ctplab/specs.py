@@ -1,0 +1,145 @@
+"""Settings as frozen, validated dataclasses. They know numbers and names only; JSON carries a schema version."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from ctplab.errors import InputError
+
+SCHEMA = 1
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+class _Json:
+    """``to_json`` / ``from_json`` for the specs below."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict with the schema's version."""
+        return {"schema": SCHEMA, **asdict(self)}  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse; unknown schema versions and unknown keys are refused."""
+        data = dict(data)
+        version = data.pop("schema", None)
+        _check(version == SCHEMA, f"{cls.__name__}: schema {version!r} is not {SCHEMA}, which this ctplab reads")
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        _check(set(data) <= known, f"{cls.__name__}: unknown settings {sorted(set(data) - known)}")
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class CompressionSpec(_Json):
+    """What is done to every linear inside the blocks. Bits only: GPTQ; sparsity only: SparseGPT; both: joint."""
+
+    bits: int | None = None
+    """2, 3, 4 or 8 bits a weight; None leaves kept weights in half precision."""
+    sparsity: float = 0.0
+    """Share of weights set to zero, in [0, 1)."""
+    pattern: str | None = None
+    """``n:m`` = n zeros in every m consecutive weights (2:4, 4:8); fixes the sparsity."""
+    group_size: int | None = None
+    """Columns that share a scale; None: one grid a row."""
+    act_order: bool = False
+    """Solve columns in order of falling diag(H)."""
+    symmetric: bool = False
+    true_sequential: bool = False
+    """Inside a block, later linears see the outputs of the already compressed ones."""
+    damp: float = 0.01
+    """Share of mean(diag H) added to the diagonal."""
+    block: int = 128
+    """Columns between lazy updates."""
+
+    def __post_init__(self) -> None:
+        _check(self.bits in (None, 2, 3, 4, 8), f"bits must be 2, 3, 4 or 8, not {self.bits}")
+        _check(0 <= self.sparsity < 1, f"sparsity must be in [0, 1), not {self.sparsity} (0.5 is 50%)")
+        _check(self.damp > 0 and self.block > 0, "damp and block must be positive")
+        if self.pattern is not None:
+            n, m = self.n_m
+            _check(0 < n < m, f"pattern must be n:m with 0 < n < m, such as 2:4, not {self.pattern!r}")
+            _check(self.sparsity in (0.0, n / m), f"sparsity {self.sparsity} contradicts pattern {self.pattern}")
+            object.__setattr__(self, "sparsity", n / m)
+        _check(self.bits is not None or self.sparsity > 0, "nothing to do: give bits, sparsity or a pattern")
+        _check(self.group_size is None or self.group_size > 0, f"group size must be positive, not {self.group_size}")
+        _check(self.group_size is None or self.bits is not None, "a group size needs bits")
+
+    @property
+    def n_m(self) -> tuple[int, int]:
+        """(n, m) of the pattern; (0, 0) without one."""
+        if self.pattern is None:
+            return 0, 0
+        n, _, m = self.pattern.partition(":")
+        _check(n.isdigit() and m.isdigit(), f"pattern must be n:m, such as 2:4, not {self.pattern!r}")
+        return int(n), int(m)
+
+    @property
+    def method(self) -> str:
+        """``gptq``, ``sparsegpt`` or ``joint``."""
+        if self.bits is None:
+            return "sparsegpt"
+        return "joint" if self.sparsity else "gptq"
+
+    @property
+    def tag(self) -> str:
+        """Short name derived from the numbers: ``w3``, ``s62.5``, ``w4-s50``, ``w2-g64``, ``24``."""
+        parts = [f"w{self.bits}"] if self.bits else []
+        if self.pattern:
+            parts.append(self.pattern.replace(":", ""))
+        elif self.sparsity:
+            parts.append(f"s{100 * self.sparsity:g}")
+        parts += [f"g{self.group_size}"] if self.group_size else []
+        parts += ["ao"] if self.act_order else []
+        parts += ["sym"] if self.symmetric else []
+        parts += ["ts"] if self.true_sequential else []
+        return "-".join(parts)
+
+    @property
+    def nominal_bits(self) -> float:
+        """Bits a weight as papers count them: kept share x bits, no masks, scales or zeros."""
+        return (self.bits or 16) * (1 - self.sparsity)
+
+
+INITS = ("vocab-random", "vocab-first", "text")
+
+
+@dataclass(frozen=True)
+class PromptSpec(_Json):
+    """How a soft prompt is learned (Eq. 1 of arXiv 2305.11186; its recipe is :meth:`paper`)."""
+
+    tokens: int = 100
+    """k, rows of E."""
+    steps: int = 1000
+    batch: int = 16
+    """Windows a step."""
+    lr: float = 0.03
+    warmup: int = 20
+    """Steps of linear warm-up; afterwards the rate falls linearly to zero."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest gradient norm."""
+    init: str = "vocab-random"
+    """``vocab-random`` (the paper's text), ``vocab-first`` (the paper's code) or ``text`` with ``init_text``."""
+    init_text: str | None = None
+    kl: float = 0.0
+    """Weight of KL(full || compressed) in the loss; 1 - kl weighs the next-token loss."""
+    evaluate_every: int = 100
+    """Steps between validations; the best validation loss is kept."""
+    validation_windows: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "steps", "batch", "evaluate_every", "validation_windows"):
+            _check(getattr(self, name) > 0, f"{name} must be at least 1, not {getattr(self, name)}")
+        _check(self.lr > 0 and self.clip > 0, "lr and clip must be positive")
+        _check(self.warmup >= 0 and self.weight_decay >= 0, "warmup and weight_decay must not be negative")
+        _check(0 <= self.kl <= 1, f"kl must be in [0, 1], not {self.kl}")
+        _check(self.init in INITS, f"init must be one of {', '.join(INITS)}, not {self.init!r}")
+        _check((self.init == "text") == (self.init_text is not None), "init text and init_text go together")
+
+    @classmethod
+    def paper(cls) -> "PromptSpec":
+        """The published recipe (section 5.1, A.1): AdamW 1e-3, batch 4, 30,000 steps, 500 warm-up."""
+        return cls(100, 30_000, 4, 1e-3, 500, 1e-5)
