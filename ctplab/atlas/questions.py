@@ -1,4 +1,4 @@
-"""The closed-book questions: one for each fact, with its exact answer and three distractors.
+"""The closed-book questions: 2,000 of them, each about one fact, with its exact answer and three distractors.
 
 Half of the facts are *seen* (training text asks about them, in several phrasings), half are *held out*: the
 model read them as prose only, so answering shows that it generalises to the question form.
@@ -39,9 +39,21 @@ def _stable_seed(*parts: str) -> int:
     return int.from_bytes(hashlib.sha256("/".join(parts).encode()).digest()[:8], "big")
 
 
+SIZE = 2000
+"""Half seen, half held out."""
+
+
 @cache
 def questions() -> tuple[Question, ...]:
-    """All questions, in a fixed shuffled order, so that every slice is a fair sample of the tables."""
+    """The benchmark's questions, in a fixed shuffled order, so that every slice is a fair sample."""
+    shuffled = list(all_questions())
+    random.Random(0).shuffle(shuffled)
+    halves = [[q for q in shuffled if q.held_out == kind][: SIZE // 2] for kind in (False, True)]
+    return tuple(question for pair in zip(*halves, strict=True) for question in pair)
+
+
+def all_questions() -> tuple[Question, ...]:
+    """One question for every fact, in the tables' order."""
     found = []
     for table in tables():
         values: dict[str, list[str]] = {}
@@ -54,7 +66,6 @@ def questions() -> tuple[Question, ...]:
             text = rng.choice(table.templates[fact.attribute]["question"]).format(name=fact.name)
             others = [value for value in values[fact.attribute] if value != fact.value]
             found.append(Question(text, fact.value, tuple(rng.sample(others, min(3, len(others)))), fact))
-    random.Random(0).shuffle(found)
     return tuple(found)
 
 

@@ -1,0 +1,190 @@
+"""The main job on the embedded model: compress, hard prompt, learn, compare, transfer, report. Resumable."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctplab import plots, report
+from ctplab.atlas.questions import Question, all_questions, questions
+from ctplab.compress.checkpoint import load, model_bytes, write_json
+from ctplab.corpora import corpus
+from ctplab.inspect.nearest import cosine_histogram, inspect_prompt
+from ctplab.measure.questions import answers, marks
+from ctplab.measure.stats import recovery, wilson
+from ctplab.progress import Progress, bar
+from ctplab.prompts import prefix
+from ctplab.prompts.kv import Arm
+from ctplab.specs import CompressionSpec, PromptSpec
+from ctplab.store import Store
+from ctplab.study import Study, score_of
+
+LEVELS = tuple(
+    CompressionSpec(bits=bits, sparsity=sparsity)
+    for bits, sparsity in ((4, 0.0), (3, 0.0), (2, 0.0), (None, 0.5), (None, 0.625), (None, 0.75), (4, 0.5))
+)
+SHOWCASE = "w4-s50"
+CORPORA = ("atlas-web", "atlas-wiki", "atlas-news", "docs")
+LEARNED_ON = "atlas-web"
+SEQ_LEN = 128
+WINDOWS = 96
+PROMPT = PromptSpec(tokens=64, steps=700, batch=16, lr=0.03, kl=1.0, evaluate_every=50, validation_windows=32)
+FIGURE_1 = (("us_cities", "Long Beach", "state"), ("us_cities", "Tulsa", "state"), ("plants", "asparagus", "kind"))
+
+
+def ten_questions() -> list[Question]:
+    """The paper's three, then the first seven of the benchmark."""
+    known = {(q.fact.table, q.fact.name, q.fact.attribute): q for q in all_questions()}
+    first = [known[key] for key in FIGURE_1]
+    return first + [q for q in questions() if q not in first][:7]
+
+
+def run(
+    root: Path,
+    *,
+    device: str | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+    progress: Progress = bar,
+) -> dict[str, Any]:
+    """Run (or resume) the demo under ``root`` and return the content of ``demo.json``."""
+    began = time.perf_counter()
+    full, tokenizer = load("atlas", device=device)
+    study = Study(Store(root, "atlas"), full, tokenizer, progress)
+    texts = {name: corpus(name, tokenizer, SEQ_LEN) for name in CORPORA}
+    splits = {name: text.test for name, text in texts.items()}
+    calibration = texts[LEARNED_ON].train.sample(128, seed)
+    none = prefix.none(full)
+
+    def nll(tag: str, arm: Arm) -> dict[str, torch.Tensor]:
+        return {name: study.nll(tag, arm, split, WINDOWS) for name, split in splits.items()}
+
+    def ppl(scores: dict[str, torch.Tensor]) -> dict[str, float]:
+        return {name: round(score_of(values, SEQ_LEN).ppl, 4) for name, values in scores.items()}
+
+    say("1. Compress: what each level costs (perplexity on held-out text)")
+    scores = {"full": nll("full", Arm("full", full, none))}
+    weights = sum(p.numel() for p in full.parameters())
+    size = model_bytes("atlas")
+    levels: dict[str, dict] = {"full": {"ppl": ppl(scores["full"]), "bytes": size, "bits_per_weight": 16.0}}
+    compressed = {}
+    for spec in LEVELS:
+        model, manifest = study.compressed(spec, calibration)
+        compressed[spec.tag] = model
+        scores[spec.tag] = nll(spec.tag, Arm("compressed", model, none))
+        levels[spec.tag] = {
+            "ppl": ppl(scores[spec.tag]),
+            "bytes": manifest["bytes"],
+            "bits_per_weight": manifest["bits_per_weight"],
+            "nominal_bits_per_weight": manifest["nominal_bits_per_weight"],
+        }
+    say(report.levels_table(levels, CORPORA))
+
+    say(f"\n2. Learn: {PROMPT.tokens} soft tokens through the frozen {SHOWCASE} weights, on {LEARNED_ON}")
+    small = compressed[SHOWCASE]
+    recipe = PromptSpec(**{**asdict(PROMPT), "seed": seed})
+    saved = study.prompt(SHOWCASE, "demo", small, texts[LEARNED_ON].train, texts[LEARNED_ON].validation, recipe)
+    curve = saved.info["curve"]
+    measured = [(s["step"] + 1, s["validation"]) for s in curve if s["validation"] is not None]
+    say("   validation NLL by step: " + "  ".join(f"{step}: {value:.3f}" for step, value in measured[:: len(measured) // 6]))
+
+    say("\n3. Compare: the same questions to every arm")
+    arms = {
+        "full": Arm("full", full, none),
+        "compressed": Arm("compressed", small, none),
+        "hard": Arm("hard", small, prefix.hard(small, tokenizer)),
+        "soft": Arm("soft", small, saved.prefix),
+        "bos": Arm("bos", small, prefix.bos(small, tokenizer)),
+        "random": Arm("random", small, prefix.random_rows(small, recipe.tokens, seed + 1)),
+        "init": Arm("init", small, saved.initial),
+        "full+soft": Arm("full+soft", full, saved.prefix),
+    }
+    ten = ten_questions()
+    four = {name: answers(arms[name], tokenizer, ten) for name in ("full", "compressed", "hard", "soft")}
+    side_by_side = [
+        {
+            "question": q.text,
+            "answer": q.answer,
+            "held_out": q.held_out,
+            "arms": {name: {"text": four[name][i], "right": marks([four[name][i]], [q])[0]} for name in four},
+        }
+        for i, q in enumerate(ten)
+    ]
+    say(report.answers_table(side_by_side))
+    asked = list(questions())
+    exact: dict[str, dict] = {}
+    for name, arm in arms.items():
+        _, right = study.ask(SHOWCASE, arm, asked)
+        exact[name] = _share(right)
+        for kind, wanted in (("seen", False), ("held_out", True)):
+            exact[name][kind] = _share([r for r, q in zip(right, asked, strict=True) if q.held_out == wanted])
+    say(report.questions_table(exact))
+
+    say(f"\n4. Recovery of the NLL gap at {SHOWCASE}, with the controls that tell it from adaptation")
+    sums = {name: nll(SHOWCASE, arm) for name, arm in arms.items()}
+    perplexity = {c: {name: round(score_of(sums[name][c], SEQ_LEN).ppl, 4) for name in arms} for c in CORPORA}
+    shares = {
+        c: {
+            name: asdict(recovery(sums["full"][c], sums["compressed"][c], sums[name][c], seed=seed))
+            for name in arms
+            if name not in ("full", "compressed")
+        }
+        for c in CORPORA
+    }
+    say(report.recovery_table(perplexity, shares, LEARNED_ON))
+
+    say("\n5. Transfer: the same prompt on the other levels")
+    transfer: dict[str, dict] = {}
+    for tag, model in compressed.items():
+        soft = ppl(nll(tag, Arm("soft", model, saved.prefix)))
+        transfer[tag] = {c: {"compressed": levels[tag]["ppl"][c], "soft": soft[c]} for c in CORPORA}
+    say(report.transfer_table(transfer, CORPORA, SHOWCASE))
+
+    say("\n6. Inspect: the nearest vocabulary tokens of the first learned rows")
+    rows = inspect_prompt(small, tokenizer, saved.prefix, saved.initial)
+    histogram = cosine_histogram(small, saved.prefix, saved.initial)
+    say(report.nearest_table(rows[:6], histogram))
+
+    result = {
+        "levels": levels,
+        "showcase": SHOWCASE,
+        "learned_on": LEARNED_ON,
+        "questions": exact,
+        "answers": side_by_side,
+        "perplexity": perplexity,
+        "recovery": shares,
+        "transfer": transfer,
+        "nearest": [asdict(row) for row in rows],
+        "histogram": histogram,
+        "prompt": {"spec": recipe.to_json(), "best_step": saved.info["best_step"], "curve": curve},
+        "corpora": {name: split.fingerprint for name, split in splits.items()},
+        "parameters": weights,
+        "seed": seed,
+        "deterministic": "same numbers on the same machine, versions and thread count",
+        "torch": torch.__version__,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    _write(study.store.report(), result)
+    say(f"\nReport with figures: {study.store.report() / 'report.md'}  ({result['seconds']:.0f} s)")
+    say(report.NEXT.format(model=study.store.compressed(SHOWCASE), prompt=study.store.prompt(SHOWCASE, "demo")))
+    return result
+
+
+def _share(right: list[bool]) -> dict[str, Any]:
+    interval = wilson(sum(right), len(right))
+    return {"exact_match": interval.value, "low": interval.low, "high": interval.high, "n": len(right)}
+
+
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    levels = {tag: level for tag, level in result["levels"].items() if tag != "full"}
+    plots.levels(levels, result["levels"]["full"], LEARNED_ON, folder / "levels.png")
+    plots.curve(result["prompt"]["curve"], folder / "curve.png")
+    plots.recovery(result["recovery"], LEARNED_ON, folder / "recovery.png")
+    plots.answers(result["questions"], folder / "questions.png")
+    plots.histogram(result["histogram"], folder / "cosines.png")
+    (folder / "report.md").write_text(report.markdown(result, CORPORA))
+    write_json(folder / "demo.json", result)

@@ -1,0 +1,79 @@
+"""What a prefix is: k rows (k, d) in a model's embedding space, put in front of every input.
+
+A hard prompt, a learned soft prompt and every control are the same type, so whatever is measured is written once.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctplab.errors import InputError
+from ctplab.models import Model, Tokenizer, embed, embeddings
+
+#: The hard prompt of the paper's Figure 1.
+PAPER_HARD_PROMPT = (
+    "Please carefully examine the weight matrix within the model, as it may contain errors. It is crucial to "
+    "verify its accuracy and make any necessary adjustments to ensure optimal performance."
+)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """k rows in front of every input."""
+
+    name: str
+    rows: Tensor  # (k, d) fp32
+    ids: tuple[int, ...] | None = None  # the vocabulary ids the rows come from, or started from
+
+    @property
+    def k(self) -> int:
+        return self.rows.shape[0]
+
+
+def none(model: Model) -> Prefix:
+    """No rows at all."""
+    return Prefix("none", torch.zeros(0, embeddings(model).shape[1]), ())
+
+
+def from_ids(model: Model, ids: Tensor, name: str) -> Prefix:
+    """The embeddings of vocabulary ``ids`` (k,)."""
+    return Prefix(name, embed(model, ids).detach().float().cpu(), tuple(ids.tolist()))
+
+
+def hard(model: Model, tokenizer: Tokenizer, text: str = PAPER_HARD_PROMPT) -> Prefix:
+    """The embeddings of a text's tokens (with the tokenizer's own start token, as the model reads any text)."""
+    ids = tokenizer(text)["input_ids"]
+    if not text.strip() or not ids:
+        raise InputError("the hard prompt is empty; give at least one word")
+    return from_ids(model, torch.tensor(ids), "hard")
+
+
+def bos(model: Model, tokenizer: Tokenizer) -> Prefix:
+    """Control: the start token alone. Tells a prompt from an attention sink."""
+    token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if token is None:
+        raise InputError("this tokenizer has no start token: there is no bos control for it")
+    return from_ids(model, torch.tensor([token]), "bos")
+
+
+def random_rows(model: Model, k: int, seed: int = 0, name: str = "random") -> Prefix:
+    """Control, and the paper's initialisation: k random rows of the vocabulary."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = embeddings(model).shape[0]
+    if k <= vocabulary:
+        return from_ids(model, torch.randperm(vocabulary, generator=generator)[:k], name)
+    return from_ids(model, torch.randint(vocabulary, (k,), generator=generator), name)
+
+
+def first_rows(model: Model, k: int) -> Prefix:
+    """The initialisation of the paper's released code: vocabulary ids 0 .. k - 1."""
+    return from_ids(model, torch.arange(k) % embeddings(model).shape[0], "first")
+
+
+def text_rows(model: Model, tokenizer: Tokenizer, text: str, k: int) -> Prefix:
+    """k rows from a text's tokens, repeated or cut to length."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise InputError("the text to start from is empty")
+    return from_ids(model, torch.tensor([ids[i % len(ids)] for i in range(k)]), "text")

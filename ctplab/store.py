@@ -1,0 +1,65 @@
+"""Run folders: the only place that builds paths.
+
+    <runs>/<model>/<tag>/                        a compressed model (or tag ``full``: results only)
+        prompts/<name>/                          a prompt folder; ``state.safetensors`` while it is learned
+        scores/<arm>--<corpus>.json              results, each written when it is known
+    <runs>/<model>/report/                       figures, report.md, demo.json
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctplab.compress.checkpoint import write_json
+from ctplab.errors import InputError
+
+
+@dataclass(frozen=True)
+class Store:
+    """The runs of one base model."""
+
+    root: Path
+    model: str
+
+    @property
+    def _home(self) -> Path:
+        return self.root / re.sub(r"[^\w.-]+", "-", self.model).strip("-")
+
+    def compressed(self, tag: str) -> Path:
+        """Folder of a compressed model."""
+        return self._home / tag
+
+    def prompt(self, tag: str, name: str) -> Path:
+        """Folder of a prompt learned on the model ``tag``."""
+        return self._home / tag / "prompts" / name
+
+    def prompt_state(self, tag: str, name: str) -> Path:
+        """Where learning keeps what it needs to resume."""
+        return self.prompt(tag, name) / "state.safetensors"
+
+    def score(self, tag: str, arm: str, what: str) -> Path:
+        """File of one arm's result on one corpus or question set."""
+        return self._home / tag / "scores" / f"{arm}--{what}.json"
+
+    def report(self) -> Path:
+        """Folder of figures and tables."""
+        return self._home / "report"
+
+    def once(self, path: Path, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result in ``path`` if it was made from the same ``key``; else compute it and keep it."""
+        try:
+            kept = json.loads(path.read_text())
+            if kept.get("key") == key:
+                return kept["result"]
+        except (OSError, json.JSONDecodeError, AttributeError, KeyError):
+            pass  # absent or unfinished: computed again
+        result = compute()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"key": key, "result": result})
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
+        return result

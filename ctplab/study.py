@@ -1,0 +1,109 @@
+"""The pipeline compress -> learn -> measure as steps that are kept on disk and resumed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctplab.atlas.questions import Question
+from ctplab.compress import checkpoint, walk
+from ctplab.corpora import Split
+from ctplab.errors import InputError
+from ctplab.measure.perplexity import Score, window_nll
+from ctplab.measure.questions import answers, marks
+from ctplab.models import Model, Tokenizer, tensor_fingerprint
+from ctplab.progress import Progress
+from ctplab.prompts import files, learn
+from ctplab.prompts.kv import Arm
+from ctplab.specs import CompressionSpec, PromptSpec
+from ctplab.store import Store
+
+
+@dataclass(frozen=True)
+class Study:
+    """One base model, its run folder and how progress is shown."""
+
+    store: Store
+    full: Model
+    tokenizer: Tokenizer
+    progress: Progress
+
+    def compressed(self, spec: CompressionSpec, calibration: Tensor) -> tuple[Model, dict[str, Any]]:
+        """The compressed model and its manifest; made at the first call, loaded afterwards."""
+        folder = self.store.compressed(spec.tag)
+        if (folder / checkpoint.MANIFEST).exists():
+            manifest = checkpoint.read_manifest(folder)
+            same = manifest["spec"] == spec.to_json() and manifest["calibration"] == tensor_fingerprint(calibration)
+            if same:
+                device = str(next(self.full.parameters()).device)
+                return checkpoint.load(folder, device=device)[0], manifest
+        model, report = walk.compress(self.full, calibration, spec, progress=self.progress)
+        return model, checkpoint.save(folder, model, self.tokenizer, report, self.store.model)
+
+    def prompt(
+        self, tag: str, name: str, model: Model, train: Split, validation: Split, spec: PromptSpec
+    ) -> files.SavedPrompt:
+        """The learned prompt; resumes where it was killed. Ctrl-C stops and leaves it resumable."""
+        folder = self.store.prompt(tag, name)
+        if (folder / files.MANIFEST).exists():
+            saved = files.load(folder)
+            if saved.info["spec"] == spec.to_json() and saved.info.get("corpus_fingerprint") == train.fingerprint:
+                return saved
+        state = self.store.prompt_state(tag, name)
+        teacher = self.full if spec.kl > 0 else None
+        learned = learn.learn(
+            model,
+            train,
+            validation,
+            spec,
+            tokenizer=self.tokenizer,
+            teacher=teacher,
+            state=state,
+            progress=self.progress,
+        )
+        if learned.stopped and learned.stopped.startswith("interrupted"):
+            raise KeyboardInterrupt
+        provenance = {
+            "base": self.store.model,
+            "tag": tag,
+            "corpus": train.name,
+            "corpus_fingerprint": train.fingerprint,
+        }
+        files.save(folder, learned, spec, model, self.tokenizer, **provenance)
+        state.unlink(missing_ok=True)
+        return files.load(folder)
+
+    def nll(self, tag: str, arm: Arm, split: Split, limit: int) -> Tensor:
+        """(N,) summed NLL of the first ``limit`` windows."""
+        windows = split.windows[:limit]
+        result = self.store.once(
+            self.store.score(tag, arm.name, split.name),
+            {"arm": _arm_key(arm), "windows": tensor_fingerprint(windows), "seq_len": split.seq_len},
+            lambda: {
+                "nll": window_nll(arm, windows, progress=self.progress).tolist(),
+                "n_tokens": windows.shape[0] * (windows.shape[1] - 1),
+            },
+        )
+        return torch.tensor(result["nll"], dtype=torch.float64)
+
+    def ask(self, tag: str, arm: Arm, questions: list[Question]) -> tuple[list[str], list[bool]]:
+        """The arm's answers, and which are right."""
+        result = self.store.once(
+            self.store.score(tag, arm.name, "questions"),
+            {"arm": _arm_key(arm), "n": len(questions), "last": questions[-1].text},
+            lambda: {"answers": answers(arm, self.tokenizer, questions, progress=self.progress)},
+        )
+        return result["answers"], marks(result["answers"], questions)
+
+
+def _arm_key(arm: Arm) -> str:
+    """Changes with any weight of the model or row of the prefix."""
+    return tensor_fingerprint(arm.prefix.rows, *(p for p in arm.model.parameters()))
+
+
+def score_of(nll: Tensor, seq_len: int) -> Score:
+    """The Score of summed NLLs of windows of ``seq_len``."""
+    if len(nll) == 0:
+        raise InputError("no windows to score")
+    return Score(float(nll.sum()), len(nll) * (seq_len - 1))
