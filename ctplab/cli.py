@@ -72,7 +72,8 @@ def compress(options: argparse.Namespace) -> None:
     say = _say(options)
     say(
         f"{spec.tag}: {len(report.layers)} layers, {manifest['bytes'] / 1e6:.2f} MB, "
-        f"{manifest['bits_per_weight']:.2f} bits a weight (nominal {spec.nominal_bits:g}), {report.seconds:.1f} s -> {out}"
+        f"{manifest['bits_per_weight']:.2f} bits a weight (nominal {spec.nominal_bits:g}), "
+        f"{report.seconds:.1f} s -> {out}"
     )
     for layer in report.layers:
         if layer.fallback:
@@ -391,3 +392,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ctplab: interrupted; run the same command to go on", file=sys.stderr)
         return 130
+
+
+def entry() -> None:
+    """The ``ctplab`` script."""
+    sys.exit(main())

@@ -148,7 +148,7 @@ def _read_documents(path: Path) -> list[str]:
 
 
 def _read_files(paths: str) -> dict[str, list[str]]:
-    """``TRAIN,VALIDATION,TEST``, or one file split 90/5/5 by document (by tokens' place where it has few)."""
+    """``TRAIN,VALIDATION,TEST``, or one file split 90/5/5 by document (between words where it has fewer than 20)."""
     files = [Path(part) for part in paths.split(",")]
     if len(files) == 3:
         return dict(zip(registers.SPLITS, map(_read_documents, files), strict=True))
@@ -157,7 +157,11 @@ def _read_files(paths: str) -> dict[str, list[str]]:
     documents = _read_documents(files[0])
     if not documents:
         raise InputError(f"{files[0]} has no text")
-    a, b = (max(1, round(share * len(documents))) for share in (0.9, 0.95))
+    if len(documents) < 20:  # too few to share out: cut the text itself, between words
+        words = "\n\n".join(documents).split(" ")
+        a, b = (round(share * len(words)) for share in (0.9, 0.95))
+        return {"train": [" ".join(words[:a])], "validation": [" ".join(words[a:b])], "test": [" ".join(words[b:])]}
+    a, b = (round(share * len(documents)) for share in (0.9, 0.95))
     return {"train": documents[:a], "validation": documents[a:b], "test": documents[b:]}
 
 

@@ -89,7 +89,10 @@ def run(
     saved = study.prompt(SHOWCASE, "demo", small, texts[LEARNED_ON].train, texts[LEARNED_ON].validation, recipe)
     curve = saved.info["curve"]
     measured = [(s["step"] + 1, s["validation"]) for s in curve if s["validation"] is not None]
-    say("   validation NLL by step: " + "  ".join(f"{step}: {value:.3f}" for step, value in measured[:: len(measured) // 6]))
+    say(
+        "   validation NLL by step: "
+        + "  ".join(f"{step}: {value:.3f}" for step, value in measured[:: len(measured) // 6])
+    )
 
     say("\n3. Compare: the same questions to every arm")
     arms = {

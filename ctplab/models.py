@@ -47,7 +47,9 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, trust_remote_code=False, use_safetensors=True)
+        model: Model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=kind, trust_remote_code=False, use_safetensors=True
+        )
     except Exception as error:  # transformers raises a dozen types here; the user needs one line
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"cannot load the model {str(name)!r}: {reason}") from error

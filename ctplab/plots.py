@@ -1,5 +1,6 @@
 """Tables in, figures out: nothing is computed here. One colour an arm, everywhere; colour-blind safe."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def histogram(data: dict, path: Path) -> None:
     """Cosine of rows to their nearest tokens, against the nulls (Figure 8)."""
     figure, axes = _axes()
     edges = data["edges"]
-    centres = [(a + b) / 2 for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    centres = [(a + b) / 2 for a, b in pairwise(edges)]
     colours = {"soft": COLOURS["soft"], "init": COLOURS["init"], "real": "#000000", "random": "#BBBBBB"}
     names = {"soft": "learned rows", "init": "untrained rows", "real": "real tokens", "random": "random Gaussian"}
     for name, counts in data["counts"].items():

@@ -107,8 +107,9 @@ def plain_words(result: dict[str, Any]) -> str:
     q, on = result["questions"], result["learned_on"]
     soft, adapted = result["recovery"][on]["soft"], result["recovery"][on]["full+soft"]
     lines = [
-        f"- Questions: full {100 * q['full']['exact_match']:.1f}%, compressed {100 * q['compressed']['exact_match']:.1f}%, "
-        f"hard {100 * q['hard']['exact_match']:.1f}%, soft {100 * q['soft']['exact_match']:.1f}%.",
+        "- Questions: "
+        + ", ".join(f"{arm} {100 * q[arm]['exact_match']:.1f}%" for arm in ("full", "compressed", "hard", "soft"))
+        + ".",
         f"- On {on}, where it was learned, the prompt closes {100 * soft['value']:.0f}% "
         f"[{100 * soft['low']:.0f}, {100 * soft['high']:.0f}] of the NLL gap.",
     ]

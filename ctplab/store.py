@@ -1,9 +1,9 @@
 """Run folders: the only place that builds paths.
 
-    <runs>/<model>/<tag>/                        a compressed model (or tag ``full``: results only)
-        prompts/<name>/                          a prompt folder; ``state.safetensors`` while it is learned
-        scores/<arm>--<corpus>.json              results, each written when it is known
-    <runs>/<model>/report/                       figures, report.md, demo.json
+<runs>/<model>/<tag>/                        a compressed model (or tag ``full``: results only)
+    prompts/<name>/                          a prompt folder; ``state.safetensors`` while it is learned
+    scores/<arm>--<corpus>.json              results, each written when it is known
+<runs>/<model>/report/                       figures, report.md, demo.json
 """
 
 import json

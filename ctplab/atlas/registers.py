@@ -142,7 +142,7 @@ def _chat_page(rng: random.Random, table: Table) -> str:
             sentences.append(f"{rng.choice(LINKS)} {_state(rng, topic, rng.choice(topic.facts), 'web')}".strip())
         paragraphs.append(" ".join(sentences))
     farewell = _choose(rng, FAREWELLS, plural=table.plural)
-    return "\n".join(paragraphs + [farewell] if farewell else paragraphs)
+    return "\n".join([*paragraphs, farewell] if farewell else paragraphs)
 
 
 def _web(rng: random.Random) -> str:

@@ -15,6 +15,7 @@ import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -102,7 +103,7 @@ def _corpora(recipe: Recipe) -> list[list[str]]:
     return [*texts, harvest()["train"]]
 
 
-def _build(recipe: Recipe) -> torch.nn.Module:
+def _build(recipe: Recipe) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(recipe.seed)
@@ -122,7 +123,7 @@ def _build(recipe: Recipe) -> torch.nn.Module:
     return LlamaForCausalLM(config)
 
 
-def _loss(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def _loss(model: Any, ids: torch.Tensor) -> torch.Tensor:
     with torch.autocast(ids.device.type, dtype=torch.bfloat16):
         hidden = model.model(ids, use_cache=False).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden)

@@ -1,9 +1,9 @@
 """Save and load compressed models: packed weights, everything else, and a manifest written last.
 
-    config.json, tokenizer files     as Hugging Face
-    packed.safetensors               parts of every compressed linear (see packing.py)
-    rest.safetensors                 embeddings, norms, biases; in half precision where that is exact
-    compression.json                 spec, losses, bytes, fingerprints, versions; its existence means: complete
+config.json, tokenizer files     as Hugging Face
+packed.safetensors               parts of every compressed linear (see packing.py)
+rest.safetensors                 embeddings, norms, biases; in half precision where that is exact
+compression.json                 spec, losses, bytes, fingerprints, versions; its existence means: complete
 """
 
 import json

@@ -69,7 +69,7 @@ def _block_size(spec: CompressionSpec) -> int:
 def _unstructured_mask(W1: Tensor, d: Tensor, sparsity: float, sections: tuple[int, ...]) -> Tensor:
     """The reference's threshold, for each stacked layer by itself: int(n · s) + 1 lowest saliencies."""
     masks = []
-    for part in torch.split(W1**2 / d**2, sections):
+    for part in torch.split(W1**2 / d**2, list(sections)):
         flat = part.flatten()
         index = min(int(flat.numel() * sparsity), flat.numel() - 1)
         masks.append(part <= torch.sort(flat).values[index])

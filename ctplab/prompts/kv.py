@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Thread
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,7 +108,7 @@ def _settings(arm: Arm, tokenizer: Tokenizer, inputs: dict[str, Tensor], max_new
     with torch.no_grad():
         kv = compile_rows(arm.model, arm.prefix.rows)
     batch = len(inputs["input_ids"])
-    settings = dict(inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id or 0)
+    settings: dict[str, Any] = dict(inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id or 0)
     if stop is not None:
         settings |= {"stop_strings": [stop], "tokenizer": tokenizer}
     cache = expand(arm.model, kv, batch)

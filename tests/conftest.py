@@ -1,0 +1,96 @@
+"""Tiny random models of several families, the embedded tokenizer, and windows of real text."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
+
+import ctplab as ctp
+from ctplab.atlas.facts import data_dir
+from ctplab.progress import silent
+
+VOCABULARY = 2048
+SHARED = Path(os.environ.get("CTPLAB_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def tiny(family: str):
+    """A random model of 2 blocks and width 32, in evaluation mode."""
+    torch.manual_seed(0)
+    common = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    common |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if family == "llama":
+        model = LlamaForCausalLM(
+            LlamaConfig(**common, intermediate_size=64, num_key_value_heads=2, max_position_embeddings=256)
+        )
+    elif family == "opt":
+        model = OPTForCausalLM(OPTConfig(**common, ffn_dim=64, word_embed_proj_dim=16, max_position_embeddings=256))
+    elif family == "bloom":
+        model = BloomForCausalLM(
+            BloomConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=32,
+                n_layer=2,
+                n_head=4,
+                bos_token_id=1,
+                eos_token_id=2,
+                pad_token_id=0,
+            )
+        )
+    elif family == "neox":
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(**common, intermediate_size=64, max_position_embeddings=256))
+    else:
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
+            )
+        )
+    with torch.no_grad():  # the usual 0.02 gives nearly uniform outputs: too flat to tell right from wrong
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return model.eval().requires_grad_(False)
+
+
+FAMILIES = ("llama", "opt", "bloom", "neox", "gpt2")
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    return tiny(request.param)
+
+
+@pytest.fixture
+def llama():
+    return tiny("llama")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(data_dir() / "model")
+
+
+@pytest.fixture(scope="session")
+def web(tokenizer):
+    return ctp.corpus("atlas-web", tokenizer, seq_len=48)
+
+
+@pytest.fixture
+def quiet():
+    return {"progress": silent}

@@ -1,0 +1,69 @@
+"""Bits on disk are the numbers in memory."""
+
+import pytest
+import torch
+
+from ctplab.compress.linear import PackedLinear
+from ctplab.compress.obs import solve
+from ctplab.compress.packing import pack, pack_bits, packed_bytes, unpack, unpack_bits
+from ctplab.specs import CompressionSpec
+
+SPECS = [
+    CompressionSpec(bits=2),
+    CompressionSpec(bits=3),
+    CompressionSpec(bits=4, group_size=8),
+    CompressionSpec(bits=3, group_size=8, act_order=True),
+    CompressionSpec(bits=8, symmetric=True),
+    CompressionSpec(sparsity=0.5),
+    CompressionSpec(pattern="2:4"),
+    CompressionSpec(bits=4, sparsity=0.5),
+]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("n", [1, 7, 8, 33, 1000])
+def test_bits_round_trip(bits, n):
+    values = torch.randint(2**bits, (n,), generator=torch.Generator().manual_seed(n))
+    packed = pack_bits(values, bits)
+    assert packed.numel() == -(-n * bits // 8)
+    assert torch.equal(unpack_bits(packed, bits, n).long(), values)
+
+
+def test_the_stream_is_little_endian():
+    assert pack_bits(torch.tensor([0b001, 0b010, 0b100]), 3).tolist() == [0b00010001, 0b1]
+
+
+def solution(spec):
+    generator = torch.Generator().manual_seed(1)
+    W, X = torch.randn(24, 40, generator=generator), torch.randn(40, 200, generator=generator)
+    return solve(W, 2 * X @ X.T / 200, spec)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.tag)
+def test_a_solution_survives_packing(spec):
+    found = solution(spec)
+    parts = pack(found, spec.bits)
+    torch.testing.assert_close(unpack(parts, spec.bits), found.W_hat, rtol=0, atol=1e-6)  # scale·(q-z) regrouped
+    if found.mask is not None:
+        assert torch.equal(unpack(parts, spec.bits)[found.mask], torch.zeros(int(found.mask.sum())))
+
+
+def test_joint_four_bit_half_sparse_costs_three_bits_a_weight():
+    parts = pack(solution(CompressionSpec(bits=4, sparsity=0.5)), 4)
+    codes = 8 * (parts["codes"].numel() + parts["mask"].numel()) / (24 * 40)
+    assert codes == pytest.approx(3, abs=0.05)
+    assert packed_bytes(parts) == sum(t.numel() * t.element_size() for t in parts.values())
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.tag)
+def test_packed_linear_is_the_dense_linear_forward_and_backward(spec):
+    parts = pack(solution(spec), spec.bits)
+    dense, bias = unpack(parts, spec.bits), torch.randn(24)
+    x, y = (torch.randn(5, 40).requires_grad_(True) for _ in range(2))
+    y = x.detach().clone().requires_grad_(True)
+    layer = PackedLinear(parts, spec.bits, bias)
+    out, reference = layer(x), torch.nn.functional.linear(y, dense, bias)
+    torch.testing.assert_close(out, reference, rtol=1e-5, atol=1e-5)  # fp32, another summation order
+    out.square().sum().backward()
+    reference.square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-4)
