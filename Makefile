@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: install demo test lint
+.PHONY: install demo app test lint bench
 
 install: .venv/.core
 
@@ -21,6 +21,16 @@ install: .venv/.core
 
 demo: .venv/.core
 	$(BIN)/ctplab demo
+
+.venv/.app: .venv/.core
+	$(INSTALL) --editable '.[app]'
+	touch $@
+
+app: .venv/.app
+	$(BIN)/python -m app
+
+bench: .venv/.core
+	$(BIN)/python benchmarks/learn.py
 
 test: .venv/.dev
 	$(BIN)/python -m pytest

@@ -114,9 +114,11 @@ def tensor_fingerprint(*tensors: Tensor) -> str:
     """16 hex digits over shapes and values (at most 256 evenly spaced rows of each tensor)."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        rows = tensor.detach().reshape(tensor.shape[0], -1) if tensor.ndim > 1 else tensor.detach().reshape(1, -1)
-        step = max(1, rows.shape[0] // 256)
         digest.update(json.dumps(list(tensor.shape)).encode())
+        if tensor.numel() == 0:
+            continue
+        rows = tensor.detach().reshape(tensor.shape[0] if tensor.ndim > 1 else 1, -1)
+        step = max(1, rows.shape[0] // 256)
         digest.update(rows[::step].float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -83,6 +83,24 @@ def test_streaming_gives_the_same_text(llama, tokenizer):
     assert "".join(ctp.stream(arm, tokenizer, "The capital", max_new_tokens=8)) == whole
 
 
+def test_closing_a_stream_stops_the_model(llama, tokenizer):
+    calls = []
+    llama.register_forward_hook(lambda *_: calls.append(1))
+    pieces = ctp.stream(ctp.Arm("x", llama, prefix.none(llama)), tokenizer, "The capital", max_new_tokens=200)
+    next(pieces)
+    pieces.close()  # joins the worker: it has ended when this returns
+    assert len(calls) < 150
+
+
+def test_an_error_while_streaming_reaches_the_reader(llama, tokenizer):
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    llama.register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(ctp.stream(ctp.Arm("x", llama, prefix.none(llama)), tokenizer, "The capital"))
+
+
 def test_constructors_are_rows_of_the_vocabulary(model, tokenizer):
     made = [prefix.hard(model, tokenizer), prefix.bos(model, tokenizer), prefix.first_rows(model, 5)]
     made += [prefix.random_rows(model, 5), prefix.text_rows(model, tokenizer, "Lima", 5)]

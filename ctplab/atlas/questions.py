@@ -23,6 +23,8 @@ class Question:
     answer: str
     distractors: tuple[str, ...]
     fact: Fact
+    asked: tuple[str, ...]
+    """Every phrasing of this question that is known; ``text`` is one of them."""
 
     @property
     def prompt(self) -> str:
@@ -63,9 +65,10 @@ def all_questions() -> tuple[Question, ...]:
                 column.append(fact.value)
         for fact in table.facts:
             rng = random.Random(_stable_seed(fact.table, fact.name, fact.attribute))
-            text = rng.choice(table.templates[fact.attribute]["question"]).format(name=fact.name)
+            asked = tuple(form.format(name=fact.name) for form in table.templates[fact.attribute]["question"])
             others = [value for value in values[fact.attribute] if value != fact.value]
-            found.append(Question(text, fact.value, tuple(rng.sample(others, min(3, len(others)))), fact))
+            distractors = tuple(rng.sample(others, min(3, len(others))))
+            found.append(Question(rng.choice(asked), fact.value, distractors, fact, asked))
     return tuple(found)
 
 

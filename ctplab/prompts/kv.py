@@ -8,7 +8,7 @@ tokens and silently drop as many.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import torch
@@ -147,15 +147,36 @@ def generate(
 
 
 def stream(arm: Arm, tokenizer: Tokenizer, text: str, *, max_new_tokens: int = 64) -> Iterator[str]:
-    """Pieces of one greedy answer as they are made."""
-    from transformers import TextIteratorStreamer
+    """Pieces of one greedy answer as they are made. Closing the iterator stops the model at its next token."""
+    from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+    stop = Event()
+    failure: list[Exception] = []
+
+    class Stopped(StoppingCriteria):
+        def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+            return torch.full((len(input_ids),), stop.is_set(), device=input_ids.device)
 
     settings = _settings(arm, tokenizer, _encode(arm, tokenizer, [text]), max_new_tokens, None)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    worker = Thread(target=arm.model.generate, kwargs={**settings, "streamer": streamer, "do_sample": False})
+    settings |= {"streamer": streamer, "do_sample": False, "stopping_criteria": StoppingCriteriaList([Stopped()])}
+
+    def work() -> None:
+        try:
+            arm.model.generate(**settings)
+        except Exception as error:  # handed to the reader: a thread that dies silently would leave it waiting
+            failure.append(error)
+            streamer.end()
+
+    worker = Thread(target=work, daemon=True)
     worker.start()
-    yield from streamer
-    worker.join()
+    try:
+        yield from streamer
+    finally:
+        stop.set()
+        worker.join()
+    if failure:
+        raise failure[0]
 
 
 @torch.no_grad()
