@@ -6,8 +6,7 @@ from ctplab.inspect.nearest import RowReport
 
 NEXT = """
 Next:
-  ctplab compare --full atlas --compressed {model} --prompt {prompt} "Q: Where is Tulsa?
-A:"
+  ctplab compare --full atlas --compressed {model} --prompt {prompt} "Q: Where is Tulsa?\\nA:"
   ctplab score {model} --prompt {prompt} --corpus atlas-web,docs
   ctplab compress MODEL --bits 4 --sparsity 0.5 --calibration file:YOUR.txt --out DIR
   ctplab learn DIR --corpus file:YOUR.txt --teacher MODEL --out PROMPT"""
