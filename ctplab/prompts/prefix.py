@@ -73,7 +73,7 @@ def first_rows(model: Model, k: int) -> Prefix:
 
 def text_rows(model: Model, tokenizer: Tokenizer, text: str, k: int) -> Prefix:
     """k rows from a text's tokens, repeated or cut to length."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise InputError("the text to start from is empty")
     return from_ids(model, torch.tensor([ids[i % len(ids)] for i in range(k)]), "text")
