@@ -190,7 +190,7 @@ def _lines(path: Path) -> list[str]:
 
 def _from_hub(name: str, split: str) -> str:
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]  (optional)
     except ImportError:
         raise InputError(f"{name} needs the folder CTPLAB_DATA, or 'pip install datasets' and a hub") from None
     try:
