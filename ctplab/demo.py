@@ -104,7 +104,7 @@ def run(
     measured = [(s["step"] + 1, s["validation"]) for s in curve if s["validation"] is not None]
     say(
         "   validation NLL by step: "
-        + "  ".join(f"{step}: {value:.3f}" for step, value in measured[:: len(measured) // 6])
+        + "  ".join(f"{step}: {value:.3f}" for step, value in measured[:: max(1, len(measured) // 6)])
     )
 
     say("\n3. Compare: the same questions to every arm")

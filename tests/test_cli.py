@@ -9,6 +9,7 @@ import pytest
 from conftest import SHARED
 
 from ctplab.cli import main
+from ctplab.compress import checkpoint, walk
 
 STORIES = SHARED / "models" / "tinystories-656k"
 TEXT = SHARED / "data" / "tinystories" / "v1_valid_head.txt"
@@ -129,7 +130,7 @@ def test_a_full_disk_is_said_in_one_line(capsys, monkeypatch, tmp_path):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ctplab.compress.checkpoint.save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     said = refused(
         capsys, "compress", "atlas", "--bits", "4", "--samples", "4", "--seq-len", "32", "--out", tmp_path / "m"
     )
@@ -160,7 +161,7 @@ def test_an_interrupt_exits_with_130(capsys, monkeypatch, tmp_path):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ctplab.compress.walk.compress", interrupt)
+    monkeypatch.setattr(walk, "compress", interrupt)
     code, _, err = run(capsys, "compress", "atlas", "--bits", "4", "--out", tmp_path / "m")
     assert code == 130 and "interrupted" in err
 
@@ -194,4 +195,4 @@ def test_a_model_and_text_that_we_did_not_make(capsys, tmp_path):
         )
     }
     assert ppl["full"] < ppl["compressed"] and ppl["soft"] < ppl["compressed"]
-    assert "another tokenizer" in refused(capsys, "score", "atlas", "--prompt", tmp_path / "p")
+    assert "width 128, the model 192" in refused(capsys, "score", "atlas", "--prompt", tmp_path / "p")
