@@ -32,8 +32,9 @@ def run_json(capsys, *arguments):
 def refused(capsys, *arguments) -> str:
     code, out, err = run(capsys, *arguments)
     assert code == 2 and out == "", (code, out)
-    assert err.count("\n") == 1 and err.startswith("ctplab: ") and "Traceback" not in err, err
-    return err
+    line = err.split("\r")[-1]  # progress bars wipe themselves before it
+    assert line.count("\n") == 1 and line.startswith("ctplab: ") and "Traceback" not in err, err
+    return line
 
 
 @pytest.fixture(scope="module")
