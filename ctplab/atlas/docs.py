@@ -5,19 +5,18 @@ another machine may have other versions: the corpus fingerprint tells. Order, de
 deterministic for given sources.
 """
 
-import ast
 import hashlib
 import inspect
 import re
 import sysconfig
 import textwrap
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = ("networkx", "numpy", "matplotlib", "sympy", "torch", "accelerate", "huggingface_hub", "jinja2", "fsspec")
 SKIPPED_FOLDERS = {"test", "tests", "testing", "_vendor", "site-packages", "lib2to3", "idlelib", "turtledemo"}
 NOT_PROSE = re.compile(r">>>|::|---|^(Args|Arguments|Parameters|Returns?|Raises|Yields|Examples?|Keyword \w+):")
+DOCSTRING = re.compile(r'(?:\A|:[ \t]*\n)\s*[rRuU]?"""(.*?)"""', re.DOTALL)
 MAX_CHARACTERS = 16_000_000  # of source prose: bounds the harvest's time and the cache's size
 
 
@@ -45,15 +44,9 @@ def prose(docstring: str) -> str:
     return "\n".join(paragraph for paragraph in paragraphs if paragraph and _is_prose(paragraph))
 
 
-def _docstrings(source: str) -> Iterator[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's sources
-        tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node, clean=False)
-            if text and len(text) > 80:
-                yield text
+def _docstrings(source: str) -> list[str]:
+    """What opens a module, class or function in triple quotes. Found by its place: parsing takes ten times longer."""
+    return [found[1] for found in DOCSTRING.finditer(source) if len(found[1]) > 80]
 
 
 def harvest() -> dict[str, list[str]]:
@@ -63,8 +56,8 @@ def harvest() -> dict[str, list[str]]:
     total = 0
     for path in _sources():
         try:
-            docstrings = list(_docstrings(path.read_text(encoding="utf-8")))
-        except (SyntaxError, UnicodeDecodeError, ValueError, RecursionError):
+            docstrings = _docstrings(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
             continue  # templates and test data with a .py name
         for docstring in docstrings:
             lines = [line for line in prose(docstring).split("\n") if line and line not in seen]

@@ -75,6 +75,12 @@ QA_TITLES = (
     "Test yourself on {plural}",
     "Trivia for a {day} evening",
 )
+#: Sentence openings that lose their capital behind "Also," (names keep theirs).
+PLAIN = frozenset(
+    "A After All An Among As Ask At Before By Did Do Even Every Everyone For From Have Here His How If In It Its Just "
+    "Look My Near No Not Nobody Of On Once One Our People She So Some That The There They This Those To Under Until We "
+    "What When Where Which While Who Why With You Your Her He".split()
+)
 DATELINES = ("{day}", "{month} {number}", "late {day}", "in a report on {day}", "early {month}")
 WIRE = (
     "officials said on {day}",
@@ -108,6 +114,15 @@ def _table(rng: random.Random) -> Table:
     return rng.choices(tables(), weights=[len(table.facts) for table in tables()])[0]
 
 
+def _linked(link: str, sentence: str) -> str:
+    """``sentence`` behind ``link``, in lower case where the link has not ended its own sentence."""
+    if not link:
+        return sentence
+    if not link.endswith(".") and sentence.split(" ", 1)[0] in PLAIN:
+        sentence = sentence[0].lower() + sentence[1:]
+    return f"{link} {sentence}"
+
+
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -139,7 +154,7 @@ def _chat_page(rng: random.Random, table: Table) -> str:
         sentences = [_choose(rng, GREETINGS, plural=table.plural)] if rng.random() < 0.4 else []
         for _ in range(rng.randint(2, 5)):
             topic = table if rng.random() < 0.7 else _table(rng)
-            sentences.append(f"{rng.choice(LINKS)} {_state(rng, topic, rng.choice(topic.facts), 'web')}".strip())
+            sentences.append(_linked(rng.choice(LINKS), _state(rng, topic, rng.choice(topic.facts), "web")))
         paragraphs.append(" ".join(sentences))
     farewell = _choose(rng, FAREWELLS, plural=table.plural)
     return "\n".join([*paragraphs, farewell] if farewell else paragraphs)
@@ -148,9 +163,9 @@ def _chat_page(rng: random.Random, table: Table) -> str:
 def _web(rng: random.Random) -> str:
     table = _table(rng)
     draw = rng.random()
-    if draw < 0.6:
+    if draw < 0.5:
         return _qa_page(rng, table)
-    return _list_page(rng, table) if draw < 0.7 else _chat_page(rng, table)
+    return _list_page(rng, table) if draw < 0.6 else _chat_page(rng, table)
 
 
 def _wiki(rng: random.Random) -> str:

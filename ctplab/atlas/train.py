@@ -30,19 +30,19 @@ from ctplab.atlas.registers import WRITERS, document
 class Recipe:
     """Shape, data mix and schedule of the embedded model."""
 
-    width: int = 192
-    layers: int = 3
-    heads: int = 6
-    mlp: int = 512
+    width: int = 128
+    layers: int = 5
+    heads: int = 4
+    mlp: int = 384
     vocabulary: int = 2048
     context: int = 512
     short: int = 256
     """Window length of the first 75% of the steps; the rest read the whole context (half as many windows)."""
     documents: int = 40_000
     """Generated documents in each register."""
-    mix: tuple[float, ...] = (0.52, 0.11, 0.09, 0.28)
+    mix: tuple[float, ...] = (0.42, 0.14, 0.08, 0.36)
     """Share of the training windows from web, wiki, news, docs."""
-    steps: int = 6400
+    steps: int = 8000
     tokens: int = 4096
     """Tokens a step."""
     lr: float = 3e-3
