@@ -1,7 +1,9 @@
 """ctplab: compress a language model, learn a soft prompt through its frozen weights, measure what comes back."""
 
-from ctplab.compress.checkpoint import load as load
 from ctplab.compress.checkpoint import save as save
+from ctplab.compress.gptq_format import export as export
+from ctplab.compress.loading import load as load
+from ctplab.compress.stream import compress_to as compress_to
 from ctplab.compress.walk import CompressionReport as CompressionReport
 from ctplab.compress.walk import compress as compress
 from ctplab.corpora import Corpus as Corpus
@@ -14,6 +16,7 @@ from ctplab.measure.perplexity import Score as Score
 from ctplab.measure.perplexity import perplexity as perplexity
 from ctplab.measure.perplexity import window_nll as window_nll
 from ctplab.measure.stats import recovery as recovery
+from ctplab.models import load_tokenizer as load_tokenizer
 from ctplab.prompts.files import attach as attach
 from ctplab.prompts.files import load as load_prompt
 from ctplab.prompts.files import save as save_prompt

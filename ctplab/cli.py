@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def _finish(options: argparse.Namespace, result: Any) -> None:
 
 
 def _load(options: argparse.Namespace, name: str):
-    from ctplab.compress.checkpoint import load
+    from ctplab.compress.loading import load
 
     return load(name, device=options.device, dtype=options.dtype)
 
@@ -47,37 +47,39 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def compress(options: argparse.Namespace) -> None:
-    from ctplab.compress import checkpoint, walk
+    from ctplab.compress.stream import compress_to, local_folder
     from ctplab.corpora import corpus
+    from ctplab.models import load_tokenizer, skeleton
     from ctplab.specs import CompressionSpec
 
-    spec = CompressionSpec(
-        options.bits,
-        options.sparsity,
-        options.pattern,
-        options.group_size,
-        options.act_order,
-        options.symmetric,
-        options.true_sequential,
-        options.damp,
-    )
+    chosen = {field.name: getattr(options, field.name) for field in fields(CompressionSpec)}
+    spec = CompressionSpec(**chosen)
     out = Path(options.out)
-    model, tokenizer = _load(options, options.model)
-    length = _seq_len(model, options.seq_len)
+    folder = local_folder(options.model)
+    tokenizer = load_tokenizer(folder)
+    length = _seq_len(skeleton(folder), options.seq_len)
     windows = corpus(options.calibration, tokenizer, length).train.sample(options.samples, options.seed)
-    model, report = walk.compress(model, windows, spec, inplace=True)
-    manifest = checkpoint.save(out, model, tokenizer, report, options.model)
-    keys = ("tag", "seconds", "bytes", "bits_per_weight", "nominal_bits_per_weight")
-    result = {"out": str(out), **{key: manifest[key] for key in keys}, "layers": manifest["layers"]}
+    manifest = compress_to(
+        out, options.model, tokenizer, windows, spec, device=options.device, dtype=options.dtype, batch=options.batch
+    )
+    keys = ("tag", "seconds", "bytes", "bits_per_weight", "nominal_bits_per_weight", "warnings", "untouched", "layers")
     say = _say(options)
     say(
-        f"{spec.tag}: {len(report.layers)} layers, {manifest['bytes'] / 1e6:.2f} MB, "
+        f"{spec.tag}: {len(manifest['layers'])} matrices, {manifest['bytes'] / 1e6:.2f} MB, "
         f"{manifest['bits_per_weight']:.2f} bits a weight (nominal {spec.nominal_bits:g}), "
-        f"{report.seconds:.1f} s -> {out}"
+        f"{manifest['seconds']:.1f} s -> {out}"
     )
-    for layer in report.layers:
-        if layer.fallback:
-            say(f"  {layer.name}: {layer.fallback}")
+    say(f"left as they are: {', '.join(manifest['untouched'])}")
+    for warning in manifest["warnings"]:
+        print(f"ctplab: {warning}", file=sys.stderr)
+    _finish(options, {"out": str(out), **{key: manifest[key] for key in keys}})
+
+
+def export(options: argparse.Namespace) -> None:
+    from ctplab.compress.gptq_format import export
+
+    result = export(Path(options.model), Path(options.out), options.to)
+    _say(options)(f"{result['tag']} as {result['format']}, {result['bytes'] / 1e6:.2f} MB -> {result['out']}")
     _finish(options, result)
 
 
@@ -323,10 +325,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--act-order", action="store_true")
     sub.add_argument("--symmetric", action="store_true")
     sub.add_argument("--true-sequential", action="store_true")
+    sub.add_argument("--static-groups", action="store_true", help="fit group grids on the original weights")
+    sub.add_argument("--mse", action="store_true", help="search each grid's range for the least error (for 2 bits)")
+    sub.add_argument("--reference", action="store_true", help="as the published code, also where it slips")
     sub.add_argument("--damp", type=float, default=0.01)
+    sub.add_argument("--block", type=int, default=128, help="columns between lazy updates")
+    sub.add_argument("--batch", type=int, default=16, help="calibration windows a forward pass")
     sub.add_argument("--calibration", default="atlas-web", metavar="CORPUS")
     sub.add_argument("--samples", type=int, default=128)
     sub.add_argument("--seq-len", type=int, default=0, help="tokens a window (default: 1024, or what the model takes)")
+    sub.add_argument("--out", required=True, metavar="DIR")
+
+    sub = command(export, "write a compressed model for other programs")
+    sub.add_argument("model")
+    sub.add_argument("--to", required=True, help="gptq, gptq_v2 or dense (a plain half-precision folder)")
     sub.add_argument("--out", required=True, metavar="DIR")
 
     sub = command(learn, "a soft prompt through frozen weights; resumes")

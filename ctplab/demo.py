@@ -11,7 +11,8 @@ import torch
 from ctplab import plots, report
 from ctplab.atlas.questions import Question, all_questions, questions
 from ctplab.atlas.registers import document
-from ctplab.compress.checkpoint import load, model_bytes, write_json
+from ctplab.compress.checkpoint import model_bytes, write_json
+from ctplab.compress.loading import load
 from ctplab.corpora import corpus
 from ctplab.inspect.nearest import cosine_histogram, inspect_prompt
 from ctplab.measure.questions import answers, marks

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,17 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def check_name(name: str | Path) -> str:
+    """``name`` resolved. Raises InputError where it can be neither a model folder nor a hub id."""
+    path = resolve(name)
+    local = Path(path).is_dir()
+    if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1 or os.environ.get("HF_HUB_OFFLINE")):
+        raise InputError(f"no model folder at {path!r}; give a folder with config.json, 'atlas' or a hub id")
+    if local and not (Path(path) / "config.json").exists():
+        raise InputError(f"{path} has no config.json: it is not a Hugging Face model folder")
+    return path
+
+
 def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None = None) -> tuple[Model, Tokenizer]:
     """Load an uncompressed causal LM and its tokenizer from a folder or the hub.
 
@@ -36,13 +49,8 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    path = resolve(name)
+    path = check_name(name)
     device = device or default_device()
-    local = Path(path).is_dir()
-    if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1 or os.environ.get("HF_HUB_OFFLINE")):
-        raise InputError(f"no model folder at {path!r}; give a folder with config.json, 'atlas' or a hub id")
-    if local and not (Path(path) / "config.json").exists():
-        raise InputError(f"{path} has no config.json: it is not a Hugging Face model folder")
     kind = getattr(torch, dtype) if dtype else (torch.float32 if device == "cpu" else "auto")
     logging.disable_progress_bar()
     try:
@@ -55,6 +63,45 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
         raise InputError(f"cannot load the model {str(name)!r}: {reason}") from error
     model.requires_grad_(False)
     return model.to(device).eval(), tokenizer
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a model folder. Raises InputError with one line where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # as for models
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"cannot load the tokenizer of {folder}: {reason}") from error
+
+
+def skeleton(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
+    """The model described by ``folder`` with all parameters on the meta device (buffers are real): no memory yet."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if hasattr(config, "quantization_config"):  # ctplab reads packed weights itself
+        del config.quantization_config
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    model.tie_weights()
+    return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def eager_experts(model: Model) -> Iterator[None]:
+    """Mixture-of-experts blocks compute expert by expert with plain products, which can be watched."""
+    if not getattr(model, "_can_set_experts_implementation", lambda: False)():
+        yield
+        return
+    before = model.get_experts_implementation()
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
 
 
 def blocks(model: Model) -> list[tuple[str, nn.Module]]:
@@ -79,6 +126,17 @@ def as_matrix(layer: nn.Module) -> Tensor:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight if isinstance(layer, nn.Linear) else weight.T
+
+
+def weight_matrix(module: nn.Module, unit: str) -> Tensor:
+    """(out, in) view of a linear called ``unit`` in ``module``, or of one expert (``experts.down_proj.3``)."""
+    parent, _, last = unit.rpartition(".")
+    if last.isdigit():
+        owner, _, name = parent.rpartition(".")
+        stack = getattr(module.get_submodule(owner), name)
+        if isinstance(stack, nn.Parameter):
+            return stack[int(last)]
+    return as_matrix(module.get_submodule(unit))
 
 
 def embeddings(model: Model) -> Tensor:

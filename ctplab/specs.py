@@ -45,7 +45,14 @@ class CompressionSpec(_Json):
     """Columns that share a scale; None: one grid a row."""
     act_order: bool = False
     """Solve columns in order of falling diag(H)."""
+    static_groups: bool = False
+    """Fit all group grids on the original weights beforehand: with act-order, columns of a group stay together."""
     symmetric: bool = False
+    mse: bool = False
+    """Search each grid's range for the least error instead of covering the largest weight; for 2 bits."""
+    reference: bool = False
+    """Do as the published code does where it slips: stale grids in groups smaller than the block, symmetric grids
+    that clip rows without negatives, no rounding of scales and kept weights to half precision before use."""
     true_sequential: bool = False
     """Inside a block, later linears see the outputs of the already compressed ones."""
     damp: float = 0.01
@@ -65,6 +72,8 @@ class CompressionSpec(_Json):
         _check(self.bits is not None or self.sparsity > 0, "nothing to do: give bits, sparsity or a pattern")
         _check(self.group_size is None or self.group_size > 0, f"group size must be positive, not {self.group_size}")
         _check(self.group_size is None or self.bits is not None, "a group size needs bits")
+        _check(not self.static_groups or self.group_size is not None, "static groups need a group size")
+        _check(not (self.symmetric or self.mse) or self.bits is not None, "symmetric and mse need bits")
 
     @property
     def n_m(self) -> tuple[int, int]:
@@ -91,9 +100,15 @@ class CompressionSpec(_Json):
         elif self.sparsity:
             parts.append(f"s{100 * self.sparsity:g}")
         parts += [f"g{self.group_size}"] if self.group_size else []
-        parts += ["ao"] if self.act_order else []
-        parts += ["sym"] if self.symmetric else []
-        parts += ["ts"] if self.true_sequential else []
+        flags = (
+            ("ao", self.act_order),
+            ("sg", self.static_groups),
+            ("sym", self.symmetric),
+            ("mse", self.mse),
+            ("ref", self.reference),
+            ("ts", self.true_sequential),
+        )
+        parts += [name for name, on in flags if on]
         return "-".join(parts)
 
     @property

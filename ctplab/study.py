@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ctplab.atlas.questions import Question
-from ctplab.compress import checkpoint, walk
+from ctplab.compress import checkpoint, loading, walk
 from ctplab.corpora import Split
 from ctplab.errors import InputError
 from ctplab.measure.perplexity import Score, window_nll
@@ -37,7 +37,7 @@ class Study:
             same = manifest["spec"] == spec.to_json() and manifest["calibration"] == tensor_fingerprint(calibration)
             if same:
                 device = str(next(self.full.parameters()).device)
-                return checkpoint.load(folder, device=device)[0], manifest
+                return loading.load(folder, device=device)[0], manifest
         model, report = walk.compress(self.full, calibration, spec, progress=self.progress)
         return model, checkpoint.save(folder, model, self.tokenizer, report, self.store.model)
 

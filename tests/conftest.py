@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+import transformers
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -60,6 +61,46 @@ def tiny(family: str):
             )
         )
     with torch.no_grad():  # the usual 0.02 gives nearly uniform outputs: too flat to tell right from wrong
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return model.eval().requires_grad_(False)
+
+
+#: Architectures that the walk must take without knowing them, as config class -> what differs from the common shape.
+SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE |= {"intermediate_size": 64, "max_position_embeddings": 256, "pad_token_id": 0}
+GROUPED = {"num_key_value_heads": 2}
+MORE_FAMILIES = {
+    "MistralConfig": SHAPE | GROUPED,
+    "Qwen2Config": SHAPE | GROUPED,
+    "Qwen3Config": SHAPE | GROUPED | {"head_dim": 8},
+    "Gemma2Config": SHAPE | GROUPED | {"head_dim": 8},
+    "Gemma3TextConfig": SHAPE | GROUPED | {"head_dim": 8},
+    "FalconConfig": SHAPE,
+    "PhiConfig": SHAPE,
+    "StableLmConfig": SHAPE | GROUPED,
+    "MixtralConfig": SHAPE | GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Qwen2MoeConfig": SHAPE
+    | GROUPED
+    | {"num_experts": 16, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 32},
+    "OPTConfig": SHAPE | {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "GPTNeoConfig": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "max_position_embeddings": 256,
+    },
+}
+
+
+def from_config(config):
+    """A random model of a configuration, with weights large enough to tell right from wrong."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(4)

@@ -4,9 +4,13 @@ import json
 
 import pytest
 import torch
+import transformers
+from conftest import MORE_FAMILIES, from_config
 
 import ctplab as ctp
+from ctplab.compress.capture import Hessian, capture, plan
 from ctplab.compress.checkpoint import MANIFEST, describe
+from ctplab.compress.walk import parameter_name
 from ctplab.models import blocks, linears
 from ctplab.prompts import prefix
 
@@ -71,11 +75,11 @@ def test_group_size_must_divide(llama, windows, quiet):
 def test_unfinished_and_damaged_folders_are_refused(llama, windows, tokenizer, tmp_path, quiet):
     small, report = ctp.compress(llama, windows, ctp.CompressionSpec(bits=4), **quiet)
     ctp.save(tmp_path, small, tokenizer, report, "tiny")
-    whole = (tmp_path / "packed.safetensors").read_bytes()
-    (tmp_path / "packed.safetensors").write_bytes(whole[: len(whole) // 2])
+    whole = (tmp_path / "block-00001.safetensors").read_bytes()
+    (tmp_path / "block-00001.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ctp.InputError, match="damaged"):
         ctp.load(tmp_path)
-    (tmp_path / "packed.safetensors").write_bytes(whole)
+    (tmp_path / "block-00001.safetensors").write_bytes(whole)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
     (tmp_path / MANIFEST).unlink()
     with pytest.raises(ctp.InputError, match="did not finish"):
@@ -83,3 +87,61 @@ def test_unfinished_and_damaged_folders_are_refused(llama, windows, tokenizer, t
     (tmp_path / MANIFEST).write_text(json.dumps(manifest)[:100])
     with pytest.raises(ctp.InputError, match="damaged"):
         ctp.load(tmp_path)
+
+
+@pytest.mark.parametrize("config", MORE_FAMILIES)
+def test_no_architecture_is_special(config, windows, quiet):
+    """Found by running: local and global layers, fused and grouped queries, parallel blocks, stacked experts."""
+    model = from_config(getattr(transformers, config)(**MORE_FAMILIES[config]))
+    small, report = ctp.compress(model, windows, ctp.CompressionSpec(bits=8), **quiet)
+    compressed = {parameter_name(layer.name, small) for layer in report.layers}
+    in_blocks = tuple(name for name, _ in blocks(model))
+    for name, parameter in small.named_parameters():
+        router = name.endswith("mlp.gate.weight")  # a router is no linear layer in transformers, and stays as it is
+        if parameter.ndim > 1 and name.startswith(in_blocks) and not router:
+            assert name in compressed, f"{name} was left out"
+        assert name in compressed or name in report.untouched or parameter.ndim == 1
+    full, eight = model(windows[:2]).logits, small(windows[:2]).logits
+    # 8 bits a weight: relative weight error about 2^-8, grown by a few layers
+    assert (full - eight).abs().mean() < 0.05 * full.std()
+
+
+@pytest.mark.parametrize("config", ["MixtralConfig", "Qwen2MoeConfig"])
+def test_experts_that_saw_nothing_are_rounded_and_reported(config, web, tokenizer, tmp_path, quiet):
+    model = from_config(getattr(transformers, config)(**MORE_FAMILIES[config]))
+    one = web.train.sample(1)[:, :2]  # two tokens cannot reach all experts
+    small, report = ctp.compress(model, one, ctp.CompressionSpec(bits=4), **quiet)
+    silent = [layer for layer in report.layers if layer.fallback and "no calibration tokens" in layer.fallback]
+    assert silent and all("experts" in layer.name for layer in silent)
+    assert any(layer.name in warning for layer in silent for warning in report.warnings)
+    ctp.save(tmp_path, small, tokenizer, report, "tiny")
+    loaded, _ = ctp.load(tmp_path)
+    assert torch.equal(loaded(one).logits, small(one).logits)
+
+
+def test_inputs_are_shared_where_they_are_shared(llama, windows, quiet):
+    block = blocks(llama)[0][1]
+    flow = capture(llama, [b for _, b in blocks(llama)], (windows,))
+    found = plan(block, lambda: list(flow.outputs(0, block)))
+    assert [{n.split(".")[-1] for n in group} for group in found.groups] == [
+        {"q_proj", "k_proj", "v_proj"},
+        {"o_proj"},
+        {"gate_proj", "up_proj"},
+        {"down_proj"},
+    ]
+    assert found.stoppable
+
+
+def test_hessian_is_the_full_product():
+    x = torch.randn(3, 40, 600, generator=torch.Generator().manual_seed(0))
+    hessian = Hessian(600, x.device)
+    for part in x:
+        hessian.add(part)
+    flat = x.flatten(0, 1).double()
+    # fp32 sums of 120 products
+    torch.testing.assert_close(hessian.matrix.double(), 2 * flat.T @ flat / 120, rtol=1e-4, atol=1e-4)
+
+
+def test_few_calibration_tokens_warn(llama, web, quiet):
+    _, report = ctp.compress(llama, web.train.sample(1)[:, :20], ctp.CompressionSpec(bits=4), **quiet)
+    assert any("fewer than the 64 columns" in warning for warning in report.warnings)

@@ -76,11 +76,11 @@ QA_TITLES = (
     "Trivia for a {day} evening",
 )
 #: Sentence openings that lose their capital behind "Also," (names keep theirs).
-PLAIN = frozenset(
-    "A After All An Among As Ask At Before By Did Do Even Every Everyone For From Have Here His How If In It Its Just "
-    "Look My Near No Not Nobody Of On Once One Our People She So Some That The There They This Those To Under Until We "
-    "What When Where Which While Who Why With You Your Her He".split()
-)
+PLAIN = {"A", "After", "All", "An", "Among", "As", "Ask", "At", "Before", "By", "Did", "Do", "Even", "Every"}
+PLAIN |= {"Everyone", "For", "From", "Have", "Here", "His", "How", "If", "In", "It", "Its", "Just", "Look", "My"}
+PLAIN |= {"Near", "No", "Not", "Nobody", "Of", "On", "Once", "One", "Our", "People", "She", "So", "Some", "That"}
+PLAIN |= {"The", "There", "They", "This", "Those", "To", "Under", "Until", "We", "What", "When", "Where", "Which"}
+PLAIN |= {"While", "Who", "Why", "With", "You", "Your", "Her", "He"}
 DATELINES = ("{day}", "{month} {number}", "late {day}", "in a report on {day}", "early {month}")
 WIRE = (
     "officials said on {day}",

@@ -1,8 +1,8 @@
 """Save and load compressed models: packed weights, everything else, and a manifest written last.
 
 config.json, tokenizer files     as Hugging Face
-packed.safetensors               parts of every compressed linear (see packing.py)
-rest.safetensors                 embeddings, norms, biases; in half precision where that is exact
+block-00000.safetensors, ...     a block each: packed matrices (``name::part``, see packing.py), norms, biases
+rest.safetensors                 what lies outside the blocks; as all else in half precision where that is exact
 compression.json                 spec, losses, bytes, fingerprints, versions; its existence means: complete
 """
 
@@ -19,17 +19,17 @@ from torch import Tensor, nn
 
 from ctplab.compress.linear import PackedLinear
 from ctplab.compress.packing import unpack
-from ctplab.compress.walk import CompressionReport
+from ctplab.compress.walk import CompressionReport, Done, LayerReport, parameter_name
 from ctplab.errors import InputError
 from ctplab.models import (
     Model,
     Tokenizer,
-    as_matrix,
     base_fingerprint,
-    default_device,
-    load_dense,
+    blocks,
     resolve,
+    skeleton,
     tokenizer_fingerprint,
+    weight_matrix,
 )
 from ctplab.specs import SCHEMA, CompressionSpec
 
@@ -49,27 +49,100 @@ def _smallest_exact(tensor: Tensor) -> Tensor:
     return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
 
 
+def block_file(out: Path, index: int) -> Path:
+    """The file that holds block ``index``."""
+    return out / f"block-{index:05d}.safetensors"
+
+
+def write_block(path: Path, block_tensors: dict[str, Tensor], done: Done, key: str) -> None:
+    """Write one block: ``name::part`` of its packed matrices, its other tensors by name, and what was done to it.
+
+    Atomic: a block file that exists is whole. ``key`` says what it was made from.
+    """
+    tensors = {f"{report.name}::{part}": t.cpu() for report, parts in done for part, t in parts.items()}
+    tensors |= {name: _smallest_exact(t.cpu()).contiguous() for name, t in block_tensors.items()}
+    # One entry: the order of several is random, and the same run must give the same bytes.
+    about = {"block": json.dumps({"key": key, "layers": [asdict(report) for report, _ in done]})}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, temporary, metadata=about)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_block(path: Path, key: str) -> tuple[dict[str, Tensor], Done] | None:
+    """(other tensors, what was done) of a block made from ``key``; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["block"])
+        if about["key"] != key:
+            return None
+        stored = load_file(path)
+        reports = [LayerReport(**row) for row in about["layers"]]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None  # damaged: made anew
+    parts = parts_of(stored)
+    return {n: t for n, t in stored.items() if "::" not in n}, [(r, parts[r.name]) for r in reports]
+
+
+def parts_of(stored: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """``name::part`` tensors by name."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in stored.items():
+        name, mark, part = key.partition("::")
+        if mark:
+            found.setdefault(name, {})[part] = tensor
+    return found
+
+
+def other_tensors(model: Model, report: CompressionReport) -> dict[str, Tensor]:
+    """Parameters and saved buffers that were not compressed, each once (tied ones under their first name)."""
+    compressed = {parameter_name(layer.name, model) for layer in report.layers}
+    found, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        if name in compressed or (tensor.device.type != "meta" and tensor.data_ptr() in seen):
+            continue
+        seen.add(tensor.data_ptr())
+        found[name] = tensor
+    return found
+
+
 def save(out: Path, model: Model, tokenizer: Tokenizer, report: CompressionReport, base: str) -> dict[str, Any]:
     """Write a compressed model to ``out`` and return its manifest."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MANIFEST).unlink(missing_ok=True)
-    packed = {f"{name}::{part}": t.cpu() for name, parts in report.parts.items() for part, t in parts.items()}
-    rest, seen, tied = {}, {}, []
-    for name, tensor in model.state_dict().items():
-        if name.removesuffix(".weight") in report.parts:
-            continue
-        if tensor.data_ptr() in seen:
-            tied.append(name)
-            continue
-        seen[tensor.data_ptr()] = name
-        rest[name] = _smallest_exact(tensor.cpu()).contiguous()
+    start_folder(out)
+    rest = other_tensors(model, report)
+    names = [name for name, _ in blocks(model)]
+    for index, prefix in enumerate(names):
+        mine = {name: rest.pop(name) for name in list(rest) if name.startswith(f"{prefix}.")}
+        done = [(layer, report.parts[layer.name]) for layer in report.layers if layer.name.startswith(f"{prefix}.")]
+        write_block(block_file(out, index), mine, done, key=report.calibration)
+    return finish_folder(out, model, tokenizer, report, base, rest)
+
+
+def start_folder(out: Path) -> None:
+    """Make ``out``; from now on it counts as unfinished."""
     try:
-        save_file(packed, out / "packed.safetensors", metadata={"format": "pt"})
-        save_file(rest, out / "rest.safetensors", metadata={"format": "pt"})
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write the model to {out}: {error.strerror or error}") from error
+
+
+def finish_folder(
+    out: Path, model: Model, tokenizer: Tokenizer, report: CompressionReport, base: str, rest: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Write what lies outside the blocks, and the manifest last."""
+    try:
+        small = {name: _smallest_exact(tensor.cpu()).contiguous() for name, tensor in rest.items()}
+        save_file(small, out / "rest.safetensors", metadata={"format": "pt"})
         model.config.save_pretrained(out)
         tokenizer.save_pretrained(out)
-        size = sum((out / f"{part}.safetensors").stat().st_size for part in ("packed", "rest"))
-        weights = sum(layer.weights for layer in report.layers)
+        size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+        parameters = sum(p.numel() for p in model.parameters())  # each tied one once
         manifest = {
             "schema": SCHEMA,
             "base": base,
@@ -81,16 +154,16 @@ def save(out: Path, model: Model, tokenizer: Tokenizer, report: CompressionRepor
             "bytes": size,
             "bits_per_weight": round(report.bits_per_weight, 4),
             "nominal_bits_per_weight": report.spec.nominal_bits,
-            "model_bits_per_weight": round(8 * size / (weights + sum(t.numel() for t in rest.values())), 4),
+            "model_bits_per_weight": round(8 * size / parameters, 4),
             "seconds": round(report.seconds, 2),
             "layers": [asdict(layer) for layer in report.layers],
             "untouched": list(report.untouched),
-            "tied": tied,
+            "warnings": report.warnings,
             "versions": {"torch": torch.__version__},
         }
         write_json(out / MANIFEST, manifest)
-    except OSError as error:
-        raise InputError(f"cannot write the model to {out}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write the model to {out}: {getattr(error, 'strerror', None) or error}") from error
     return manifest
 
 
@@ -106,68 +179,68 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder / MANIFEST} is damaged ({type(error).__name__})") from None
 
 
-def _open(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file. Raises InputError where it is missing or damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is missing or damaged: {error}") from None
 
 
-def load(
-    name: str | Path, *, device: str | None = None, dtype: str | None = None, packed: bool = False
-) -> tuple[Model, Tokenizer]:
-    """Load any model: ``atlas``, a Hugging Face folder, a hub id, or a folder that :func:`save` wrote.
-
-    ``packed``: a compressed model runs from its packed weights (small in memory, slower) instead of dense ones.
-    """
-    folder = Path(resolve(name))
-    if (folder / "packed.safetensors").exists() or (folder / MANIFEST).exists():
-        return _load_compressed(folder, device or default_device(), dtype, packed)
-    return load_dense(name, device=device, dtype=dtype)
-
-
-def _load_compressed(folder: Path, device: str, dtype: str | None, packed: bool) -> tuple[Model, Tokenizer]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
+def load_compressed(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
+    """The model in ``folder``, dense or with PackedLinear layers. Raises InputError for a damaged folder."""
     manifest = read_manifest(folder)
     spec = CompressionSpec.from_json(manifest["spec"])
-    kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
-    rest, stored = _open(folder / "rest.safetensors"), _open(folder / "packed.safetensors")
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
-        missing, unexpected = model.load_state_dict({k: v.to(kind) for k, v in rest.items()}, strict=False)
+        model = skeleton(folder, dtype)
     except Exception as error:  # a foreign folder can fail here in many ways; the user needs one line
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"cannot load the compressed model {folder}: {reason}") from error
-    model.tie_weights()
-    names = [layer["name"] for layer in manifest["layers"]]
-    lost = set(missing) - {f"{layer}.weight" for layer in names} - set(manifest["tied"])
-    if lost or unexpected:
-        raise InputError(f"{folder}: tensors do not fit the model: {sorted(lost | set(unexpected))[:3]}")
-    with torch.no_grad():
-        for layer in names:
-            parts = {key.split("::")[1]: t for key, t in stored.items() if key.split("::")[0] == layer}
-            _place(model, layer, parts, spec.bits, packed, folder)
-    return model.requires_grad_(False).to(device).eval(), tokenizer
+    for path in [folder / "rest.safetensors", *(block_file(folder, i) for i in range(len(blocks(model))))]:
+        stored = read_tensors(path)
+        assign(
+            model, {n: t.to(dtype) if t.is_floating_point() else t for n, t in stored.items() if "::" not in n}, folder
+        )
+        for unit, parts in parts_of(stored).items():
+            _place(model, unit, parts, spec.bits, packed, folder, dtype)
+    return model
 
 
-def _place(model: nn.Module, name: str, parts: dict[str, Tensor], bits: int | None, packed: bool, folder: Path) -> None:
-    """Put one layer's weights in: dense, or as a PackedLinear."""
-    layer = model.get_submodule(name)
-    matrix = as_matrix(layer)
+def assign(model: Model, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Give parameters and buffers their tensors."""
     try:
+        unexpected = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
+    except RuntimeError as error:
+        raise InputError(f"{folder}: tensors do not fit the model: {str(error).splitlines()[-1].strip()}") from None
+    if unexpected:
+        raise InputError(f"{folder}: tensors do not fit the model: {unexpected[:3]}")
+
+
+def _place(
+    model: Model, unit: str, parts: dict[str, Tensor], bits: int | None, packed: bool, folder: Path, kind: torch.dtype
+) -> None:
+    """Put one unit's weights in: dense, or as a PackedLinear (stacked experts are always dense)."""
+    try:
+        matrix = weight_matrix(model, unit)
         if tuple(parts["shape"].tolist()) != tuple(matrix.shape):
             raise ValueError
-        dense = None if packed else unpack(parts, bits)
-    except (KeyError, ValueError, RuntimeError, AssertionError):
-        raise InputError(f"{folder}: packed weights of {name} are damaged") from None
-    if dense is not None:
-        matrix.copy_(dense.to(matrix.dtype))
-        return
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, PackedLinear(parts, bits, getattr(layer, "bias", None)))
+        whole = parameter_name(unit, model)
+        dense = unpack(parts, bits, kind)
+    except (KeyError, ValueError, RuntimeError, AssertionError, AttributeError, IndexError):
+        raise InputError(f"{folder}: packed weights of {unit} are damaged") from None
+    owner, _, name = whole.rpartition(".")
+    module = model.get_submodule(owner)
+    if whole != f"{unit}.weight":
+        if getattr(module, name).device.type == "meta":
+            empty = torch.empty_like(getattr(module, name), device="cpu")
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
+        weight_matrix(model, unit).copy_(dense)
+    elif packed:
+        parent, _, child = unit.rpartition(".")
+        setattr(model.get_submodule(parent), child, PackedLinear(parts, bits, getattr(module, "bias", None)))
+    else:
+        upright = dense if isinstance(module, nn.Linear) else dense.T.contiguous()
+        setattr(module, name, nn.Parameter(upright, requires_grad=False))
 
 
 def model_bytes(name: str | Path) -> int:

@@ -10,11 +10,13 @@ SparseGPT chooses its zeros block by block by the saliency w² / U_ii². Pure te
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ctplab.compress.grid import Grid, fit
+from ctplab.compress import grid as grids
+from ctplab.compress.grid import Grid
 from ctplab.specs import CompressionSpec
 
 DAMP_LADDER = (1, 10, 100)  # times spec.damp, until H is positive definite
@@ -30,8 +32,20 @@ class Solution:
     zero: Tensor | None  # (out, groups)
     group: Tensor | None  # (in,) group of every column; None: one grid a row
     mask: Tensor | None  # (out, in) True where pruned
-    loss: float  # ||(W - Ŵ) X||² / N: squared output error a token, summed over outputs
     fallback: str | None = None  # how the Hessian had to be helped, if it had
+
+    def split(self, sections: tuple[int, ...]) -> list["Solution"]:
+        """The solutions of the layers whose rows were stacked."""
+
+        def cut(tensor: Tensor | None) -> list[Tensor] | list[None]:
+            return [None] * len(sections) if tensor is None else list(torch.split(tensor, list(sections)))
+
+        columns = [cut(x) for x in (self.W_hat, self.codes, self.scale, self.zero, self.mask)]
+        return [
+            Solution(W_hat, codes, scale, zero, self.group, mask, self.fallback)
+            for W_hat, codes, scale, zero, mask in zip(*columns, strict=True)
+            if W_hat is not None
+        ]
 
 
 def cholesky_of_inverse(H: Tensor) -> Tensor | None:
@@ -58,22 +72,52 @@ def factor(H: Tensor, damp: float) -> tuple[Tensor | None, str | None]:
     return None, "round-to-nearest: Hessian not positive definite"
 
 
+MINI = 16  # columns of the inner level of lazy updates: what stays in a core's cache
+
+
+def output_loss(W: Tensor, W_hat: Tensor, H: Tensor) -> float:
+    """||(W - Ŵ) X||² / N: the squared output error a token, summed over outputs."""
+    difference = W.float() - W_hat
+    return float(((difference @ H.float()) * difference).sum()) / 2
+
+
 def _block_size(spec: CompressionSpec) -> int:
-    """A multiple of the group size (or its divisor), so that no grid is fitted on stale columns."""
-    g = spec.group_size
-    if g is None or spec.block % g == 0 or g % spec.block == 0:
-        return spec.block
-    return g
+    """A multiple (or divisor) of the group size and a multiple of m, so that neither grid nor pattern is cut."""
+    block = spec.block
+    if spec.group_size and not spec.reference and block % spec.group_size and spec.group_size % block:
+        block = spec.group_size
+    m = spec.n_m[1] or 1
+    return -(-block // m) * m
 
 
-def _unstructured_mask(W1: Tensor, d: Tensor, sparsity: float, sections: tuple[int, ...]) -> Tensor:
-    """The reference's threshold, for each stacked layer by itself: int(n · s) + 1 lowest saliencies."""
+def _cuts(start: int, end: int, spec: CompressionSpec) -> list[int]:
+    """Where the mini-blocks of a block begin: every 16 columns, and wherever a group or an m begins."""
+    m = spec.n_m[1]
+    inner = m if m and MINI % m else MINI
+    wanted = {c for c in range(start, end) if (c - start) % inner == 0}
+    if spec.group_size:
+        wanted |= {c for c in range(start, end) if c % spec.group_size == 0}
+    return [*sorted(wanted), end]
+
+
+def _unstructured_mask(saliency: Tensor, sparsity: float, sections: tuple[int, ...]) -> Tensor:
+    """The reference's threshold, for each stacked layer by itself: int(n · s) + 1 lowest. (columns, rows)"""
     masks = []
-    for part in torch.split(W1**2 / d**2, list(sections)):
-        flat = part.flatten()
-        index = min(int(flat.numel() * sparsity), flat.numel() - 1)
-        masks.append(part <= torch.sort(flat).values[index])
-    return torch.cat(masks)
+    for part in torch.split(saliency, list(sections), 1):
+        index = min(int(part.numel() * sparsity), part.numel() - 1)
+        masks.append(part <= torch.kthvalue(part.flatten(), index + 1).values)
+    return torch.cat(masks, 1)
+
+
+def _static_grids(W: Tensor, spec: CompressionSpec) -> list[Grid]:
+    """One grid a group of neighbouring columns of the original weights."""
+    assert spec.bits and spec.group_size
+    return [_fit(part, spec) for part in W.split(spec.group_size, 1)]
+
+
+def _fit(w: Tensor, spec: CompressionSpec) -> Grid:
+    assert spec.bits
+    return grids.fit(w, spec.bits, symmetric=spec.symmetric, mse=spec.mse, reference=spec.reference)
 
 
 def solve(W: Tensor, H: Tensor, spec: CompressionSpec, sections: tuple[int, ...] | None = None) -> Solution:
@@ -82,18 +126,14 @@ def solve(W: Tensor, H: Tensor, spec: CompressionSpec, sections: tuple[int, ...]
     ``sections``: rows of each layer where several that share an input are stacked (q, k, v): rows are independent,
     so one solve serves all; only the pruning threshold is taken a layer.
     """
-    W0, W = W.float(), W.float().clone()
-    H = H.float().clone()
+    W, H = W.float().clone(), H.float().clone()
     rows, columns = W.shape
     sections = sections or (rows,)
-    grid: Grid | None = None
-    if spec.bits and spec.group_size is None:
-        grid = fit(W, spec.bits, spec.symmetric)
-
     dead = H.diagonal() == 0  # inputs that are always zero
-    H_loss = H.clone()
+    grid = _fit(W, spec) if spec.bits and not spec.group_size else None
     H[dead, dead] = 1
     W[:, dead] = 0
+    static = _static_grids(W, spec) if spec.static_groups else None
     order = torch.argsort(H.diagonal(), descending=True, stable=True) if spec.act_order else None
     if order is not None:
         W, H = W[:, order], H[order][:, order]
@@ -101,57 +141,67 @@ def solve(W: Tensor, H: Tensor, spec: CompressionSpec, sections: tuple[int, ...]
     if U is None:  # round to nearest, prune by magnitude: as if all inputs were alike
         U = torch.eye(columns, dtype=W.dtype, device=W.device)
 
-    codes = torch.zeros_like(W, dtype=torch.uint8) if spec.bits else None
-    mask = torch.zeros_like(W, dtype=torch.bool) if spec.sparsity else None
-    scales, zeros = [], []
+    # Columns become rows, so that all that is done to a column is done to contiguous memory.
+    Wt = W.T.contiguous()
+    codes = torch.zeros_like(Wt, dtype=torch.uint8) if spec.bits else None
+    mask = torch.zeros_like(Wt, dtype=torch.bool) if spec.sparsity else None
+    found: list[Grid] = static or ([grid] if grid else [])
+    where = torch.arange(columns, device=W.device) if order is None else order
     n, m = spec.n_m
     block = _block_size(spec)
     for start in range(0, columns, block):
         end = min(start + block, columns)
-        W1, U1 = W[:, start:end].clone(), U[start:end, start:end]
-        Err = torch.zeros_like(W1)
-        d = U1.diagonal()
+        d = U.diagonal()[start:end]
+        Err = torch.empty_like(Wt[start:end])
+        stale = Wt[start:end].clone() if spec.reference and spec.group_size else None
         if mask is not None and not m:
-            mask[:, start:end] = _unstructured_mask(W1, d, spec.sparsity, sections)
-        for i in range(end - start):
-            c = start + i
-            if spec.bits and spec.group_size and c % spec.group_size == 0:
-                tail = W[:, end : c + spec.group_size]
-                grid = fit(torch.cat([W1[:, i : i + spec.group_size], tail], 1), spec.bits, spec.symmetric)
-                scales.append(grid.scale)
-                zeros.append(grid.zero)
-            if mask is not None and m and i % m == 0:
-                score = W1[:, i : i + m] ** 2 / d[i : i + m] ** 2
-                lowest = torch.topk(score, min(n, score.shape[1]), dim=1, largest=False).indices
-                mask[:, c : c + m].scatter_(1, lowest, True)
-            w = W1[:, i]
-            q = w if mask is None else w.masked_fill(mask[:, c], 0)
-            if grid is not None and codes is not None:
-                code = grid.encode(q[:, None])
-                codes[:, c] = code[:, 0].to(torch.uint8)
-                q = grid.decode(code)[:, 0]
-            elif mask is not None:
-                q = q.half().to(w.dtype)  # kept weights live on disk in half precision
-            err = (w - q) / d[i]
-            W1[:, i:] -= err[:, None] * U1[i, i:]
-            W1[:, i] = q
-            Err[:, i] = err
-        W[:, start:end] = W1
-        W[:, end:] -= Err @ U[start:end, end:]
+            mask[start:end] = _unstructured_mask((Wt[start:end] / d[:, None]) ** 2, spec.sparsity, sections)
+        cuts = _cuts(start, end, spec)
+        for first, last in pairwise(cuts):
+            for c in range(first, last):
+                if spec.group_size and static is None and c % spec.group_size == 0:
+                    past = c - start
+                    fresh = Wt[c : c + spec.group_size] if stale is None else stale[past : past + spec.group_size]
+                    if stale is not None and len(fresh) < spec.group_size:
+                        fresh = torch.cat([fresh, Wt[end : c + spec.group_size]])
+                    grid = _fit(fresh.T, spec)
+                    found.append(grid)
+                elif static is not None and spec.group_size:
+                    grid = static[int(where[c]) // spec.group_size]
+                if mask is not None and m and c % m == 0:
+                    score = (Wt[c : c + m] / d[c - start : c - start + m, None]) ** 2
+                    lowest = torch.topk(score, min(n, len(score)), dim=0, largest=False).indices
+                    mask[c : c + m].scatter_(0, lowest, True)
+                w = Wt[c]
+                q = w if mask is None else w.masked_fill(mask[c], 0)
+                if grid is not None and codes is not None:
+                    code = grid.encode(q[:, None])
+                    codes[c] = code[:, 0]
+                    q = grid.decode(code)[:, 0]
+                elif mask is not None and not spec.reference:
+                    q = q.half().to(w.dtype)  # kept weights live on disk in half precision
+                err = Err[c - start]
+                torch.sub(w, q, out=err).div_(d[c - start])
+                Wt[c + 1 : last].addr_(U[c, c + 1 : last], err, alpha=-1)
+                Wt[c] = q
+            done = Err[first - start : last - start]
+            Wt[last:end].addmm_(U[first:last, last:end].T, done, alpha=-1)
+        Wt[end:].addmm_(U[start:end, end:].T, Err, alpha=-1)
 
-    if not scales and grid is not None:
-        scales, zeros = [grid.scale], [grid.zero]
     group = None
     if spec.group_size:
-        group = torch.arange(columns, device=W.device) // spec.group_size
+        place = where if static is not None else torch.arange(columns, device=W.device)
+        group = place // spec.group_size
     if order is not None:
         back = torch.argsort(order)
-        W = W[:, back]
-        codes = codes[:, back] if codes is not None else None
-        mask = mask[:, back] if mask is not None else None
-        group = group[back] if group is not None else None
-    difference = W0 - W
-    loss = float(((difference @ H_loss) * difference).sum()) / 2
-    scale = torch.cat(scales, 1) if scales else None
-    zero = torch.cat(zeros, 1) if zeros else None
-    return Solution(W, codes, scale, zero, group, mask, loss, fallback)
+        Wt, codes, mask, group = (None if x is None else x[back] for x in (Wt, codes, mask, group))
+    assert Wt is not None
+    return Solution(
+        Wt.T.contiguous(),
+        None if codes is None else codes.T.contiguous(),
+        torch.cat([g.scale for g in found], 1) if found else None,
+        torch.cat([g.zero for g in found], 1) if found else None,
+        group,
+        None if mask is None else mask.T.contiguous(),
+        fallback,
+    )

@@ -50,25 +50,35 @@ def pack(solution: Solution, bits: int | None) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in parts.items()}
 
 
+def full_codes(parts: dict[str, Tensor], bits: int) -> Tensor:
+    """All codes (out, in) uint8; a pruned weight has its grid's zero, which stands for 0."""
+    rows, columns = parts["shape"].tolist()
+    if "mask" not in parts:
+        return unpack_bits(parts["codes"], bits, rows * columns).view(rows, columns)
+    kept = unpack_bits(parts["mask"], 1, rows * columns).bool()
+    codes = parts["zero"][:, _group(parts)].flatten()
+    codes[kept] = unpack_bits(parts["codes"], bits, int(kept.sum()))
+    return codes.view(rows, columns)
+
+
+def _group(parts: dict[str, Tensor]) -> Tensor:
+    """(in,) group of every column."""
+    columns = int(parts["shape"][1])
+    return parts["group"].long() if "group" in parts else torch.zeros(columns, dtype=torch.long)
+
+
 def unpack(parts: dict[str, Tensor], bits: int | None, dtype: torch.dtype = torch.float32) -> Tensor:
     """The dense matrix (out, in) that ``parts`` stand for."""
     rows, columns = parts["shape"].tolist()
-    kept = unpack_bits(parts["mask"], 1, rows * columns).bool() if "mask" in parts else None
-    n = rows * columns if kept is None else int(kept.sum())
     if "values" in parts:
+        kept = unpack_bits(parts["mask"], 1, rows * columns).bool()
         flat = torch.zeros(rows * columns, dtype=dtype, device=parts["values"].device)
-        assert kept is not None
         flat[kept] = parts["values"].to(dtype)
         return flat.view(rows, columns)
     assert bits is not None
-    stored = unpack_bits(parts["codes"], bits, n).float()
-    group = parts["group"].long() if "group" in parts else torch.zeros(columns, dtype=torch.long)
+    codes, group = full_codes(parts, bits).float(), _group(parts)
     scale, zero = parts["scale"].float()[:, group], parts["zero"].float()[:, group]  # (out, in)
-    if kept is None:
-        return (scale * (stored.view(rows, columns) - zero)).to(dtype)
-    codes = zero.clone().flatten()  # a pruned weight is 0 = scale · (zero - zero)
-    codes[kept] = stored
-    return (scale * (codes.view(rows, columns) - zero)).to(dtype)
+    return (scale * (codes - zero)).to(dtype)
 
 
 def packed_bytes(parts: dict[str, Tensor]) -> int:

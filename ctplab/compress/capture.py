@@ -1,0 +1,186 @@
+"""What flows through a model's blocks: their inputs, their other arguments, and which weights share an input.
+
+Everything is found by running the model; no architecture is named. A *unit* is one weight matrix (out, in) that can
+be compressed: a linear layer, or one expert's slice of a stacked (experts, out, in) parameter.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ctplab.models import Model, linears
+
+PANEL = 256  # columns of H that one product fills: only the upper triangle is computed
+
+
+class Stop(Exception):
+    """Ends a forward pass once all that was wanted from it is known."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A block's arguments besides its hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """The block's new hidden states, whether it returns them bare or in a tuple."""
+        out = block(hidden, *self.args, **self.kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+
+@dataclass
+class Flow:
+    """Hidden states of every batch on their way through the blocks."""
+
+    hidden: list[Tensor]
+    calls: dict[int, list[Call]]
+    """By batch size: the other arguments of every block."""
+
+    def outputs(self, index: int, block: nn.Module, first: bool = False) -> Iterator[Tensor]:
+        """Run block ``index`` on every batch (or the first); a ``Stop`` inside ends that batch."""
+        for states in self.hidden[:1] if first else self.hidden:
+            with suppress(Stop):
+                yield self.calls[len(states)][index].run(block, states)
+
+    def advance(self, index: int, block: nn.Module) -> None:
+        """Replace the hidden states by the block's outputs, batch by batch."""
+        for i, out in enumerate(self.outputs(index, block)):
+            self.hidden[i] = out
+
+
+def capture(model: Model, modules: list[nn.Module], batches: tuple[Tensor, ...]) -> Flow:
+    """Run ``model`` up to its blocks. Only the first block computes (so only it needs its weights): the others are
+    bypassed, and what they are called with is noted."""
+    flow = Flow([], {})
+    bypassed: list[Any] = []  # what the first block returned: later ones return the same kind
+
+    def stub(index: int, forward: Callable, seen: list[Call], known: bool) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            states = args[0] if args else kwargs.pop("hidden_states")
+            if index == 0:
+                flow.hidden.append(states.detach())
+            if known:
+                raise Stop
+            seen.append(Call(args[1:], kwargs))
+            if index == 0:
+                bypassed.append(forward(states, *args[1:], **kwargs))
+                return bypassed[-1]
+            return (states, *bypassed[-1][1:]) if isinstance(bypassed[-1], tuple) else states
+
+        return call
+
+    for batch in batches:
+        seen: list[Call] = []
+        known = len(batch) in flow.calls
+        for index, module in enumerate(modules):
+            module.forward = stub(index, module.forward, seen, known)
+        try:
+            model(input_ids=batch, use_cache=False)
+        except Stop:
+            pass
+        finally:
+            for module in modules:
+                del module.forward
+        if not known:
+            flow.calls[len(batch)] = seen
+    return flow
+
+
+class Watch(TorchFunctionMode):
+    """Calls ``seen(unit name, input)`` for every unit of ``block`` that is used while the watch is on."""
+
+    def __init__(self, block: nn.Module, seen: Callable[[str, Tensor], None]) -> None:
+        super().__init__()
+        self.seen = seen
+        self.layers = linears(block)
+        self.stacked = {id(p): name for name, p in block.named_parameters() if p.ndim == 3}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is nn.functional.linear and len(args) > 1 and isinstance(args[1], Tensor):
+            name = self.stacked.get(id(args[1]._base))
+            if name is not None:
+                expert = (args[1].storage_offset() - args[1]._base.storage_offset()) // args[1].numel()
+                self.seen(f"{name}.{expert}", args[0])
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Watch linears by hooks, stacked experts by their products."""
+
+        def hook(name: str) -> Callable:
+            return lambda _, args: self.seen(name, args[0])
+
+        handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in self.layers.items()]
+        try:
+            if self.stacked:
+                with self:
+                    yield
+            else:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The units of a block: names that share an input, in the order of their calls."""
+
+    groups: tuple[tuple[str, ...], ...]
+    stoppable: bool
+    """Every unit is used once a pass, so that a pass may end at the last one's input."""
+
+
+def plan(block: nn.Module, run: Callable[[], Any]) -> Plan:
+    """Find the groups by one pass. Experts that saw nothing follow at the end, each by itself."""
+    inputs: list[Tensor] = []  # kept alive, so that identities stay unique
+    found: list[list[str]] = []
+    calls = 0
+
+    def seen(name: str, x: Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        for index, known in enumerate(inputs):
+            if known is x:
+                found[index].append(name)
+                return
+        inputs.append(x)
+        found.append([name])
+
+    with Watch(block, seen).on():
+        run()
+    groups = [tuple(dict.fromkeys(group)) for group in found]
+    called = {name for group in groups for name in group}
+    parameters = dict(block.named_parameters())
+    stacked = dict.fromkeys(name.rpartition(".")[0] for name in called if name.rpartition(".")[0] in parameters)
+    everything = [*linears(block), *(f"{name}.{e}" for name in stacked for e in range(len(parameters[name])))]
+    rest = [(name,) for name in everything if name not in called]
+    return Plan((*groups, *rest), not rest and not stacked and calls == len(everything))
+
+
+class Hessian:
+    """H = 2 X Xᵀ / N of one input, summed up batch by batch in fp32."""
+
+    def __init__(self, columns: int, device: torch.device) -> None:
+        self.total = torch.zeros(columns, columns, dtype=torch.float32, device=device)
+        self.tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        """Take in x (..., columns)."""
+        x = x.detach().reshape(-1, x.shape[-1]).float()
+        for start in range(0, x.shape[1], PANEL):
+            self.total[start : start + PANEL, start:].addmm_(x[:, start : start + PANEL].T, x[:, start:])
+        self.tokens += len(x)
+
+    @property
+    def matrix(self) -> Tensor:
+        """(columns, columns), symmetric."""
+        upper = self.total.triu()
+        return (upper + upper.triu(1).T) * (2 / max(1, self.tokens))
