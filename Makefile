@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: install demo app test lint bench
+.PHONY: install demo app notebooks test lint bench interop
 
 install: .venv/.core
 
@@ -29,8 +29,31 @@ demo: .venv/.core
 app: .venv/.app
 	$(BIN)/python -m app
 
-bench: .venv/.core
+.venv/.notebooks: .venv/.core
+	$(INSTALL) --editable '.[notebooks]'
+	touch $@
+
+notebooks: .venv/.notebooks
+	$(BIN)/jupyter lab notebooks
+
+bench: .venv/.core .venv-llm-compressor/.ready .venv-gptqmodel/.ready
 	$(BIN)/python benchmarks/learn.py
+	$(BIN)/python benchmarks/compress.py
+
+# Programs we check and measure against: each with an environment of its own (dependency groups in pyproject.toml).
+.venv-%/.ready: pyproject.toml
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade 'pip>=25.1' setuptools wheel
+	.venv-$*/bin/python -m pip install --quiet torch==2.13.0
+	BUILD_CUDA_EXT=0 .venv-$*/bin/python -m pip install --quiet --no-build-isolation --group $*
+	touch $@
+
+interop: .venv/.dev .venv-auto-gptq/.ready .venv-llm-compressor/.ready .venv-gptqmodel/.ready
+	$(BIN)/python tests/interop/cases.py build/interop
+	.venv-auto-gptq/bin/python tests/interop/peer_auto_gptq.py build/interop
+	.venv-llm-compressor/bin/python tests/interop/peer_llm_compressor.py build/interop
+	.venv-gptqmodel/bin/python tests/interop/peer_gptqmodel.py build/interop
+	$(BIN)/python -m pytest tests/interop
 
 test: .venv/.dev
 	$(BIN)/python -m pytest

@@ -83,7 +83,7 @@ def skeleton(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if hasattr(config, "quantization_config"):  # ctplab reads packed weights itself
-        del config.quantization_config
+        delattr(config, "quantization_config")
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()

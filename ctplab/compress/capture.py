@@ -104,9 +104,10 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is nn.functional.linear and len(args) > 1 and isinstance(args[1], Tensor):
-            name = self.stacked.get(id(args[1]._base))
-            if name is not None:
-                expert = (args[1].storage_offset() - args[1]._base.storage_offset()) // args[1].numel()
+            stack = args[1]._base
+            name = self.stacked.get(id(stack))
+            if name is not None and stack is not None:
+                expert = (args[1].storage_offset() - stack.storage_offset()) // args[1].numel()
                 self.seen(f"{name}.{expert}", args[0])
         return func(*args, **(kwargs or {}))
 

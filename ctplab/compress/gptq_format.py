@@ -124,15 +124,19 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
             else:
                 found = to_gptq(parts, spec.bits or 0, to == "gptq_v2", unit)
                 tensors |= {f"{unit}.{part}": tensor for part, tensor in found.items()}
-    if to == "dense":
-        tensors = {name: t.contiguous() for name, t in tensors.items()}
+    if to != "dense":  # AutoGPTQ does not tie: without its own copy the output head would be left uninitialised
+        first = {id(p): name for name, p in model.named_parameters()}
+        for name, p in model.named_parameters(remove_duplicate=False):
+            if name not in tensors and first[id(p)] in tensors:
+                tensors[name] = tensors[first[id(p)]].clone()
+    tensors = {name: t.contiguous() for name, t in tensors.items()}
     out.mkdir(parents=True, exist_ok=True)
     try:
         save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
         model.config.save_pretrained(out)
         load_tokenizer(folder).save_pretrained(out)
         config = json.loads((out / "config.json").read_text())
-        config["dtype"] = "float16"
+        config["dtype"] = config["torch_dtype"] = "float16"  # the second is what older readers look for
         if to != "dense":
             config["quantization_config"] = _config(spec, to)
             checkpoint.write_json(out / "quantize_config.json", _config(spec, to))

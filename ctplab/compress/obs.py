@@ -155,7 +155,7 @@ def solve(W: Tensor, H: Tensor, spec: CompressionSpec, sections: tuple[int, ...]
         Err = torch.empty_like(Wt[start:end])
         stale = Wt[start:end].clone() if spec.reference and spec.group_size else None
         if mask is not None and not m:
-            mask[start:end] = _unstructured_mask((Wt[start:end] / d[:, None]) ** 2, spec.sparsity, sections)
+            mask[start:end] = _unstructured_mask(Wt[start:end] ** 2 / d[:, None] ** 2, spec.sparsity, sections)
         cuts = _cuts(start, end, spec)
         for first, last in pairwise(cuts):
             for c in range(first, last):
@@ -169,7 +169,7 @@ def solve(W: Tensor, H: Tensor, spec: CompressionSpec, sections: tuple[int, ...]
                 elif static is not None and spec.group_size:
                     grid = static[int(where[c]) // spec.group_size]
                 if mask is not None and m and c % m == 0:
-                    score = (Wt[c : c + m] / d[c - start : c - start + m, None]) ** 2
+                    score = Wt[c : c + m] ** 2 / d[c - start : c - start + m, None] ** 2
                     lowest = torch.topk(score, min(n, len(score)), dim=0, largest=False).indices
                     mask[c : c + m].scatter_(0, lowest, True)
                 w = Wt[c]
