@@ -56,6 +56,13 @@ def prompt(model, tmp_path_factory):
     return out
 
 
+def test_export_json(capsys, model, tmp_path):
+    found = run_json(capsys, "export", model, "--to", "gptq_v2", "--out", tmp_path / "g")
+    assert found["format"] == "gptq_v2" and (tmp_path / "g" / "model.safetensors").stat().st_size == found["bytes"]
+    assert "known are gptq" in refused(capsys, "export", model, "--to", "awq", "--out", tmp_path / "x")
+    assert run_json(capsys, "score", tmp_path / "g", "--windows", "2", "--seq-len", "64")["corpora"]["atlas-web"]["ppl"]
+
+
 def test_compress_json(capsys, tmp_path):
     found = run_json(capsys, "compress", "atlas", "--bits", "3", "--samples", "8", "--seq-len", "64", "--out", tmp_path)
     assert found["tag"] == "w3" and found["nominal_bits_per_weight"] == 3 < found["bits_per_weight"] < 4

@@ -118,3 +118,15 @@ def test_pruned_models_and_unknown_formats_are_refused(web, tokenizer, tmp_path,
         ctp.export(tmp_path / "m", tmp_path / "g", "gptq")
     with pytest.raises(ctp.InputError, match="known are gptq"):
         ctp.export(tmp_path / "m", tmp_path / "g", "awq")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_prompt_is_learned_on_a_gptq_checkpoint(packed, web, tokenizer, tmp_path, quiet):
+    spec = ctp.CompressionSpec(bits=4, symmetric=True)
+    small, report = ctp.compress(tiny("gpt2"), web.train.sample(4), spec, **quiet)
+    ctp.save(tmp_path / "m", small, tokenizer, report, "tiny")
+    ctp.export(tmp_path / "m", tmp_path / "g", "gptq")
+    loaded, _ = ctp.load(tmp_path / "g", device="cpu", packed=packed)
+    recipe = ctp.PromptSpec(tokens=4, steps=8, batch=4, lr=0.05, evaluate_every=4, validation_windows=4)
+    learned = ctp.learn(loaded, web.train, web.validation, recipe, **quiet)
+    assert learned.best_step > 0 and not torch.equal(learned.prefix.rows, learned.initial.rows)
