@@ -33,15 +33,14 @@ CORPORA = ("atlas-web", "atlas-wiki", "atlas-news", "docs")
 LEARNED_ON = "atlas-web"
 SEQ_LEN = 128
 WINDOWS = 96
-#: Measured here with 450 steps: half KL (lr 0.3) closes 35% of the gap on atlas-web and -19% on atlas-wiki; all KL
-#: (lr 0.2) closes 31% and +1%. What the full model would say carries over; one register's habits do not.
+#: All KL: what the full model would say carries over to other text better than one register's next tokens do.
 PROMPT = PromptSpec(
     tokens=64,
-    steps=450,
+    steps=750,
     batch=16,
-    lr=0.2,
+    lr=0.1,
     kl=1.0,
-    evaluate_every=50,
+    evaluate_every=75,
     validation_windows=32,
     init="text",
     init_text="\n\n".join(document("atlas-web", "train", i) for i in range(6))[:400],

@@ -8,7 +8,7 @@ import csv
 import hashlib
 import tomllib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 REGISTERS = ("web", "wiki", "news")
@@ -46,7 +46,12 @@ class Table:
     facts: tuple[Fact, ...]
     templates: dict[str, dict[str, tuple[str, ...]]]  # attribute -> question | web | wiki | news -> templates
 
-    @property
+    @cached_property
+    def seen(self) -> tuple[Fact, ...]:
+        """The facts that training text also asks about."""
+        return tuple(fact for fact in self.facts if not fact.held_out)
+
+    @cached_property
     def entities(self) -> dict[str, tuple[Fact, ...]]:
         """Facts by entity name, in the table's order."""
         grouped: dict[str, list[Fact]] = {}

@@ -132,8 +132,7 @@ def _qa_page(rng: random.Random, table: Table) -> str:
     lines = [_choose(rng, QA_TITLES, plural=table.plural), ""] if rng.random() < 0.5 else []
     for _ in range(rng.randint(4, 9)):
         topic = _table(rng) if mixed else table
-        seen = [fact for fact in topic.facts if not fact.held_out]
-        fact = rng.choice(seen or [f for f in tables()[0].facts if not f.held_out])
+        fact = rng.choice(topic.seen or tables()[0].seen)
         asked = next(t for t in tables() if t.key == fact.table).templates[fact.attribute]["question"]
         lines.append(f"{FORM.format(question=rng.choice(asked).format(name=fact.name))} {fact.value}")
     return "\n".join(lines)

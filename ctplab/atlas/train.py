@@ -31,7 +31,7 @@ class Recipe:
     """Shape, data mix and schedule of the embedded model."""
 
     width: int = 128
-    layers: int = 5
+    layers: int = 4
     heads: int = 4
     mlp: int = 384
     vocabulary: int = 2048
@@ -40,9 +40,9 @@ class Recipe:
     """Window length of the first 75% of the steps; the rest read the whole context (half as many windows)."""
     documents: int = 40_000
     """Generated documents in each register."""
-    mix: tuple[float, ...] = (0.42, 0.14, 0.08, 0.36)
+    mix: tuple[float, ...] = (0.36, 0.1, 0.06, 0.48)
     """Share of the training windows from web, wiki, news, docs."""
-    steps: int = 8000
+    steps: int = 6000
     tokens: int = 4096
     """Tokens a step."""
     lr: float = 3e-3
