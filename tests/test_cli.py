@@ -9,7 +9,7 @@ import pytest
 from conftest import SHARED
 
 from ctplab.cli import main
-from ctplab.compress import checkpoint, walk
+from ctplab.compress import checkpoint, stream
 
 STORIES = SHARED / "models" / "tinystories-656k"
 TEXT = SHARED / "data" / "tinystories" / "v1_valid_head.txt"
@@ -169,7 +169,7 @@ def test_an_interrupt_exits_with_130(capsys, monkeypatch, tmp_path):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(walk, "compress", interrupt)
+    monkeypatch.setattr(stream, "compress_to", interrupt)
     code, _, err = run(capsys, "compress", "atlas", "--bits", "4", "--out", tmp_path / "m")
     assert code == 130 and "interrupted" in err
 
@@ -203,4 +203,4 @@ def test_a_model_and_text_that_we_did_not_make(capsys, tmp_path):
         )
     }
     assert ppl["full"] < ppl["compressed"] and ppl["soft"] < ppl["compressed"]
-    assert "width 128, the model 192" in refused(capsys, "score", "atlas", "--prompt", tmp_path / "p")
+    assert "another tokenizer" in refused(capsys, "score", "atlas", "--prompt", tmp_path / "p")
