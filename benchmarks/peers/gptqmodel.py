@@ -19,7 +19,7 @@ def main(folder: Path, out: Path) -> None:
     data = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids]
     began = time.perf_counter()
     config = QuantizeConfig(bits=4, group_size=128, sym=True, desc_act=False, act_group_aware=False, device="cpu")
-    model = GPTQModel.load(str(folder), config, device="cpu")
+    model = GPTQModel.load(str(folder), config)
     model.quantize(data, batch_size=16)
     model.save(str(out))
     seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
