@@ -38,14 +38,14 @@ notebooks: .venv/.notebooks
 
 bench: .venv/.core .venv-llm-compressor/.ready .venv-gptqmodel/.ready
 	$(BIN)/python benchmarks/learn.py
-	$(BIN)/python benchmarks/compress.py
+	$(BIN)/python benchmarks/compress.py --peers
 
 # Programs we check and measure against: each with an environment of its own (dependency groups in pyproject.toml).
 .venv-%/.ready: pyproject.toml
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --upgrade 'pip>=25.1' setuptools wheel
 	.venv-$*/bin/python -m pip install --quiet torch==2.13.0
-	BUILD_CUDA_EXT=0 .venv-$*/bin/python -m pip install --quiet --no-build-isolation --group $*
+	BUILD_CUDA_EXT=0 .venv-$*/bin/python -m pip install --quiet $(if $(filter auto-gptq,$*),--no-build-isolation) --group $*
 	touch $@
 
 interop: .venv/.dev .venv-auto-gptq/.ready .venv-llm-compressor/.ready .venv-gptqmodel/.ready
