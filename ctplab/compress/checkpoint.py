@@ -262,6 +262,10 @@ def describe(name: str | Path) -> dict[str, Any]:
                 weights += torch.Size(file.get_slice(key).get_shape()).numel()
     size = model_bytes(name)
     config = json.loads((folder / "config.json").read_text())
+    if isinstance(config.get("quantization_config"), dict):  # packed by others, or exported: words are no weights
+        settings = config["quantization_config"]
+        known = {key: settings.get(key) for key in ("quant_method", "checkpoint_format", "bits", "group_size", "sym")}
+        return {"base": str(name), "model_type": config.get("model_type"), "bytes": size, **known}
     return {
         "base": str(name),
         "tag": "full",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ctplab.compress import checkpoint
 from ctplab.compress.linear import PackedLinear
-from ctplab.compress.packing import full_codes, pack_bits, unpack, unpack_bits
+from ctplab.compress.packing import full_codes, group_of, pack_bits, unpack, unpack_bits
 from ctplab.errors import InputError
 from ctplab.models import Model, as_matrix, blocks, load_tokenizer, skeleton
 from ctplab.specs import CompressionSpec
@@ -54,12 +54,11 @@ def to_gptq(parts: dict[str, Tensor], bits: int, v2: bool, name: str) -> dict[st
             f"{name} has grids whose zero is code 0, which GPTQ v1 (it stores zero - 1) cannot hold; "
             "use --to gptq_v2, or compress with --symmetric"
         )
-    group = parts["group"] if "group" in parts else torch.zeros(columns, dtype=torch.int32)
     return {
         "qweight": pack_words(full_codes(parts, bits).T.contiguous(), bits),
         "qzeros": pack_words((zero if v2 else zero - 1).T.contiguous(), bits).T.contiguous(),
         "scales": parts["scale"].T.contiguous(),
-        "g_idx": group.to(torch.int32),
+        "g_idx": group_of(parts).to(torch.int32),
     }
 
 

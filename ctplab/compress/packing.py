@@ -41,7 +41,9 @@ def pack(solution: Solution, bits: int | None) -> dict[str, Tensor]:
         parts["scale"] = half if exact else solution.scale
         parts["zero"] = solution.zero.to(torch.uint8)
         if solution.group is not None:
-            parts["group"] = solution.group.to(torch.int32)
+            in_order = group_of(parts)
+            if not torch.equal(in_order, solution.group.to(in_order)):
+                parts["group"] = solution.group.to(torch.int32)
     elif kept is not None:
         values = solution.W_hat[kept].half()
         if not torch.isfinite(values).all():
@@ -56,15 +58,17 @@ def full_codes(parts: dict[str, Tensor], bits: int) -> Tensor:
     if "mask" not in parts:
         return unpack_bits(parts["codes"], bits, rows * columns).view(rows, columns)
     kept = unpack_bits(parts["mask"], 1, rows * columns).bool()
-    codes = parts["zero"][:, _group(parts)].flatten()
+    codes = parts["zero"][:, group_of(parts)].flatten()
     codes[kept] = unpack_bits(parts["codes"], bits, int(kept.sum()))
     return codes.view(rows, columns)
 
 
-def _group(parts: dict[str, Tensor]) -> Tensor:
-    """(in,) group of every column."""
-    columns = int(parts["shape"][1])
-    return parts["group"].long() if "group" in parts else torch.zeros(columns, dtype=torch.long)
+def group_of(parts: dict[str, Tensor]) -> Tensor:
+    """(in,) group of every column; where none is stored, neighbours share theirs."""
+    if "group" in parts:
+        return parts["group"].long()
+    columns, groups = int(parts["shape"][1]), parts["scale"].shape[1]
+    return torch.arange(columns, device=parts["scale"].device) // (columns // groups)
 
 
 def unpack(parts: dict[str, Tensor], bits: int | None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -76,7 +80,7 @@ def unpack(parts: dict[str, Tensor], bits: int | None, dtype: torch.dtype = torc
         flat[kept] = parts["values"].to(dtype)
         return flat.view(rows, columns)
     assert bits is not None
-    codes, group = full_codes(parts, bits).float(), _group(parts)
+    codes, group = full_codes(parts, bits).float(), group_of(parts)
     scale, zero = parts["scale"].float()[:, group], parts["zero"].float()[:, group]  # (out, in)
     return (scale * (codes - zero)).to(dtype)
 
