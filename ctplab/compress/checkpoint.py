@@ -141,7 +141,8 @@ def finish_folder(
         save_file(small, out / "rest.safetensors", metadata={"format": "pt"})
         model.config.save_pretrained(out)
         tokenizer.save_pretrained(out)
-        size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+        files = [out / "rest.safetensors", *(block_file(out, i) for i in range(len(blocks(model))))]
+        size = sum(path.stat().st_size for path in files)  # not of what an earlier run may have left
         parameters = sum(p.numel() for p in model.parameters())  # each tied one once
         manifest = {
             "schema": SCHEMA,

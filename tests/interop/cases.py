@@ -5,7 +5,6 @@ environment of its own (``make interop``), and test_interop.py compares. Nothing
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -91,7 +90,7 @@ def write(folder: Path) -> None:
     text = ctp.corpus("atlas-web", tokenizer, 128)
     windows = text.train.sample(32)
     for spec, to in EXPORTED:
-        small, report = ctp.compress(model, windows, replace(spec), progress=silent)
+        small, report = ctp.compress(model, windows, spec, progress=silent)
         ours = folder / "ours" / spec.tag
         ctp.save(ours, small, tokenizer, report, "atlas")
         out = folder / "exported" / f"{spec.tag}--{to}"
