@@ -20,10 +20,10 @@ from ctplab.models import load_tokenizer as load_tokenizer
 from ctplab.prompts.files import attach as attach
 from ctplab.prompts.files import load as load_prompt
 from ctplab.prompts.files import save as save_prompt
+from ctplab.prompts.generate import generate as generate
+from ctplab.prompts.generate import stream as stream
 from ctplab.prompts.kv import Arm as Arm
 from ctplab.prompts.kv import arms as arms
-from ctplab.prompts.kv import generate as generate
-from ctplab.prompts.kv import stream as stream
 from ctplab.prompts.learn import learn as learn
 from ctplab.prompts.learn import learn_steps as learn_steps
 from ctplab.prompts.prefix import Prefix as Prefix

@@ -16,6 +16,7 @@ from ctplab.models import Model, Tokenizer, tensor_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts import files, learn
 from ctplab.prompts.kv import Arm
+from ctplab.prompts.prefix import tensors
 from ctplab.specs import CompressionSpec, PromptSpec
 from ctplab.store import Store
 
@@ -99,7 +100,7 @@ class Study:
 
 def _arm_key(arm: Arm) -> str:
     """Changes with any weight of the model or row of the prefix."""
-    return tensor_fingerprint(arm.prefix.rows, *(p for p in arm.model.parameters()))
+    return tensor_fingerprint(*tensors(arm.prefix), *(p for p in arm.model.parameters()))
 
 
 def score_of(nll: Tensor, seq_len: int) -> Score:

@@ -6,7 +6,8 @@ import torch
 import ctplab as ctp
 from ctplab.models import embed, embeddings
 from ctplab.prompts import prefix
-from ctplab.prompts.kv import _encode, compile_rows, greedy, logits_after
+from ctplab.prompts.generate import _encode, greedy
+from ctplab.prompts.kv import compile_rows, logits_after
 
 K = 7
 

@@ -16,7 +16,7 @@ from ctplab.corpora import Split
 from ctplab.errors import InputError
 from ctplab.models import check_context, embeddings
 from ctplab.progress import Progress, silent
-from ctplab.prompts.kv import Arm, check_width, compile_rows, logits_after
+from ctplab.prompts.kv import Arm, compile_prefix, logits_after
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,8 @@ class Score:
 @torch.no_grad()
 def window_nll(arm: Arm, windows: Tensor, *, batch: int = 16, progress: Progress = silent) -> Tensor:
     """Summed NLL of every window: ``windows`` (N, T) -> (N,) float64. The prefix is computed once."""
-    check_width(arm.model, arm.prefix)
     check_context(arm.model, arm.prefix.k, windows.shape[1])
-    kv = compile_rows(arm.model, arm.prefix.rows)
+    kv = compile_prefix(arm.model, arm.prefix)
     device = embeddings(arm.model).device
     sums = []
     for ids in progress(windows.split(batch), total=-(-len(windows) // batch), label=f"score {arm.name}"):

@@ -5,7 +5,8 @@ import torch
 from ctplab.atlas.questions import Question, is_correct
 from ctplab.models import Tokenizer, embeddings
 from ctplab.progress import Progress, silent
-from ctplab.prompts.kv import Arm, check_width, greedy
+from ctplab.prompts.generate import greedy
+from ctplab.prompts.kv import Arm
 
 MAX_ANSWER = 14  # tokens; the longest answer of the embedded world has fewer
 
@@ -14,7 +15,6 @@ def answers(
     arm: Arm, tokenizer: Tokenizer, questions: list[Question], *, batch: int = 256, progress: Progress = silent
 ) -> list[str]:
     """The arm's answer to every question: its first line, in the questions' order."""
-    check_width(arm.model, arm.prefix)
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
     device = embeddings(arm.model).device
     rows = [tokenizer(q.prompt, add_special_tokens=arm.prefix.k == 0)["input_ids"] for q in questions]

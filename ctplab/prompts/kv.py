@@ -1,22 +1,18 @@
-"""A prefix compiled to a KV cache: paid once per model, not once per text. Scoring and generation on it.
+"""Arms, and a prefix compiled to a KV cache: paid once per model, not once per text.
 
 A prefix's keys and values do not depend on what follows, so they are computed for one row and expanded over the
 batch. Masks are always k + n long: without one, ``generate`` would take the cached rows for the text's first
 tokens and silently drop as many.
 """
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from threading import Event, Thread
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctplab.errors import InputError
-from ctplab.models import Model, Tokenizer, check_context, embeddings
-from ctplab.prompts.prefix import Prefix, none
+from ctplab.models import Model, embeddings
+from ctplab.prompts.prefix import AnyPrefix, Prefix, none
 
 KV = list[tuple[Tensor, Tensor]]
 """One (keys, values) pair a layer, each (1, heads, k, head_dim)."""
@@ -28,11 +24,14 @@ class Arm:
 
     name: str
     model: Model
-    prefix: Prefix
+    prefix: AnyPrefix
 
 
 def arms(
-    full: Model | None = None, compressed: Model | None = None, hard: Prefix | None = None, soft: Prefix | None = None
+    full: Model | None = None,
+    compressed: Model | None = None,
+    hard: AnyPrefix | None = None,
+    soft: AnyPrefix | None = None,
 ) -> list[Arm]:
     """The usual arms, for whatever is given: full, compressed, hard and soft (the latter two on compressed)."""
     found = []
@@ -60,6 +59,19 @@ def compile_rows(model: Model, rows: Tensor) -> KV:
     return [(layer.keys, layer.values) for layer in out.past_key_values.layers]
 
 
+def compile_prefix(model: Model, prefix: AnyPrefix) -> KV:
+    """Keys and values of any prefix. Raises InputError where it was made for a model of another shape."""
+    if isinstance(prefix, Prefix):
+        check_width(model, prefix)
+        return compile_rows(model, prefix.rows)
+    table = embeddings(model)
+    own = compile_rows(model, table.new_zeros(1, table.shape[1]))
+    shapes = [(k.shape[1::2], v.shape[1::2]) for k, v in own]  # heads and their width, layer by layer
+    if shapes != [(k.shape[1::2], v.shape[1::2]) for k, v in prefix.kv]:
+        raise InputError(f"the KV prefix {prefix.name!r} was made for other layers or heads than this model has")
+    return [(k.to(table.device, table.dtype), v.to(table.device, table.dtype)) for k, v in prefix.kv]
+
+
 def expand(model: Model, kv: KV, batch: int):
     """A fresh cache for ``batch`` rows (models write into it); None for an empty prefix."""
     from transformers import DynamicCache
@@ -77,135 +89,3 @@ def logits_after(model: Model, kv: KV, ids: Tensor) -> Tensor:
         return model(input_ids=ids, use_cache=False).logits
     mask = torch.ones(len(ids), kv[0][0].shape[2] + ids.shape[1], dtype=torch.long, device=ids.device)
     return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One generated continuation."""
-
-    text: str
-    n_tokens: int
-    seconds: float
-    """Wall time of the batch it came from."""
-
-
-def _encode(arm: Arm, tokenizer: Tokenizer, texts: list[str]) -> dict[str, Tensor]:
-    """Left-padded ids and mask. Behind a prefix a text starts as in training: without a start token of its own."""
-    if any(not text.strip() for text in texts):
-        raise InputError("the text is empty; give at least one word")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    rows = [tokenizer(text, add_special_tokens=arm.prefix.k == 0)["input_ids"] for text in texts]
-    length = max(map(len, rows))
-    ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-    device = embeddings(arm.model).device
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-
-
-def _settings(arm: Arm, tokenizer: Tokenizer, inputs: dict[str, Tensor], max_new_tokens: int, stop: str | None) -> dict:
-    check_width(arm.model, arm.prefix)
-    check_context(arm.model, arm.prefix.k, inputs["input_ids"].shape[1] + max_new_tokens)
-    with torch.no_grad():
-        kv = compile_rows(arm.model, arm.prefix.rows)
-    batch = len(inputs["input_ids"])
-    settings: dict[str, Any] = dict(inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id or 0)
-    if stop is not None:
-        settings |= {"stop_strings": [stop], "tokenizer": tokenizer}
-    cache = expand(arm.model, kv, batch)
-    if cache is not None:
-        prefix = inputs["attention_mask"].new_ones(batch, arm.prefix.k)
-        settings["attention_mask"] = torch.cat([prefix, inputs["attention_mask"]], 1)
-        settings["past_key_values"] = cache
-    return settings
-
-
-@torch.no_grad()
-def generate(
-    arm: Arm,
-    tokenizer: Tokenizer,
-    texts: list[str],
-    *,
-    max_new_tokens: int = 32,
-    temperature: float = 0.0,
-    seed: int = 0,
-    stop: str | None = None,
-) -> list[Answer]:
-    """Continue every text, greedily or at a temperature. Raises InputError for empty texts and full contexts."""
-    inputs = _encode(arm, tokenizer, texts)
-    settings = _settings(arm, tokenizer, inputs, max_new_tokens, stop)
-    sample = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    torch.manual_seed(seed)
-    began = time.perf_counter()
-    out = arm.model.generate(**settings, **sample)
-    seconds = time.perf_counter() - began
-    answers = []
-    for row in out[:, inputs["input_ids"].shape[1] :]:
-        text = tokenizer.decode(row, skip_special_tokens=True)
-        kept = text.split(stop)[0] if stop else text
-        answers.append(Answer(kept, int((row != (tokenizer.pad_token_id or 0)).sum()), seconds))
-    return answers
-
-
-def stream(arm: Arm, tokenizer: Tokenizer, text: str, *, max_new_tokens: int = 64) -> Iterator[str]:
-    """Pieces of one greedy answer as they are made. Closing the iterator stops the model at its next token."""
-    from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
-
-    stop = Event()
-    failure: list[Exception] = []
-
-    class Stopped(StoppingCriteria):
-        def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-            return torch.full((len(input_ids),), stop.is_set(), device=input_ids.device)
-
-    settings = _settings(arm, tokenizer, _encode(arm, tokenizer, [text]), max_new_tokens, None)
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    settings |= {"streamer": streamer, "do_sample": False, "stopping_criteria": StoppingCriteriaList([Stopped()])}
-
-    def work() -> None:
-        try:
-            arm.model.generate(**settings)
-        except Exception as error:  # handed to the reader: a thread that dies silently would leave it waiting
-            failure.append(error)
-            streamer.end()
-
-    worker = Thread(target=work, daemon=True)
-    worker.start()
-    try:
-        yield from streamer
-    finally:
-        stop.set()
-        worker.join()
-    if failure:
-        raise failure[0]
-
-
-@torch.no_grad()
-def greedy(arm: Arm, ids: Tensor, mask: Tensor, steps: int, stop_id: int | None = None) -> Tensor:
-    """A lean greedy loop over left-padded ``ids`` (B, n): (B, steps) new ids. For scoring thousands of questions.
-
-    Tested to give what ``generate`` gives. Positions come from the mask, as ``generate`` derives them.
-    """
-    import inspect
-
-    model, k = arm.model, arm.prefix.k
-    kv = compile_rows(model, arm.prefix.rows)
-    cache = expand(model, kv, len(ids))
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-    full = torch.cat([mask.new_ones(len(ids), k), mask], 1)
-    new, current = [], ids
-    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    for _ in range(steps):
-        positions = (full.cumsum(1) - 1).clamp(min=0)[:, -current.shape[1] :]
-        more = {"position_ids": positions} if takes_positions else {}
-        out = model(
-            input_ids=current, attention_mask=full, past_key_values=cache, use_cache=True, logits_to_keep=1, **more
-        )
-        cache = out.past_key_values
-        current = out.logits[:, -1].argmax(-1, keepdim=True)
-        new.append(current)
-        if stop_id is not None:
-            done |= current[:, 0] == stop_id
-            if done.all():
-                break
-        full = torch.cat([full, full.new_ones(len(ids), 1)], 1)
-    return torch.cat(new, 1)

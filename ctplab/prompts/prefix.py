@@ -31,6 +31,26 @@ class Prefix:
         return self.rows.shape[0]
 
 
+@dataclass(frozen=True)
+class KVPrefix:
+    """A prefix given as the keys and values of every layer: learned as such, or computed by another model."""
+
+    name: str
+    kv: tuple[tuple[Tensor, Tensor], ...]  # a layer: keys and values, each (1, heads, k, head_dim)
+
+    @property
+    def k(self) -> int:
+        return self.kv[0][0].shape[2] if self.kv else 0
+
+
+AnyPrefix = Prefix | KVPrefix
+
+
+def tensors(prefix: AnyPrefix) -> tuple[Tensor, ...]:
+    """Everything a prefix consists of, for fingerprints."""
+    return (prefix.rows,) if isinstance(prefix, Prefix) else tuple(t for pair in prefix.kv for t in pair)
+
+
 def none(model: Model) -> Prefix:
     """No rows at all."""
     return Prefix("none", torch.zeros(0, embeddings(model).shape[1]), ())

@@ -1,0 +1,70 @@
+"""``generate`` and ``compare``: what arms answer."""
+
+import argparse
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from ctplab.cli.shared import add_command, arm_options, chosen_arm, finish, load_model, say
+
+
+def generate(options: argparse.Namespace) -> None:
+    from ctplab.prompts.generate import generate, stream
+
+    model, tokenizer = load_model(options, options.model)
+    arm = chosen_arm(options, model, tokenizer)
+    text = options.text.replace("\\n", "\n")
+    if options.json:
+        answer = generate(arm, tokenizer, [text], max_new_tokens=options.max_new_tokens, seed=options.seed)[0]
+        finish(options, {"arm": arm.name, **asdict(answer)})
+        return
+    for piece in stream(arm, tokenizer, text, max_new_tokens=options.max_new_tokens):
+        print(piece, end="", flush=True)
+    print()
+
+
+def compare(options: argparse.Namespace) -> None:
+    from ctplab.prompts import files, prefix
+    from ctplab.prompts.generate import generate
+    from ctplab.prompts.kv import arms
+
+    full, tokenizer = load_model(options, options.full)
+    small, _ = load_model(options, options.compressed)
+    soft = None
+    if options.prompt is not None:
+        saved = files.load(options.prompt)
+        for note in files.attach(saved, small, tokenizer, force=options.force):
+            print(f"ctplab: {note}", file=sys.stderr)
+        soft = saved.prefix
+    hard = prefix.hard(small, tokenizer, options.hard_prompt or prefix.PAPER_HARD_PROMPT)
+    result = []
+    for text in (t.replace("\\n", "\n") for t in options.text):
+        row: dict[str, Any] = {"text": text, "answers": {}}
+        say(options)(text)
+        for arm in arms(full, small, hard, soft):
+            answer = generate(
+                arm, tokenizer, [text], max_new_tokens=options.max_new_tokens, seed=options.seed, stop=options.stop
+            )[0]
+            row["answers"][arm.name] = asdict(answer)
+            say(options)(f"  {arm.name:>10} | {answer.text.strip()}")
+        result.append(row)
+    finish(options, result)
+
+
+def register(commands: Any) -> None:
+    """Add the subcommands of this file."""
+    sub = add_command(commands, generate, "continue a text with one arm, streaming")
+    sub.add_argument("model")
+    sub.add_argument("text")
+    arm_options(sub)
+    sub.add_argument("--max-new-tokens", type=int, default=48)
+
+    sub = add_command(commands, compare, "the four arms' answers side by side")
+    sub.add_argument("--full", required=True, metavar="MODEL")
+    sub.add_argument("--compressed", required=True, metavar="MODEL")
+    sub.add_argument("--prompt", metavar="DIR")
+    sub.add_argument("--hard-prompt", metavar="TEXT")
+    sub.add_argument("--force", action="store_true")
+    sub.add_argument("--max-new-tokens", type=int, default=32)
+    sub.add_argument("--stop", default="\n", help="text that ends an answer (default: a line break)")
+    sub.add_argument("text", nargs="+")

@@ -1,0 +1,90 @@
+"""What the subcommands share: options, output, and which arm a command line asks for."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ctplab.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad options are bad input like any other: one line."""
+
+    def error(self, message: str) -> Any:
+        raise InputError(f"{message} (see '{self.prog} --help')")
+
+
+def say(options: argparse.Namespace) -> Callable[[str], None]:
+    """Text for people goes to standard output, or nowhere with --json: only JSON may stand there then."""
+    return (lambda text: None) if options.json else print
+
+
+def finish(options: argparse.Namespace, result: Any) -> None:
+    if options.json:
+        print(json.dumps(result))
+
+
+def load_model(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
+    """(model, tokenizer) on the chosen device."""
+    from ctplab.compress.loading import load
+
+    return load(name, device=options.device, dtype=options.dtype)
+
+
+def seq_len(model: Any, wanted: int, k: int = 0) -> int:
+    from ctplab.models import context_length
+
+    limit = context_length(model)
+    return wanted or min(1024, (limit or 1024 + k) - k)
+
+
+def add_command(commands: Any, run: Callable, about: str) -> argparse.ArgumentParser:
+    """A subcommand named after the function ``run``, with the options that all have."""
+    sub = commands.add_parser(run.__name__, help=about, description=about)
+    sub.set_defaults(run=run)
+    sub.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    return sub
+
+
+def arm_options(sub: argparse.ArgumentParser) -> None:
+    """Options that choose an arm; read by :func:`chosen_arm`."""
+    sub.add_argument("--prompt", metavar="DIR", help="a learned prompt")
+    sub.add_argument("--hard-prompt", metavar="TEXT")
+    sub.add_argument("--control", choices=("bos", "random"))
+    sub.add_argument("--tokens", type=int, default=100, help="rows of the random control")
+    sub.add_argument("--force", action="store_true", help="use a prompt of unknown origin")
+
+
+def manifest_of(model: str) -> dict[str, Any]:
+    from ctplab.compress import checkpoint
+    from ctplab.models import resolve
+
+    folder = Path(resolve(model))
+    return checkpoint.read_manifest(folder) if (folder / checkpoint.MANIFEST).exists() else {}
+
+
+def chosen_arm(options: argparse.Namespace, model: Any, tokenizer: Any):
+    """The arm that --prompt, --hard-prompt or --control asks for."""
+    from ctplab.prompts import files, prefix
+    from ctplab.prompts.kv import Arm
+
+    if sum(x is not None for x in (options.prompt, options.hard_prompt, options.control)) > 1:
+        raise InputError("give one of --prompt, --hard-prompt and --control")
+    if options.hard_prompt is not None:
+        return Arm("hard", model, prefix.hard(model, tokenizer, options.hard_prompt))
+    if options.control == "bos":
+        return Arm("bos", model, prefix.bos(model, tokenizer))
+    if options.control == "random":
+        return Arm("random", model, prefix.random_rows(model, options.tokens, options.seed))
+    if options.prompt is not None:
+        saved = files.load(options.prompt)
+        for note in files.attach(saved, model, tokenizer, force=options.force):
+            print(f"ctplab: {note}", file=sys.stderr)
+        return Arm("soft", model, saved.prefix)
+    return Arm("full" if not manifest_of(options.model) else "compressed", model, prefix.none(model))
