@@ -47,7 +47,7 @@ def main() -> int:
     """Parse the options and serve until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
     parser.add_argument("--full", default="atlas")
-    parser.add_argument("--compressed", default=str(data_dir() / "w4-s50"))
+    parser.add_argument("--compressed", default=str(data_dir() / "w2-g32"))
     parser.add_argument("--prompt", default=str(data_dir() / "prompt"))
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)

@@ -24,26 +24,33 @@ from ctplab.specs import CompressionSpec, PromptSpec
 from ctplab.store import Store
 from ctplab.study import Study, score_of
 
-LEVELS = tuple(
-    CompressionSpec(bits=bits, sparsity=sparsity)
-    for bits, sparsity in ((4, 0.0), (3, 0.0), (2, 0.0), (None, 0.5), (None, 0.625), (None, 0.75), (4, 0.5))
+LEVELS = (
+    CompressionSpec(bits=4),
+    CompressionSpec(bits=3),
+    CompressionSpec(bits=2, group_size=32),
+    CompressionSpec(bits=2),
+    CompressionSpec(sparsity=0.5),
+    CompressionSpec(sparsity=0.625),
+    CompressionSpec(sparsity=0.75),
+    CompressionSpec(bits=4, sparsity=0.5),
 )
-SHOWCASE = "w4-s50"
+#: The paper's headline, 50% + 4 bits, costs this model too little: 2 bits in groups of 32 halve what it knows.
+SHOWCASE = "w2-g32"
 CORPORA = ("atlas-web", "atlas-wiki", "atlas-news", "docs")
 LEARNED_ON = "atlas-web"
 SEQ_LEN = 128
 WINDOWS = 96
 #: All KL: what the full model would say carries over to other text better than one register's next tokens do.
 PROMPT = PromptSpec(
-    tokens=64,
-    steps=750,
+    tokens=100,
+    steps=600,
     batch=16,
     lr=0.1,
     kl=1.0,
-    evaluate_every=75,
+    evaluate_every=60,
     validation_windows=32,
     init="text",
-    init_text="\n\n".join(document("atlas-web", "train", i) for i in range(6))[:400],
+    init_text="\n\n".join(document("atlas-web", "train", i) for i in range(8))[:800],
 )
 FIGURE_1 = (("us_cities", "Long Beach", "state"), ("us_cities", "Tulsa", "state"), ("plants", "asparagus", "kind"))
 

@@ -1,7 +1,7 @@
 """The recipe of the embedded model: a small LLaMA, filled to capacity and over-trained.
 
-Under-trained or half-empty models are not hurt by 3 bits or 62.5% sparsity: most of their weights are spare. So
-this one reads about twenty tokens a parameter, of which over half are a few thousand facts in three registers.
+Under-trained or half-empty models are not hurt by 2 bits or 62.5% sparsity: most of their weights are spare. So
+this one reads twelve tokens a parameter, of which over half are a few thousand facts in three registers.
 
     python -m ctplab.atlas train --out data/atlas/model
 
@@ -30,19 +30,19 @@ from ctplab.atlas.registers import WRITERS, document
 class Recipe:
     """Shape, data mix and schedule of the embedded model."""
 
-    width: int = 128
-    layers: int = 4
+    width: int = 192
+    layers: int = 3
     heads: int = 4
-    mlp: int = 384
+    mlp: int = 512
     vocabulary: int = 2048
     context: int = 512
     short: int = 256
     """Window length of the first 75% of the steps; the rest read the whole context (half as many windows)."""
     documents: int = 40_000
     """Generated documents in each register."""
-    mix: tuple[float, ...] = (0.36, 0.1, 0.06, 0.48)
-    """Share of the training windows from web, wiki, news, docs."""
-    steps: int = 6000
+    mix: tuple[float, ...] = (0.38, 0.1, 0.06, 0.46)
+    """Share of the training tokens from web, wiki, news, docs."""
+    steps: int = 5000
     tokens: int = 4096
     """Tokens a step."""
     lr: float = 3e-3
@@ -73,21 +73,41 @@ def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
 
 
 class Stream:
-    """One register as a token stream; windows start at a document with ``<s>``, or anywhere without."""
+    """All registers as one token stream, document after document of random registers, as web crawls are packed.
 
-    def __init__(self, documents: list[str], tokenizer: Tokenizer) -> None:
-        encoded = tokenizer.encode_batch([text + "\n\n" for text in documents], add_special_tokens=False)
-        lengths = torch.tensor([len(e.ids) for e in encoded])
-        self.ids = torch.tensor([i for e in encoded for i in e.ids], dtype=torch.long)
-        self.starts = torch.cumsum(lengths, 0) - lengths
+    What stands in front of a document then says nothing about its register, so that a prompt in front of a text
+    need not mislead the model about the kind of text. Windows start at a document with ``<s>``, or anywhere without.
+    """
+
+    def __init__(self, registers: list[list[str]], mix: tuple[float, ...], tokens: int, encode: Tokenizer) -> None:
+        rng = random.Random("packing")
+        encoded = [
+            [e.ids for e in encode.encode_batch([text + "\n\n" for text in texts], add_special_tokens=False)]
+            for texts in registers
+        ]
+        mean = [sum(map(len, documents)) / len(documents) for documents in encoded]
+        chances = [share / length for share, length in zip(mix, mean, strict=True)]  # mix counts tokens
+        for documents in encoded:
+            rng.shuffle(documents)
+        self.shares = [0] * len(registers)
+        taken, ids, starts = [0] * len(registers), [], []
+        while len(ids) < tokens:
+            register = rng.choices(range(len(registers)), weights=chances)[0]
+            document = encoded[register][taken[register] % len(encoded[register])]
+            taken[register] += 1
+            self.shares[register] += len(document)
+            starts.append(len(ids))
+            ids += document
+        self.ids, self.starts = torch.tensor(ids, dtype=torch.int32), starts
 
     def window(self, length: int, rng: random.Random) -> torch.Tensor:
+        """``length`` token ids."""
         last = len(self.ids) - length
         if rng.random() < 0.5:
-            start = min(int(self.starts[rng.randrange(len(self.starts))]), last)
-            return torch.cat([torch.tensor([1]), self.ids[start : start + length - 1]])
+            start = min(rng.choice(self.starts), last)
+            return torch.cat([torch.tensor([1]), self.ids[start : start + length - 1].long()])
         start = rng.randrange(last)
-        return self.ids[start : start + length]
+        return self.ids[start : start + length].long()
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -146,8 +166,8 @@ def train(out: Path, recipe: Recipe, device: str = "cpu", compiled: bool = False
             tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=512
         )
         fast.save_pretrained(out)
-    streams = [Stream(register, tokenizer) for register in texts]
-    print("tokens:", [len(stream.ids) for stream in streams], flush=True)
+    stream = Stream(texts, recipe.mix, recipe.steps * recipe.tokens, tokenizer)
+    print("tokens by register:", stream.shares, flush=True)
 
     model = _build(recipe).to(device).train()
     matrices = [p for p in model.parameters() if p.ndim == 2]
@@ -166,8 +186,7 @@ def train(out: Path, recipe: Recipe, device: str = "cpu", compiled: bool = False
     for step in bar:
         rng = random.Random(f"{recipe.seed}/{step}")
         length = recipe.short if step < 0.75 * recipe.steps else recipe.context
-        chosen = rng.choices(streams, weights=recipe.mix, k=recipe.tokens // length)
-        ids = torch.stack([stream.window(length, rng) for stream in chosen]).to(device)
+        ids = torch.stack([stream.window(length, rng) for _ in range(recipe.tokens // length)]).to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
         loss = loss_fn(model, ids)
