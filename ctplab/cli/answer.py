@@ -1,11 +1,10 @@
 """``generate`` and ``compare``: what arms answer."""
 
 import argparse
-import sys
 from dataclasses import asdict
 from typing import Any
 
-from ctplab.cli.shared import add_command, arm_options, chosen_arm, finish, load_model, say
+from ctplab.cli.shared import add_command, arm_options, attach, chosen_arm, finish, load_model, say
 
 
 def sampler(options: argparse.Namespace) -> Any:
@@ -40,6 +39,7 @@ def generate(options: argparse.Namespace) -> None:
 def compare(options: argparse.Namespace) -> None:
     from ctplab.prompts import files, prefix
     from ctplab.prompts.generate import generate
+    from ctplab.prompts.hard import wording
     from ctplab.prompts.kv import arms
 
     full, tokenizer = load_model(options, options.full)
@@ -47,10 +47,9 @@ def compare(options: argparse.Namespace) -> None:
     soft = None
     if options.prompt is not None:
         saved = files.load(options.prompt)
-        for note in files.attach(saved, small, tokenizer, force=options.force):
-            print(f"ctplab: {note}", file=sys.stderr)
+        attach(options, options.compressed, saved, small, tokenizer)
         soft = saved.prefix
-    hard = prefix.hard(small, tokenizer, options.hard_prompt or prefix.PAPER_HARD_PROMPT)
+    hard = prefix.hard(small, tokenizer, wording(options.hard_prompt))
     settings: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "stop": options.stop}
     settings["sampler"] = sampler(options)
     result = []
@@ -78,7 +77,9 @@ def register(commands: Any) -> None:
     sub.add_argument("--full", required=True, metavar="MODEL")
     sub.add_argument("--compressed", required=True, metavar="MODEL")
     sub.add_argument("--prompt", metavar="DIR")
-    sub.add_argument("--hard-prompt", metavar="TEXT")
+    sub.add_argument(
+        "--hard-prompt", default="paper", metavar="TEXT", help="words, or a preset: paper, pruned, quantized"
+    )
     sub.add_argument("--force", action="store_true")
     sub.add_argument("--max-new-tokens", type=int, default=32)
     sampler_options(sub)

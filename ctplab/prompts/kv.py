@@ -62,7 +62,9 @@ def compile_rows(model: Model, rows: Tensor) -> KV:
     kv = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
     window = min(keys.shape[2] for keys, _ in kv) + 1
     if window <= rows.shape[0]:  # the first rows are gone already, and the positions behind them would be wrong
-        raise InputError(f"{rows.shape[0]} prompt rows, but this model attends to the last {window} positions only")
+        raise InputError(
+            f"{rows.shape[0]} prompt rows, but this model attends to {window} positions only: use fewer rows"
+        )
     return kv
 
 
