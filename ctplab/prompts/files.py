@@ -173,14 +173,14 @@ def attach(
     origin = info.get("base") or "a model that it does not name"
     this = getattr(model.config, "name_or_path", "") or type(model).__name__
     width = embeddings(model).shape[1]
-    if info["width"] != width:
-        raise InputError(
-            f"this prompt was made for {origin}, whose embeddings have width {info['width']}; those of {this} have "
-            f"{width}: it fits models of its own width only"
-        )
     if isinstance(prompt.prefix, KVPrefix):
         with torch.no_grad():
             compile_prefix(model, prompt.prefix)  # refuses other layers or heads
+    elif prompt.prefix.rows.shape[1] != width:
+        raise InputError(
+            f"this prompt has width {prompt.prefix.rows.shape[1]}, the model {width}: it was made for {origin}, and "
+            f"this is {this}"
+        )
     known = info.get("tokenizer_fingerprint"), info.get("base_fingerprint")
     if None in known:
         if not force:
