@@ -8,6 +8,7 @@ paper       ``best.pth`` of the paper's released code       import only
 """
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,9 @@ def _kind(path: Path) -> str:
 def _read_paper(path: Path) -> tuple[AnyPrefix, None]:
     """``{"model": {"weight": (k, d)}, "optimizer": ...}``, read without running anything from it."""
     try:
-        weight = torch.load(path, map_location="cpu", weights_only=True)["model"]["weight"]
+        with warnings.catch_warnings():  # torch comments on files that are no checkpoints; they are refused below
+            warnings.simplefilter("ignore")
+            weight = torch.load(path, map_location="cpu", weights_only=True)["model"]["weight"]
         return Prefix("soft", weight.detach().float()), None
     except pickle.UnpicklingError:
         raise InputError(f"{path} is no prompt, or holds more than tensors; nothing of it was run") from None

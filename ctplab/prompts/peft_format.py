@@ -79,7 +79,7 @@ _KEYS_AND_VALUES = {"prefix_projection": False, "encoder_hidden_size": None}
 def kind_of(folder: Path) -> str:
     """``peft`` (rows) or ``kv``. Raises InputError where the folder holds another kind of adapter."""
     found = read_json(folder / CONFIG).get("peft_type")
-    if found not in KINDS:
+    if not isinstance(found, str) or found not in KINDS:
         raise InputError(f"{folder} holds a PEFT adapter of type {found}; prompts are {', '.join(KINDS)}")
     return KINDS[found]
 
