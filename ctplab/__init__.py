@@ -12,11 +12,14 @@ from ctplab.corpora import corpus as corpus
 from ctplab.errors import InputError as InputError
 from ctplab.inspect.nearest import cosine_histogram as cosine_histogram
 from ctplab.inspect.nearest import inspect_prompt as inspect_prompt
+from ctplab.measure.candidates import rank as rank_hard_prompts
 from ctplab.measure.perplexity import Score as Score
 from ctplab.measure.perplexity import perplexity as perplexity
 from ctplab.measure.perplexity import window_nll as window_nll
 from ctplab.measure.stats import recovery as recovery
 from ctplab.models import load_tokenizer as load_tokenizer
+from ctplab.prompts.exchange import export_prompt as export_prompt
+from ctplab.prompts.exchange import import_prompt as import_prompt
 from ctplab.prompts.files import attach as attach
 from ctplab.prompts.files import load as load_prompt
 from ctplab.prompts.files import save as save_prompt
@@ -28,6 +31,7 @@ from ctplab.prompts.learn import learn as learn
 from ctplab.prompts.learn import learn_steps as learn_steps
 from ctplab.prompts.prefix import Prefix as Prefix
 from ctplab.prompts.prefix import hard as hard_prompt
+from ctplab.prompts.sampler import Sampler as Sampler
 from ctplab.specs import CompressionSpec as CompressionSpec
 from ctplab.specs import PromptSpec as PromptSpec
 

@@ -122,7 +122,7 @@ def run(
         "soft": Arm("soft", small, saved.prefix),
         "bos": Arm("bos", small, prefix.bos(small, tokenizer)),
         "random": Arm("random", small, prefix.random_rows(small, recipe.tokens, seed + 1)),
-        "init": Arm("init", small, saved.initial),
+        "init": Arm("init", small, saved.rows()[1]),
         "full+soft": Arm("full+soft", full, saved.prefix),
     }
     ten = ten_questions()
@@ -167,8 +167,8 @@ def run(
     say(report.transfer_table(transfer, CORPORA, SHOWCASE))
 
     say("\n6. Inspect: the nearest vocabulary tokens of the first learned rows")
-    rows = inspect_prompt(small, tokenizer, saved.prefix, saved.initial)
-    histogram = cosine_histogram(small, saved.prefix, saved.initial)
+    rows = inspect_prompt(small, tokenizer, *saved.rows())
+    histogram = cosine_histogram(small, *saved.rows())
     say(report.nearest_table(rows[:6], histogram))
 
     result = {

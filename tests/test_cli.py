@@ -57,9 +57,9 @@ def prompt(model, tmp_path_factory):
 
 
 def test_export_json(capsys, model, tmp_path):
-    found = run_json(capsys, "export", model, "--to", "gptq_v2", "--out", tmp_path / "g")
+    found = run_json(capsys, "export", "model", model, "--to", "gptq_v2", "--out", tmp_path / "g")
     assert found["format"] == "gptq_v2" and (tmp_path / "g" / "model.safetensors").stat().st_size == found["bytes"]
-    assert "known are gptq" in refused(capsys, "export", model, "--to", "awq", "--out", tmp_path / "x")
+    assert "known are gptq" in refused(capsys, "export", "model", model, "--to", "awq", "--out", tmp_path / "x")
     assert run_json(capsys, "score", tmp_path / "g", "--windows", "2", "--seq-len", "64")["corpora"]["atlas-web"]["ppl"]
 
 

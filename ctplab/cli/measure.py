@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ctplab.cli.shared import add_command, arm_options, chosen_arm, finish, load_model, say, seq_len
+from ctplab.cli.shared import add_command, arm_options, attach, chosen_arm, finish, load_model, say, seq_len
 from ctplab.errors import InputError
 
 
@@ -45,9 +45,10 @@ def inspect(options: argparse.Namespace) -> None:
 
     saved = files.load(options.prompt)
     model, tokenizer = load_model(options, options.model)
-    files.attach(saved, model, tokenizer, force=options.force)
-    rows = inspect_prompt(model, tokenizer, saved.prefix, saved.initial, top=min(options.top, 10))
-    histogram = cosine_histogram(model, saved.prefix, saved.initial, top=options.top)
+    attach(options, options.model, saved, model, tokenizer)
+    E, initial = saved.rows()
+    rows = inspect_prompt(model, tokenizer, E, initial, top=min(options.top, 10))
+    histogram = cosine_histogram(model, E, initial, top=options.top)
     say(options)(report.nearest_table(rows, histogram))
     tokens = [
         {

@@ -1,4 +1,4 @@
-"""``compress``, ``export`` and ``info``: models and what is on disk."""
+"""``compress``, ``info`` and ``export model``: models and what is on disk."""
 
 import argparse
 import sys
@@ -38,7 +38,7 @@ def compress(options: argparse.Namespace) -> None:
     finish(options, {"out": str(out), **{key: manifest[key] for key in keys}})
 
 
-def export(options: argparse.Namespace) -> None:
+def model(options: argparse.Namespace) -> None:
     from ctplab.compress.gptq_format import export
 
     result = export(Path(options.model), Path(options.out), options.to)
@@ -58,6 +58,14 @@ def info(options: argparse.Namespace) -> None:
     for key, value in result.items():
         say(options)(f"{key}: {value}")
     finish(options, result)
+
+
+def register_export(exports: Any) -> None:
+    """Add ``export model``."""
+    sub = add_command(exports, model, "write a compressed model for other programs")
+    sub.add_argument("model")
+    sub.add_argument("--to", required=True, help="gptq, gptq_v2 or dense (a plain half-precision folder)")
+    sub.add_argument("--out", required=True, metavar="DIR")
 
 
 def register(commands: Any) -> None:
@@ -80,11 +88,6 @@ def register(commands: Any) -> None:
     sub.add_argument("--calibration", default="atlas-web", metavar="CORPUS")
     sub.add_argument("--samples", type=int, default=128)
     sub.add_argument("--seq-len", type=int, default=0, help="tokens a window (default: 1024, or what the model takes)")
-    sub.add_argument("--out", required=True, metavar="DIR")
-
-    sub = add_command(commands, export, "write a compressed model for other programs")
-    sub.add_argument("model")
-    sub.add_argument("--to", required=True, help="gptq, gptq_v2 or dense (a plain half-precision folder)")
     sub.add_argument("--out", required=True, metavar="DIR")
 
     sub = add_command(commands, info, "what a model or prompt folder holds")

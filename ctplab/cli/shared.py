@@ -41,9 +41,15 @@ def seq_len(model: Any, wanted: int, k: int = 0) -> int:
     return wanted or min(1024, (limit or 1024 + k) - k)
 
 
-def add_command(commands: Any, run: Callable, about: str) -> argparse.ArgumentParser:
+def add_group(commands: Any, name: str, about: str) -> Any:
+    """A subcommand that has subcommands of its own."""
+    group = commands.add_parser(name, help=about, description=about)
+    return group.add_subparsers(required=True, metavar="WHAT")
+
+
+def add_command(commands: Any, run: Callable, about: str, name: str | None = None) -> argparse.ArgumentParser:
     """A subcommand named after the function ``run``, with the options that all have."""
-    sub = commands.add_parser(run.__name__, help=about, description=about)
+    sub = commands.add_parser(name or run.__name__, help=about, description=about)
     sub.set_defaults(run=run)
     sub.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
     sub.add_argument("--seed", type=int, default=0)
@@ -55,7 +61,7 @@ def add_command(commands: Any, run: Callable, about: str) -> argparse.ArgumentPa
 def arm_options(sub: argparse.ArgumentParser) -> None:
     """Options that choose an arm; read by :func:`chosen_arm`."""
     sub.add_argument("--prompt", metavar="DIR", help="a learned prompt")
-    sub.add_argument("--hard-prompt", metavar="TEXT")
+    sub.add_argument("--hard-prompt", metavar="TEXT", help="words, or a preset: paper, pruned, quantized")
     sub.add_argument("--control", choices=("bos", "random"))
     sub.add_argument("--tokens", type=int, default=100, help="rows of the random control")
     sub.add_argument("--force", action="store_true", help="use a prompt of unknown origin")
@@ -69,22 +75,31 @@ def manifest_of(model: str) -> dict[str, Any]:
     return checkpoint.read_manifest(folder) if (folder / checkpoint.MANIFEST).exists() else {}
 
 
+def attach(options: argparse.Namespace, name: str, saved: Any, model: Any, tokenizer: Any) -> None:
+    """Check that a prompt fits the model called ``name``, and tell what the user should know."""
+    from ctplab.prompts import files
+
+    notes = files.attach(saved, model, tokenizer, tag=manifest_of(name).get("tag", "full"), force=options.force)
+    for note in notes:
+        print(f"ctplab: {note}", file=sys.stderr)
+
+
 def chosen_arm(options: argparse.Namespace, model: Any, tokenizer: Any):
     """The arm that --prompt, --hard-prompt or --control asks for."""
     from ctplab.prompts import files, prefix
+    from ctplab.prompts.hard import wording
     from ctplab.prompts.kv import Arm
 
     if sum(x is not None for x in (options.prompt, options.hard_prompt, options.control)) > 1:
         raise InputError("give one of --prompt, --hard-prompt and --control")
     if options.hard_prompt is not None:
-        return Arm("hard", model, prefix.hard(model, tokenizer, options.hard_prompt))
+        return Arm("hard", model, prefix.hard(model, tokenizer, wording(options.hard_prompt)))
     if options.control == "bos":
         return Arm("bos", model, prefix.bos(model, tokenizer))
     if options.control == "random":
         return Arm("random", model, prefix.random_rows(model, options.tokens, options.seed))
     if options.prompt is not None:
         saved = files.load(options.prompt)
-        for note in files.attach(saved, model, tokenizer, force=options.force):
-            print(f"ctplab: {note}", file=sys.stderr)
+        attach(options, options.model, saved, model, tokenizer)
         return Arm("soft", model, saved.prefix)
     return Arm("full" if not manifest_of(options.model) else "compressed", model, prefix.none(model))

@@ -1,0 +1,42 @@
+"""``hard``: which hard prompt helps most."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ctplab.cli.shared import add_command, finish, load_model, say, seq_len
+
+
+def hard(options: argparse.Namespace) -> None:
+    from ctplab.corpora import corpus
+    from ctplab.measure.candidates import rank
+    from ctplab.progress import bar
+    from ctplab.prompts.hard import WORDINGS, read_candidates
+
+    texts = read_candidates(Path(options.candidates)) if options.candidates else list(WORDINGS.values())
+    model, tokenizer = load_model(options, options.model)
+    longest = max(len(tokenizer(text)["input_ids"]) for text in texts)
+    length = seq_len(model, options.seq_len, longest)
+    windows = corpus(options.corpus, tokenizer, length).validation.windows[: options.windows or None]
+    kept = Path(options.out) if options.out else None
+    ranked = rank(model, tokenizer, texts, windows, kept=kept, seed=options.seed, progress=bar)
+    tell = say(options)
+    tell(f"nats a token on the validation split of {options.corpus}, and the difference to no prompt [95%]")
+    for candidate in ranked:
+        first = candidate.text.strip().split("\n")[0]
+        tell(f"{candidate.nll:8.4f}  {candidate.difference}  {candidate.k:4d} tokens  {first[:70]}")
+    tell("This was a search: report the winner on a test split, with 'ctplab score --hard-prompt'.")
+    result: dict[str, Any] = {"corpus": options.corpus, "seq_len": length, "windows": len(windows)}
+    finish(options, {**result, "candidates": [asdict(candidate) for candidate in ranked]})
+
+
+def register(commands: Any) -> None:
+    """Add the subcommand of this file."""
+    sub = add_command(commands, hard, "rank hard prompts by validation loss")
+    sub.add_argument("model")
+    sub.add_argument("--candidates", metavar="FILE", help="one a line, or blank lines between (default: the presets)")
+    sub.add_argument("--corpus", default="atlas-web")
+    sub.add_argument("--seq-len", type=int, default=0)
+    sub.add_argument("--windows", type=int, default=0, help="use the first N windows only")
+    sub.add_argument("--out", metavar="FILE", help="keep results as they come; run again to go on")

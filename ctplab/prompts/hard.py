@@ -1,0 +1,37 @@
+"""Hard prompts: the published wordings, and lists of candidates."""
+
+from pathlib import Path
+
+from ctplab.errors import InputError
+from ctplab.prompts.prefix import PAPER_HARD_PROMPT
+
+WORDINGS = {
+    "paper": PAPER_HARD_PROMPT,
+    "pruned": "The weight matrix inside the language model contains errors. Make any necessary adjustments to ensure "
+    "optimal performance.\n",
+    "quantized": "The weight matrix inside the language model has been quantized. Make any necessary adjustments to "
+    "ensure optimal performance.",
+}
+"""``paper``: Figure 1 and section 3.2 of arXiv 2305.11186. ``pruned``, ``quantized``: ``case_study.py`` of its code."""
+
+
+def wording(name: str) -> str:
+    """The preset called ``name``; any other text stands for itself."""
+    return WORDINGS.get(name, name)
+
+
+def read_candidates(path: Path) -> list[str]:
+    """Hard prompts of a text file: separated by blank lines where it has any, else one a line. Presets by name.
+
+    Raises InputError where the file cannot be read or holds none; the same text counts once.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    lines = [line.rstrip() for line in text.split("\n")]
+    blocks = "\n".join(lines).split("\n\n") if "" in lines else lines
+    found = dict.fromkeys(wording(block.strip("\n")) for block in blocks if block.strip())
+    if not found:
+        raise InputError(f"{path} holds no candidates; write one a line")
+    return list(found)
