@@ -1,63 +1,42 @@
-"""``python -m app``: the dashboard on localhost, on the embedded model or on folders of your own."""
+"""``python -m app`` (or ``ctplab app``): the dashboard on localhost."""
 
 import argparse
-import os
 import sys
-from typing import Any
-
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing leaves this machine
-
-import gradio as gr
-
-import ctplab as ctp
-from app import compare, tokens
-from ctplab.atlas.facts import data_dir
-from ctplab.prompts.prefix import PAPER_HARD_PROMPT
+from pathlib import Path
 
 
-def load(full: str, compressed: str, prompt: str) -> dict[str, Any]:
-    """The models and the prompt that the tabs share; a wrong pair is refused in one line."""
-    model, tokenizer = ctp.load(full)
-    small, _ = ctp.load(compressed)
-    saved = ctp.load_prompt(prompt)
-    notes = ctp.attach(saved, small, tokenizer)
-    return {
-        "full": model,
-        "compressed": small,
-        "tokenizer": tokenizer,
-        "soft": saved.prefix,
-        "initial": saved.initial,
-        "card": f"**{full}** against **{compressed.split('/')[-1]}**, prompt of {saved.prefix.k} tokens learned on "
-        f"{saved.info.get('corpus', 'unknown text')}. " + " ".join(notes),
-    }
+def parser() -> argparse.ArgumentParser:
+    """The options; without any, the embedded model with what the lab ships."""
+    found = argparse.ArgumentParser(prog="python -m app", description=__doc__)
+    found.add_argument("--full", default="atlas", metavar="MODEL", help="the uncompressed model")
+    found.add_argument("--compressed", action="append", metavar="MODEL", help="a compressed model (repeatable)")
+    found.add_argument("--prompt", action="append", metavar="DIR", help="a prompt folder (repeatable)")
+    found.add_argument("--runs", default="runs", type=Path, metavar="DIR", help="where results are read and written")
+    found.add_argument("--host", default="127.0.0.1")
+    found.add_argument("--port", type=int, default=7860)
+    return found
 
 
-def build(bench: dict[str, Any]) -> gr.Blocks:
-    """The whole page."""
-    with gr.Blocks(title="ctplab") as page:
-        gr.Markdown(f"# ctplab\n{bench['card']}")
-        with gr.Tab("Compare"):
-            compare.build(bench, PAPER_HARD_PROMPT)
-        with gr.Tab("Prompt tokens"):
-            tokens.build(bench)
-    return page
+def main(arguments: list[str] | None = None) -> int:
+    """Load what the options name and serve until Ctrl-C."""
+    options = parser().parse_args(arguments)
+    from app.bench import Bench, shipped
+    from app.server import serve
+    from ctplab.errors import InputError
 
-
-def main() -> int:
-    """Parse the options and serve until Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
-    parser.add_argument("--full", default="atlas")
-    parser.add_argument("--compressed", default=str(data_dir() / "w4-s50"))
-    parser.add_argument("--prompt", default=str(data_dir() / "prompt"))
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=7860)
-    options = parser.parse_args()
+    model, prompt = shipped() if options.full == "atlas" else (None, None)
     try:
-        page = build(load(options.full, options.compressed, options.prompt))
-    except ctp.InputError as error:
+        bench = Bench(options.runs)
+        for source in [options.full, *(options.compressed or [model])]:
+            if source:
+                bench.load_model(source)
+        for folder in options.prompt or [prompt]:
+            if folder:
+                bench.load_prompt(folder)
+    except InputError as error:
         print(f"ctplab: {error}", file=sys.stderr)
         return 2
-    page.queue(max_size=16).launch(server_name=options.host, server_port=options.port)
+    serve(bench, options.host, options.port)
     return 0
 
 

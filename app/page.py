@@ -1,0 +1,40 @@
+"""The whole page: header and tabs."""
+
+from typing import Any
+
+import gradio as gr
+
+from app import compare, header
+from app.bench import Bench
+from app.tabs import TABS
+
+
+def build(bench: Bench) -> gr.Blocks:
+    """All tabs over one bench."""
+    with gr.Blocks(title="ctplab", analytics_enabled=False) as page:
+        gr.Markdown("# ctplab\nWhat compression costs a language model, and what a soft prompt brings back.")
+        head = header.build(bench)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Compare", id="compare"):
+                restored = compare.build(bench, head)
+            for title, build_tab in TABS.items():
+                with gr.Tab(title, id=title.lower().replace(" ", "-")):
+                    build_tab(bench, head)
+        compare.api(bench)
+        renew = header.choices(bench)
+
+        def opened(request: gr.Request, *now: Any) -> list[Any]:
+            found = compare.restore(dict(request.query_params), list(now))
+            full, compressed, prompt = found[-3:]
+            return [*found[:-3], *renew(
+                full if full in bench.models else "",
+                compressed if compressed in bench.models else "",
+                prompt if prompt in bench.prompts else "",
+            )]  # fmt: skip
+
+        def closed(request: gr.Request) -> None:
+            bench.stop(str(request.session_hash))
+
+        page.load(opened, restored, restored, show_progress="hidden", queue=False, api_visibility="private")
+        page.unload(closed)
+    return page
