@@ -1,8 +1,13 @@
-"""Generation behind a compiled prefix: batches, streams, and a lean greedy loop for thousands of questions."""
+"""Generation behind a compiled prefix: batches, streams, and a lean greedy loop for thousands of questions.
+
+All of it runs through transformers' own ``generate`` (the lean loop is tested against it): the prefix is a cache that
+is already full, the mask covers prefix and text, and the text's ids stay ids, so penalties see them.
+"""
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Any
@@ -11,8 +16,10 @@ import torch
 from torch import Tensor
 
 from ctplab.errors import InputError
-from ctplab.models import Tokenizer, check_context, embeddings
-from ctplab.prompts.kv import Arm, compile_prefix, expand
+from ctplab.models import Model, Tokenizer, check_context, embeddings
+from ctplab.prompts.compiled import compiled
+from ctplab.prompts.kv import Arm, expand
+from ctplab.prompts.sampler import GREEDY, Sampler, processors
 
 
 @dataclass(frozen=True)
@@ -25,30 +32,43 @@ class Answer:
     """Wall time of the batch it came from."""
 
 
+def _pad(tokenizer: Tokenizer) -> int:
+    """Any id will do where the mask is 0; the end token where there is no padding token."""
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
 def _encode(arm: Arm, tokenizer: Tokenizer, texts: list[str]) -> dict[str, Tensor]:
     """Left-padded ids and mask. Behind a prefix a text starts as in training: without a start token of its own."""
-    if any(not text.strip() for text in texts):
+    if not texts or any(not text.strip() for text in texts):
         raise InputError("the text is empty; give at least one word")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    rows = [tokenizer(text, add_special_tokens=arm.prefix.k == 0)["input_ids"] for text in texts]
+    rows = [tokenizer(text, add_special_tokens=arm.prefix.k == 0, verbose=False)["input_ids"] for text in texts]
     length = max(map(len, rows))
-    ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows])
+    ids = torch.tensor([[_pad(tokenizer)] * (length - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
     device = embeddings(arm.model).device
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
-def _settings(arm: Arm, tokenizer: Tokenizer, inputs: dict[str, Tensor], max_new_tokens: int, stop: str | None) -> dict:
+def _settings(
+    arm: Arm, tokenizer: Tokenizer, texts: list[str], max_new_tokens: int, sampler: Sampler, stop: str | None
+) -> dict[str, Any]:
+    """Arguments of ``generate``. Raises InputError for empty texts and where prefix, text and answer do not fit."""
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    inputs = _encode(arm, tokenizer, texts)
     check_context(arm.model, arm.prefix.k, inputs["input_ids"].shape[1] + max_new_tokens)
-    with torch.no_grad():
-        kv = compile_prefix(arm.model, arm.prefix)
-    batch = len(inputs["input_ids"])
-    settings: dict[str, Any] = dict(inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id or 0)
+    settings: dict[str, Any] = {
+        **inputs,
+        "max_new_tokens": max_new_tokens,
+        "pad_token_id": _pad(tokenizer),
+        "do_sample": False,  # the sampler's own processors leave one token to choose
+        "logits_processor": processors(sampler, inputs["attention_mask"]),
+    }
     if stop is not None:
         settings |= {"stop_strings": [stop], "tokenizer": tokenizer}
-    cache = expand(arm.model, kv, batch)
+    cache = expand(arm.model, compiled(arm), len(texts))
     if cache is not None:
-        prefix = inputs["attention_mask"].new_ones(batch, arm.prefix.k)
+        prefix = inputs["attention_mask"].new_ones(len(texts), arm.prefix.k)
         settings["attention_mask"] = torch.cat([prefix, inputs["attention_mask"]], 1)
         settings["past_key_values"] = cache
     return settings
@@ -61,44 +81,69 @@ def generate(
     texts: list[str],
     *,
     max_new_tokens: int = 32,
-    temperature: float = 0.0,
-    seed: int = 0,
+    sampler: Sampler = GREEDY,
     stop: str | None = None,
 ) -> list[Answer]:
-    """Continue every text, greedily or at a temperature. Raises InputError for empty texts and full contexts."""
-    inputs = _encode(arm, tokenizer, texts)
-    settings = _settings(arm, tokenizer, inputs, max_new_tokens, stop)
-    sample = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    torch.manual_seed(seed)
+    """Continue every text, up to ``stop`` if given. Raises InputError for empty texts and full contexts."""
+    settings = _settings(arm, tokenizer, texts, max_new_tokens, sampler, stop)
     began = time.perf_counter()
-    out = arm.model.generate(**settings, **sample)
+    out = arm.model.generate(**settings)
     seconds = time.perf_counter() - began
     answers = []
-    for row in out[:, inputs["input_ids"].shape[1] :]:
+    for row in out[:, settings["input_ids"].shape[1] :]:
         text = tokenizer.decode(row, skip_special_tokens=True)
-        kept = text.split(stop)[0] if stop else text
-        answers.append(Answer(kept, int((row != (tokenizer.pad_token_id or 0)).sum()), seconds))
+        answers.append(Answer(text.split(stop)[0] if stop else text, _length(row, _pad(tokenizer)), seconds))
     return answers
 
 
-def stream(arm: Arm, tokenizer: Tokenizer, text: str, *, max_new_tokens: int = 64) -> Iterator[str]:
-    """Pieces of one greedy answer as they are made. Closing the iterator stops the model at its next token."""
+def _length(row: Tensor, pad: int) -> int:
+    """Tokens generated in ``row``, an end token not counted: what follows is padding."""
+    kept = (row != pad).nonzero()
+    return int(kept[-1]) + 1 if len(kept) else 0
+
+
+def stream(
+    arm: Arm,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    max_new_tokens: int = 64,
+    sampler: Sampler = GREEDY,
+    stop: str | None = None,
+    on_token: Callable[[], None] | None = None,
+) -> Generator[str, None, None]:
+    """Pieces of one answer as they are made; joined, they are what ``generate`` gives for this text alone.
+
+    The model works in a thread of its own, which starts with the first piece asked for; several streams may run at
+    once, also on one model. ``on_token`` is called in that thread after every token (to count, to time). Closing the
+    iterator stops the model at its next token and returns when it has stopped. Bad input raises InputError here, not
+    at the first piece.
+    """
+    settings = _settings(arm, tokenizer, [text], max_new_tokens, sampler, stop)
+    pieces = _pieces(arm.model, tokenizer, settings, on_token)
+    return pieces if stop is None else _until(pieces, stop)
+
+
+def _pieces(
+    model: Model, tokenizer: Tokenizer, settings: dict[str, Any], on_token: Callable[[], None] | None
+) -> Generator[str, None, None]:
     from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-    stop = Event()
+    closed = Event()
     failure: list[Exception] = []
 
-    class Stopped(StoppingCriteria):
+    class Closed(StoppingCriteria):  # asked after every token
         def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-            return torch.full((len(input_ids),), stop.is_set(), device=input_ids.device)
+            if on_token is not None:
+                on_token()
+            return torch.full((len(input_ids),), closed.is_set(), device=input_ids.device)
 
-    settings = _settings(arm, tokenizer, _encode(arm, tokenizer, [text]), max_new_tokens, None)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    settings |= {"streamer": streamer, "do_sample": False, "stopping_criteria": StoppingCriteriaList([Stopped()])}
+    settings |= {"streamer": streamer, "stopping_criteria": StoppingCriteriaList([Closed()])}
 
     def work() -> None:
         try:
-            arm.model.generate(**settings)
+            model.generate(**settings)
         except Exception as error:  # handed to the reader: a thread that dies silently would leave it waiting
             failure.append(error)
             streamer.end()
@@ -108,10 +153,25 @@ def stream(arm: Arm, tokenizer: Tokenizer, text: str, *, max_new_tokens: int = 6
     try:
         yield from streamer
     finally:
-        stop.set()
+        closed.set()
         worker.join()
     if failure:
         raise failure[0]
+
+
+def _until(pieces: Generator[str, None, None], stop: str) -> Generator[str, None, None]:
+    """``pieces`` up to ``stop``, which may begin in one piece and end in the next; closes ``pieces`` then."""
+    held = ""
+    with closing(pieces):
+        for piece in pieces:
+            before, found, _ = (held + piece).partition(stop)
+            if found:
+                yield before
+                return
+            tail = next((n for n in range(len(stop) - 1, 0, -1) if before.endswith(stop[:n])), 0)  # may be its start
+            yield before[: len(before) - tail]
+            held = before[len(before) - tail :]
+        yield held
 
 
 @torch.no_grad()
@@ -121,8 +181,7 @@ def greedy(arm: Arm, ids: Tensor, mask: Tensor, steps: int, stop_id: int | None 
     Tested to give what ``generate`` gives. Positions come from the mask, as ``generate`` derives them.
     """
     model, k = arm.model, arm.prefix.k
-    kv = compile_prefix(model, arm.prefix)
-    cache = expand(model, kv, len(ids))
+    cache = expand(model, compiled(arm), len(ids))
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     full = torch.cat([mask.new_ones(len(ids), k), mask], 1)
     new, current = [], ids

@@ -51,12 +51,19 @@ def check_width(model: Model, prefix: Prefix) -> None:
 
 
 def compile_rows(model: Model, rows: Tensor) -> KV:
-    """Keys and values of ``rows`` (k, d) in every layer. Differentiable in ``rows``. Empty for k = 0."""
+    """Keys and values of ``rows`` (k, d) in every layer. Differentiable in ``rows``. Empty for k = 0.
+
+    Raises InputError where a sliding attention window is too short for the rows.
+    """
     if rows.shape[0] == 0:
         return []
     table = embeddings(model)
     out = model(inputs_embeds=rows.to(table.device, table.dtype)[None], use_cache=True, logits_to_keep=1)
-    return [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+    kv = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+    window = min(keys.shape[2] for keys, _ in kv) + 1
+    if window <= rows.shape[0]:  # the first rows are gone already, and the positions behind them would be wrong
+        raise InputError(f"{rows.shape[0]} prompt rows, but this model attends to the last {window} positions only")
+    return kv
 
 
 def compile_prefix(model: Model, prefix: AnyPrefix) -> KV:
