@@ -1,9 +1,10 @@
 """The answers of several arms in lockstep: one token of each arm in turn, as records that a page or a client shows."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
-from threading import Event, Semaphore
+from functools import cache
+from threading import Event
 from typing import Any
 
 import ctplab as ctp
@@ -57,54 +58,51 @@ class Record:
         return (self.tokens - 1) / later if self.tokens > 1 and later > 0 else None
 
 
+@cache
+def _wordings() -> dict[str, list[Question]]:
+    found: dict[str, list[Question]] = {}
+    for question in all_questions():
+        for wording in question.asked:
+            found.setdefault(wording, []).append(question)
+    return found
+
+
 def known_answers(question: str) -> list[Question]:
     """The embedded world's questions with this wording."""
-    return [known for known in all_questions() if question.strip() in known.asked]
+    return _wordings().get(question.strip(), [])
 
 
-class Paced:
-    """One arm's stream, at the page's pace: after a token the model waits until the next one is asked for.
+def _start(bench: Bench, chosen: Chosen, request: Request, record: Record) -> Generator[str]:
+    """The answer of one arm, a piece a token. Raises InputError where the arm cannot run."""
+    arm, loaded = bench.arm(record.arm, chosen, request.hard_prompt, request.seed)
+    record.model, record.bytes = loaded.name, int(loaded.about.get("bytes", 0))
 
-    So all arms advance together, each is timed alone, and Stop leaves nothing running.
-    """
-
-    def __init__(self, bench: Bench, chosen: Chosen, request: Request, record: Record) -> None:
-        """Raises InputError where the arm cannot run."""
-        arm, loaded = bench.arm(record.arm, chosen, request.hard_prompt, request.seed)
-        record.model, record.bytes = loaded.name, int(loaded.about.get("bytes", 0))
-        self.bench, self.record, self.one_line = bench, record, request.ask
-        self.asked = Semaphore(0)
-        text = FORM.format(question=request.question.strip()) if request.ask else request.question
-        sampler = Sampler(request.temperature, request.top_p, request.repetition_penalty, request.seed)
-        length = request.max_new_tokens
-        self.pieces = bench.stream(
-            arm, loaded.tokenizer, text, max_new_tokens=length, sampler=sampler, on_token=self.asked.acquire
-        )
-
-    def advance(self) -> bool:
-        """One more token; False where the answer is complete."""
-        record = self.record
-        with self.bench.turns.turn():
-            began = time.perf_counter()
-            if record.tokens:
-                self.asked.release()
-            piece = next(self.pieces, None)
-            record.seconds += time.perf_counter() - began
-        if piece is None:
-            return False
-        self.bench.tokens += 1
+    def count() -> None:
+        bench.tokens += 1
         record.tokens += 1
-        record.text += piece
-        record.first = record.seconds if record.first is None else record.first
-        if self.one_line and "\n" in record.text.strip():
-            record.text = record.text.strip().split("\n")[0]
-            return False
-        return True
 
-    def close(self) -> None:
-        """Stop the model."""
-        self.asked.release(1000)  # more than any model has tokens left before it sees that it was stopped
-        self.pieces.close()
+    return bench.stream(
+        arm,
+        loaded.tokenizer,
+        FORM.format(question=request.question.strip()) if request.ask else request.question,
+        max_new_tokens=request.max_new_tokens,
+        sampler=Sampler(request.temperature, request.top_p, request.repetition_penalty, request.seed),
+        stop="\n" if request.ask else None,
+        on_token=count,
+    )
+
+
+def _advance(bench: Bench, record: Record, pieces: Generator[str]) -> bool:
+    """One more token of one arm; False where its answer is complete."""
+    with bench.turns.turn():
+        began = time.perf_counter()
+        piece = next(pieces, None)
+        record.seconds += time.perf_counter() - began
+    if piece is None:
+        return False
+    record.text += piece
+    record.first = record.seconds if record.first is None else record.first
+    return True
 
 
 def answer(bench: Bench, chosen: Chosen, request: Request, stop: Event, period: float = PERIOD) -> Iterator[list[dict]]:
@@ -119,16 +117,16 @@ def answer(bench: Bench, chosen: Chosen, request: Request, stop: Event, period: 
         raise ctp.InputError("Tick at least one arm.")
     known = known_answers(request.question) if request.ask else []
     records = [Record(name, known=known[0].answer if known else "") for name in request.arms]
-    streams: dict[int, Paced] = {}
+    streams: dict[int, Generator[str]] = {}
     shown = time.perf_counter()
     try:
+        yield snapshot(records)
         for i, record in enumerate(records):
             try:
-                streams[i] = Paced(bench, chosen, request, record)
+                streams[i] = _start(bench, chosen, request, record)
                 record.state = "running"
             except ctp.InputError as error:
                 record.state, record.error = "failed", str(error)
-        yield snapshot(records)
         while streams and not stop.is_set():
             news = False
             for i in list(streams):
@@ -136,7 +134,7 @@ def answer(bench: Bench, chosen: Chosen, request: Request, stop: Event, period: 
                     break
                 record, before = records[i], records[i].first
                 try:
-                    more = streams[i].advance()
+                    more = _advance(bench, record, streams[i])
                 except ctp.InputError as error:
                     record.state, record.error, more = "failed", str(error), False
                 if not more:

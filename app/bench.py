@@ -4,20 +4,21 @@ Sessions hold names only (:class:`Chosen`); models and prompts live here, once f
 reached through ctplab's public API, so nothing below knows what a tensor is.
 """
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 from typing import Any
 
 import ctplab as ctp
+from app.jobs import Jobs
+from app.turns import Turns
 from ctplab.atlas.facts import data_dir
 from ctplab.compress.checkpoint import MANIFEST, describe
 from ctplab.models import base_fingerprint, resolve, tokenizer_fingerprint
 from ctplab.prompts import prefix
 from ctplab.prompts.files import SavedPrompt
+from ctplab.prompts.steps import steps
 from ctplab.store import Store
 
 #: Arm -> what it is, in the words of the page.
@@ -32,6 +33,11 @@ ARMS = {
     "full+soft": "control: uncompressed, behind the learned prompt",
 }
 USUAL_ARMS = ("full", "compressed", "hard", "soft")
+
+#: Options of events that use the device: one at a time, the others wait in the queue and see their place.
+DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
+#: Options of events that only the page itself calls.
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 
 @dataclass(frozen=True)
@@ -59,61 +65,37 @@ class Chosen:
     prompt: str
 
 
-class Turns:
-    """A lock that is handed on in the order of asking: a long job and a question take turns on the device."""
-
-    def __init__(self) -> None:
-        self._guard = Lock()
-        self._waiting: deque[Event] = deque()
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Hold the device; others follow in the order in which they asked."""
-        mine = Event()
-        with self._guard:
-            self._waiting.append(mine)
-            if self._waiting[0] is mine:
-                mine.set()
-        mine.wait()
-        try:
-            yield
-        finally:
-            with self._guard:
-                self._waiting.popleft()
-                if self._waiting:
-                    self._waiting[0].set()
-
-
 class Bench:
     """The server's models, prompts and runs."""
 
-    def __init__(self, runs: Path, stream: Callable[..., Generator[str]] = ctp.stream) -> None:
+    def __init__(self, runs: Path, stream: Callable[..., Generator[str]] = steps) -> None:
         self.runs = runs
         self.stream = stream
-        """``ctplab.stream``, or a fake one in tests that measure time."""
+        """The model, or a fake one in tests that measure time."""
         self.turns = Turns()
         self.tokens = 0
         """Tokens generated since the server began; shown by ``/healthz``."""
         self.models: dict[str, Loaded] = {}
         self.prompts: dict[str, tuple[str, SavedPrompt]] = {}
+        self.jobs = Jobs(self.turns)
         self._stops: dict[str, Event] = {}
 
     # Models and prompts
 
-    def load_model(self, source: str) -> str:
-        """Load a folder or hub id and return its name here. Raises InputError in one line."""
+    def load_model(self, source: str, again: bool = False) -> str:
+        """Load a folder or hub id (``again``: it was written anew) and return its name here. Raises InputError."""
         source = source.strip()
         if not source:
             raise ctp.InputError("give a model folder, a hub id, or 'atlas'")
         for loaded in self.models.values():
-            if loaded.source == source:
+            if loaded.source == source and not again:
                 return loaded.name
         with self.turns.turn():
             model, tokenizer = ctp.load(source)
         folder = Path(resolve(source))
         about = describe(source) if folder.is_dir() else {"base": source}
         short = source if source == "atlas" or not folder.is_dir() else folder.resolve().name
-        name = short if short not in self.models else source
+        name = short if short not in self.models or self.models[short].source == source else source
         self.models[name] = Loaded(name, source, model, tokenizer, about)
         return name
 
@@ -177,6 +159,16 @@ class Bench:
         if learned_on and learned_on != small.tag and not found:
             found = [f"learned on {learned_on}, used here on {small.tag}: a transfer"]
         return True, notes + found
+
+    def fitting(self, chosen: Chosen) -> tuple[Loaded, SavedPrompt]:
+        """The compressed model and the prompt. Raises InputError where they do not fit."""
+        if not chosen.prompt:
+            raise ctp.InputError("no prompt is loaded: load one above, or learn one in the tab Train")
+        small, saved = self.model(chosen.compressed), self.prompt(chosen.prompt)
+        ctp.attach(saved, small.model, small.tokenizer)
+        if not hasattr(saved.prefix, "rows"):
+            raise ctp.InputError(f"{chosen.prompt} is keys and values: it has no rows that could be compared with tokens")
+        return small, saved
 
     def arm(self, name: str, chosen: Chosen, hard_prompt: str, seed: int) -> tuple[ctp.Arm, Loaded]:
         """The arm called ``name`` with the model it runs on. Raises InputError where it cannot be made."""

@@ -9,7 +9,7 @@ import gradio as gr
 
 from app import views
 from app.answers import Request, answer
-from app.bench import ARMS, USUAL_ARMS, Bench, Chosen
+from app.bench import ARMS, DEVICE, PRIVATE, USUAL_ARMS, Bench, Chosen
 from app.header import Header
 from app.toast import plain_errors
 from ctplab.atlas.questions import FORM
@@ -25,7 +25,6 @@ EXAMPLES = [
 ]
 TEXT, DIFFERENCE, SURPRISAL, KL = "Text", "Difference from full", "Surprisal", "KL to full"
 VIEWS = (TEXT, DIFFERENCE, SURPRISAL, KL)
-DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
 DOWNLOAD = """(file) => {
   if (!file || !file.name) return;
   const link = document.createElement("a");
@@ -38,7 +37,7 @@ DOWNLOAD = """(file) => {
 def download(button: gr.Button, write: Any, inputs: list[Any]) -> None:
     """Let ``button`` save what ``write(*inputs)`` gives: {"name", "type", "text"}. No file is left on the server."""
     file = gr.JSON(visible="hidden")
-    button.click(write, inputs, file, api_visibility="private", show_progress="hidden").success(None, file, js=DOWNLOAD)
+    button.click(write, inputs, file, show_progress="hidden", **PRIVATE).success(None, file, js=DOWNLOAD, **PRIVATE)
 
 
 def api(bench: Bench) -> None:
@@ -257,28 +256,27 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
             raise gr.Error("Nothing to download yet: generate first.")
         return {"name": "answers.md", "type": "text/markdown", "text": views.markdown(asked, records)}
 
-    private: dict[str, Any] = {"api_visibility": "private"}
     look_inputs = [view, of, answers, asked, *header.chosen, *settings]
     look_outputs = [cards, differences, lens_box, *changed, *lit, of, seen, table]
     running = go.click(
         generate, [*header.chosen, *settings], [cards, answers, asked, differences, lens_box], show_progress="minimal",
-        show_progress_on=[cards], **DEVICE, **private,
+        show_progress_on=[cards], **DEVICE, **PRIVATE,
     )  # fmt: skip
-    running.then(show, look_inputs, look_outputs, show_progress="hidden", **DEVICE, **private)
-    view.input(show, look_inputs, look_outputs, show_progress="hidden", **DEVICE, **private)
-    of.input(show, look_inputs, look_outputs, show_progress="hidden", **DEVICE, **private)
+    running.then(show, look_inputs, look_outputs, show_progress="hidden", **DEVICE, **PRIVATE)
+    view.input(show, look_inputs, look_outputs, show_progress="hidden", **DEVICE, **PRIVATE)
+    of.input(show, look_inputs, look_outputs, show_progress="hidden", **DEVICE, **PRIVATE)
     for strip in lit:
-        strip.select(pick, seen, table, queue=False, show_progress="hidden", **private)
-    stop.click(stopped, None, None, queue=False, **private)
+        strip.select(pick, seen, table, queue=False, show_progress="hidden", **PRIVATE)
+    stop.click(stopped, None, None, queue=False, **PRIVATE)
     clear.click(
-        cleared, arms, [question, cards, answers, asked, view, link], queue=False, show_progress="hidden", **private
-    ).then(show, look_inputs, look_outputs, show_progress="hidden", queue=False, **private)
+        cleared, arms, [question, cards, answers, asked, view, link], queue=False, show_progress="hidden", **PRIVATE
+    ).then(show, look_inputs, look_outputs, show_progress="hidden", queue=False, **PRIVATE)
     arms.input(
         lambda arms, records: gr.skip() if records else views.waiting(arms), [arms, answers], cards, queue=False,
-        show_progress="hidden", **private,
+        show_progress="hidden", **PRIVATE,
     )  # fmt: skip
-    share.click(shared, [*header.chosen, *settings], link, queue=False, **private).then(
-        None, link, link, js="(query) => location.origin + location.pathname + query", **private
+    share.click(shared, [*header.chosen, *settings], link, queue=False, **PRIVATE).then(
+        None, link, link, js="(query) => location.origin + location.pathname + query", **PRIVATE
     )
     download(as_jsonl, jsonl, [answers, asked])
     download(as_markdown, as_table, [answers, asked])

@@ -1,13 +1,12 @@
 """The header: model card, prompt with its compatibility badge, device and seed; and loading more of each."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import gradio as gr
 
-from app.bench import Bench, Chosen, Loaded
+from app.bench import DEVICE, PRIVATE, Bench, Chosen, Loaded
 from app.toast import plain_errors
 from app.views import size
 
@@ -106,24 +105,18 @@ def build(bench: Bench) -> Header:
         with plain_errors():
             return gr.update(choices=list(bench.prompts), value=bench.load_prompt(folder))
 
-    private: dict[str, Any] = {"api_visibility": "private"}
     for component in header.chosen:
-        component.change(redraw, header.chosen, box, show_progress="hidden", queue=False, **private)
-    device: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
-    add_model.click(load_model, [source, full, compressed], [full, compressed], **device, **private)
-    add_prompt.click(load_prompt, folder, prompt, **private)
+        component.change(redraw, header.chosen, box, show_progress="hidden", queue=False, **PRIVATE)
+    add_model.click(load_model, [source, full, compressed], [full, compressed], **DEVICE, **PRIVATE)
+    add_prompt.click(load_prompt, folder, prompt, **PRIVATE)
     return header
 
 
-def choices(bench: Bench) -> Callable[[str, str, str | None], tuple[Any, Any, Any]]:
-    """A function that renews the three lists and keeps what is chosen: for page loads and finished jobs."""
-
-    def renew(full: str, compressed: str, prompt: str | None) -> tuple[Any, Any, Any]:
-        first = bench.chosen(full, compressed, prompt or "")
-        return (
-            gr.update(choices=bench.full_names(), value=first.full),
-            gr.update(choices=bench.compressed_names(), value=first.compressed),
-            gr.update(choices=list(bench.prompts), value=first.prompt or None),
-        )
-
-    return renew
+def renew(bench: Bench, full: str, compressed: str, prompt: str | None) -> tuple[Any, Any, Any]:
+    """The three lists as they are now, with what is chosen kept: for page loads and finished jobs."""
+    first = bench.chosen(full, compressed, prompt or "")
+    return (
+        gr.update(choices=bench.full_names(), value=first.full),
+        gr.update(choices=bench.compressed_names(), value=first.compressed),
+        gr.update(choices=list(bench.prompts), value=first.prompt or None),
+    )

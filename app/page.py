@@ -4,9 +4,17 @@ from typing import Any
 
 import gradio as gr
 
-from app import compare, header
-from app.bench import Bench
-from app.tabs import TABS
+from app import compare, compress, header, latency, results, similarity, tokens, train
+from app.bench import PRIVATE, Bench
+
+TABS = {
+    "Prompt tokens": tokens.build,
+    "Similarity": similarity.build,
+    "Compress": compress.build,
+    "Train": train.build,
+    "Results": results.build,
+    "Latency": latency.build,
+}
 
 
 def build(bench: Bench) -> gr.Blocks:
@@ -18,15 +26,15 @@ def build(bench: Bench) -> gr.Blocks:
             with gr.Tab("Compare", id="compare"):
                 restored = compare.build(bench, head)
             for title, build_tab in TABS.items():
-                with gr.Tab(title, id=title.lower().replace(" ", "-")):
-                    build_tab(bench, head)
+                with gr.Tab(title, id=title.lower().replace(" ", "-")) as tab:
+                    build_tab(bench, head, tab)
         compare.api(bench)
-        renew = header.choices(bench)
 
         def opened(request: gr.Request, *now: Any) -> list[Any]:
             found = compare.restore(dict(request.query_params), list(now))
             full, compressed, prompt = found[-3:]
-            return [*found[:-3], *renew(
+            return [*found[:-3], *header.renew(
+                bench,
                 full if full in bench.models else "",
                 compressed if compressed in bench.models else "",
                 prompt if prompt in bench.prompts else "",
@@ -35,6 +43,6 @@ def build(bench: Bench) -> gr.Blocks:
         def closed(request: gr.Request) -> None:
             bench.stop(str(request.session_hash))
 
-        page.load(opened, restored, restored, show_progress="hidden", queue=False, api_visibility="private")
+        page.load(opened, restored, restored, show_progress="hidden", queue=False, **PRIVATE)
         page.unload(closed)
     return page

@@ -43,7 +43,7 @@ def _badge(record: dict[str, Any]) -> str:
 def _text(record: dict[str, Any]) -> str:
     if record["error"]:
         return f'<p class="text failed" role="alert">{escape(record["error"])}</p>'
-    if record["state"] == "running":
+    if record["state"] in ("waiting", "running"):
         return f'<p class="text">{escape(record["text"])}<span class="caret" aria-hidden="true"></span></p>'
     if not record["text"]:
         return '<p class="text empty">(the answer is empty)</p>'
