@@ -40,7 +40,8 @@ def score(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     from ctplab import report
-    from ctplab.inspect.nearest import cosine_histogram, inspect_prompt
+    from ctplab.inspect.nearest import inspect_prompt
+    from ctplab.inspect.similarity import cosine_histogram
     from ctplab.prompts import files
 
     saved = files.load(options.prompt)
