@@ -7,28 +7,19 @@ it is known. A pair that does not fit (another tokenizer, another width, too lit
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from ctplab.corpora import corpus
 from ctplab.errors import InputError
-from ctplab.measure.perplexity import Score, window_nll
+from ctplab.measure.keep import Keep, compute_always, kept_nll
+from ctplab.measure.perplexity import Score
 from ctplab.measure.stats import Interval, paired_change
-from ctplab.models import Model, Tokenizer, tensor_fingerprint
+from ctplab.models import Model, Tokenizer
 from ctplab.progress import Progress, silent
 from ctplab.prompts import prefix
 from ctplab.prompts.files import SavedPrompt, attach
 from ctplab.prompts.kv import Arm
-
-Keep = Callable[[str, dict[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
-"""(name, key, compute) -> the kept result, or a computed one; ``Store.cell`` of a run folder is one."""
-
-
-def compute_always(name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Keep nothing."""
-    return compute()
 
 
 @dataclass(frozen=True)
@@ -91,29 +82,17 @@ def transfer(
     cells = []
     for target in targets:
         model, tokenizer = target.load()
-        weights = tensor_fingerprint(*model.parameters())
         for name in corpora:
             windows = corpus(name, tokenizer, seq_len).test.windows[:limit]
             n_tokens = windows.shape[0] * (windows.shape[1] - 1)
-
-            def sums(arm: Arm, cell: str, windows: Tensor = windows, weights: str = weights) -> Tensor:
-                key = {
-                    "model": weights,
-                    "prefix": tensor_fingerprint(*prefix.tensors(arm.prefix)),
-                    "windows": tensor_fingerprint(windows),
-                }
-                kept = keep(
-                    cell, key, lambda: {"nll": window_nll(arm, windows, batch=batch, progress=progress).tolist()}
-                )
-                return torch.tensor(kept["nll"], dtype=torch.float64)
-
-            plain = sums(Arm("none", model, prefix.none(model)), f"none--{target.name}--{name}")
+            sums = partial(kept_nll, keep, windows=windows, batch=batch, progress=progress)
+            plain = sums(f"none--{target.name}--{name}", Arm("none", model, prefix.none(model)))
             cells.append(Cell("none", target.name, name, False, float(plain.sum()), n_tokens))
             for source, saved in sources.items():
                 diagonal = home(saved.info) == target.home
                 try:
                     attach(saved, model, tokenizer, force=force)
-                    prompted = sums(Arm(source, model, saved.prefix), f"{source}--{target.name}--{name}")
+                    prompted = sums(f"{source}--{target.name}--{name}", Arm(source, model, saved.prefix))
                 except InputError as error:
                     cells.append(Cell(source, target.name, name, diagonal, refused=str(error)))
                     continue
