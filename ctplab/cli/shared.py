@@ -41,6 +41,14 @@ def seq_len(model: Any, wanted: int, k: int = 0) -> int:
     return wanted or min(1024, (limit or 1024 + k) - k)
 
 
+def numbers(text: str, what: str) -> list[int]:
+    """``0,25,50`` as whole numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{what} must be whole numbers separated by commas, not {text!r}") from None
+
+
 def add_command(commands: Any, run: Callable, about: str) -> argparse.ArgumentParser:
     """A subcommand named after the function ``run``, with the options that all have."""
     sub = commands.add_parser(run.__name__, help=about, description=about)
