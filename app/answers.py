@@ -8,8 +8,9 @@ from threading import Event
 from typing import Any
 
 import ctplab as ctp
-from app.bench import Bench, Chosen
+from app.bench import USUAL_ARMS, Bench, Chosen
 from ctplab.atlas.questions import FORM, Question, all_questions, is_correct
+from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.prompts.sampler import Sampler
 
 PERIOD = 0.1  # seconds between updates of a page: faster than reading, slower than flooding
@@ -158,3 +159,10 @@ def snapshot(records: list[Record]) -> list[dict[str, Any]]:
     """Plain JSON of all records."""
     return [{**asdict(r), "text": r.text.strip(), "rate": r.rate} for r in records]
 
+
+def warm(bench: Bench) -> None:
+    """One token of every usual arm: prompts are compiled and libraries loaded before the first question comes."""
+    request = Request("Who is there?", USUAL_ARMS, PAPER_HARD_PROMPT, max_new_tokens=1)
+    for _ in answer(bench, bench.chosen(), request, Event()):
+        pass
+    bench.tokens = 0

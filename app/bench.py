@@ -68,8 +68,8 @@ class Chosen:
 class Bench:
     """The server's models, prompts and runs."""
 
-    def __init__(self, runs: Path, stream: Callable[..., Generator[str]] = steps) -> None:
-        self.runs = runs
+    def __init__(self, runs: Path, stream: Callable[..., Generator[str]] = steps, device: str | None = None) -> None:
+        self.runs, self.device = runs, device
         self.stream = stream
         """The model, or a fake one in tests that measure time."""
         self.turns = Turns()
@@ -91,7 +91,7 @@ class Bench:
             if loaded.source == source and not again:
                 return loaded.name
         with self.turns.turn():
-            model, tokenizer = ctp.load(source)
+            model, tokenizer = ctp.load(source, device=self.device)
         folder = Path(resolve(source))
         about = describe(source) if folder.is_dir() else {"base": source}
         short = source if source == "atlas" or not folder.is_dir() else folder.resolve().name
@@ -147,7 +147,9 @@ class Bench:
         if tokenizer_fingerprint(full.tokenizer) != tokenizer_fingerprint(small.tokenizer):
             notes.append(f"{small.name} has another tokenizer than {full.name}: their answers cannot be compared")
         elif base_fingerprint(full.model) != base_fingerprint(small.model):
-            notes.append(f"{small.name} was made from {small.about.get('base', 'another model')}, not from this full one")
+            notes.append(
+                f"{small.name} was made from {small.about.get('base', 'another model')}, not from this full one"
+            )
         if not chosen.prompt:
             return False, [*notes, "no prompt is loaded: load one below, or learn one in the tab Train"]
         saved = self.prompt(chosen.prompt)
@@ -167,7 +169,9 @@ class Bench:
         small, saved = self.model(chosen.compressed), self.prompt(chosen.prompt)
         ctp.attach(saved, small.model, small.tokenizer)
         if not hasattr(saved.prefix, "rows"):
-            raise ctp.InputError(f"{chosen.prompt} is keys and values: it has no rows that could be compared with tokens")
+            raise ctp.InputError(
+                f"{chosen.prompt} is keys and values: it has no rows that could be compared with tokens"
+            )
         return small, saved
 
     def arm(self, name: str, chosen: Chosen, hard_prompt: str, seed: int) -> tuple[ctp.Arm, Loaded]:

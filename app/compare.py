@@ -126,18 +126,11 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
                 stop = gr.Button("Stop", elem_id="stop", min_width=60)
                 clear = gr.Button("Clear", elem_id="clear", min_width=60)
     gr.Examples(EXAMPLES, question, label="Examples (the first three are the paper's)", api_visibility="private")
-    arms = gr.CheckboxGroup(list(ARMS), value=list(USUAL_ARMS), label="Arms", elem_id="arms")
-    with gr.Accordion("Sampling and the hard prompt", open=False, elem_id="sampling"):
-        with gr.Row():
-            ask = gr.Checkbox(
-                True, label="Ask as a question", info="Q: ... A: and one line of answer; else: continue the text"
-            )
-            length = gr.Slider(4, 160, 24, step=4, label="Longest answer (tokens)", elem_id="length")
-            temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: always the likeliest token")
-            top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p")
-            penalty = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty")
-        hard = gr.Textbox(PAPER_HARD_PROMPT, label="Hard prompt (edit it)", lines=2, elem_id="hard-prompt")
-    view = gr.Radio(list(VIEWS), value=TEXT, label="View", elem_id="view")
+    with gr.Row():
+        arms = gr.CheckboxGroup(
+            list(ARMS), value=list(USUAL_ARMS), label="Arms", elem_id="arms", scale=3, min_width=300
+        )
+        view = gr.Radio(list(VIEWS), value=TEXT, label="View", elem_id="view", scale=2, min_width=280)
     cards = gr.HTML(views.waiting(list(USUAL_ARMS)), elem_id="answers")
     answers = gr.State([])
     asked = gr.State("")
@@ -165,6 +158,16 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
         )
     seen = gr.State(None)
 
+    with gr.Accordion("Sampling and the hard prompt", open=False, elem_id="sampling"):
+        with gr.Row():
+            ask = gr.Checkbox(
+                True, label="Ask as a question", info="Q: ... A: and one line of answer; else: continue the text"
+            )
+            length = gr.Slider(4, 160, 24, step=4, label="Longest answer (tokens)", elem_id="length")
+            temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: always the likeliest token")
+            top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p")
+            penalty = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty")
+        hard = gr.Textbox(PAPER_HARD_PROMPT, label="Hard prompt (edit it)", lines=2, elem_id="hard-prompt")
     with gr.Row():
         share = gr.Button("Share link", elem_id="share", min_width=120)
         as_jsonl = gr.Button("Download JSONL", elem_id="as-jsonl", min_width=120)
@@ -192,7 +195,14 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
                 gr.Warning(f"{record['arm']}: {record['error']}", duration=12)
 
     def show(
-        view: str, of: str, records: list[dict], asked: str, full: str, compressed: str, prompt: str | None, *values: Any
+        view: str,
+        of: str,
+        records: list[dict],
+        asked: str,
+        full: str,
+        compressed: str,
+        prompt: str | None,
+        *values: Any,
     ) -> list[Any]:
         """Fill the chosen view; the others are hidden and empty."""
         by_name = {r["arm"]: r for r in records if not r["error"]}
@@ -285,7 +295,20 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
 
 def restore(query: dict[str, str], now: list[Any]) -> list[Any]:
     """Settings of a shared link laid over the present ones; what is not a setting is left alone."""
-    names = ("q", "arms", "hard", "ask", "temperature", "top_p", "penalty", "seed", "length", "full", "compressed", "prompt")
+    names = (
+        "q",
+        "arms",
+        "hard",
+        "ask",
+        "temperature",
+        "top_p",
+        "penalty",
+        "seed",
+        "length",
+        "full",
+        "compressed",
+        "prompt",
+    )
     found = []
     for name, value in zip(names, now, strict=True):
         text = query.get(name)

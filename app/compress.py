@@ -74,7 +74,9 @@ def summary(manifest: dict[str, Any]) -> str:
 
 def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     """Lay the tab out inside the current ``gr.Blocks``."""
-    gr.Markdown("Bits alone: GPTQ. Sparsity alone: SparseGPT. Both: jointly, in one pass. The full model is the header's.")
+    gr.Markdown(
+        "Bits alone: GPTQ. Sparsity alone: SparseGPT. Both: jointly, in one pass. The full model is the header's."
+    )
     with gr.Row():
         bits = gr.Radio(["none", "8", "4", "3", "2"], value="3", label="Bits a weight", elem_id="bits")
         sparsity = gr.Slider(0, 90, 0, step=2.5, label="Sparsity (% zeros)", elem_id="sparsity")

@@ -18,7 +18,7 @@ def blank(height: int, x: str, y: str, **layout: Any) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY, "size": 13},
-        margin={"l": 60, "r": 16, "t": 28, "b": 50},
+        margin={"l": 60, "r": 16, "t": 64, "b": 50},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         hoverlabel={"font": {"size": 13}},
         **layout,

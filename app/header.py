@@ -33,7 +33,9 @@ def _model_html(title: str, loaded: Loaded) -> str:
     if spec:
         parts = [f"{spec['bits']} bits a weight" if spec["bits"] else "", f"{100 * spec['sparsity']:g}% zeros"]
         facts.append(f"made from {about['base']}: {' + '.join(p for p in parts if p and p != '0% zeros')}")
-        facts.append(f"{about['bits_per_weight']:.2f} true bits a weight, nominally {about['nominal_bits_per_weight']:g}")
+        facts.append(
+            f"truly {about['bits_per_weight']:.2f} bits a weight, nominally {about['nominal_bits_per_weight']:g}"
+        )
     elif about.get("quant_method"):
         facts.append(f"{about['quant_method']}, {about.get('bits')} bits, made by another program")
     else:
@@ -41,8 +43,8 @@ def _model_html(title: str, loaded: Loaded) -> str:
         facts.append(", ".join([*([str(kind)] if kind else []), *([f"{count / 1e6:.2f} M weights"] if count else [])]))
     if about.get("bytes"):
         facts.append(f"{size(about['bytes'])} on disk")
-    lines = "".join(f"<p>{escape(fact)}</p>" for fact in facts if fact)
-    return f'<section><h2>{title}</h2><div class="name">{escape(loaded.name)}</div>{lines}</section>'
+    line = " · ".join(fact for fact in facts if fact)
+    return f'<section><h2>{title}</h2><div class="name">{escape(loaded.name)}</div><p>{escape(line)}</p></section>'
 
 
 def card(bench: Bench, chosen: Chosen) -> str:
@@ -53,15 +55,15 @@ def card(bench: Bench, chosen: Chosen) -> str:
     lines = "".join(f"<p>{escape(note)}</p>" for note in notes)
     if chosen.prompt:
         info = bench.prompt(chosen.prompt).info
-        lines = (
-            f"<p>{info.get('k', '?')} tokens of width {info.get('width', '?')}, learned on "
-            f"{escape(str(info.get('corpus', 'unknown text')))} through {escape(str(info.get('tag', 'unknown')))}</p>{lines}"
+        words = f"{info.get('k', '?')} tokens of width {info.get('width', '?')}, learned on "
+        words += (
+            f"{info.get('corpus', 'unknown text')} through {info.get('tag', 'unknown')} · runs on {small.model.device}"
         )
-    device = escape(str(small.model.device))
+        lines = f"<p>{escape(words)}</p>{lines}"
     return (
         f'<div class="bench">{_model_html("Full model", full)}{_model_html("Compressed model", small)}'
         f'<section aria-label="Prompt and compatibility"><h2>Prompt</h2><div class="name">'
-        f"{escape(chosen.prompt or 'none')} {badge}</div>{lines}<p>Device: {device}</p></section></div>"
+        f"{escape(chosen.prompt or 'none')} {badge}</div>{lines}</section></div>"
     )
 
 

@@ -101,7 +101,10 @@ class Jobs:
         except ctp.InputError as error:
             job.state, job.note = "failed", str(error)
         except Exception as error:  # a thread that dies silently would leave its page waiting
-            job.state, job.note = "failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            job.state, job.note = (
+                "failed",
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            )
 
     def latest(self, kind: str) -> Job | None:
         """The newest job of a kind that is not waiting behind a running one."""

@@ -25,7 +25,9 @@ def numbers(text: str) -> list[int]:
         raise ctp.InputError(f"give numbers of prompt tokens such as 0, 25, 50, not {text!r}") from None
 
 
-def measure(bench: Bench, model: str, tokens: list[int], length: int, new: int, repeats: int, progress: Any) -> list[dict]:
+def measure(
+    bench: Bench, model: str, tokens: list[int], length: int, new: int, repeats: int, progress: Any
+) -> list[dict]:
     """Points as plain JSON."""
     loaded = bench.model(model)
     arm = ctp.Arm(model, loaded.model, prefix.none(loaded.model))

@@ -19,8 +19,10 @@ TABS = {
 
 def build(bench: Bench) -> gr.Blocks:
     """All tabs over one bench."""
-    with gr.Blocks(title="ctplab", analytics_enabled=False) as page:
-        gr.Markdown("# ctplab\nWhat compression costs a language model, and what a soft prompt brings back.")
+    with gr.Blocks(title="ctplab", analytics_enabled=False, fill_width=True) as page:
+        gr.Markdown(
+            "# ctplab\nWhat compression costs a language model, and what a soft prompt brings back.", elem_id="title"
+        )
         head = header.build(bench)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Compare", id="compare"):

@@ -30,7 +30,7 @@ def draw(data: dict[str, Any], top: int, log: bool) -> go.Figure:
     edges = data["edges"]
     for name, counts in data["counts"].items():
         figure.add_scatter(
-            x=edges[:-1], y=counts, mode="lines", line={"shape": "hv", "color": figures.colour(STYLES[name]), "width": 2},
+            x=edges, y=[*counts, counts[-1]], mode="lines", line={"shape": "hv", "color": figures.colour(STYLES[name]), "width": 2},
             fill="tozeroy", fillcolor=figures.faint(STYLES[name], 0.12), name=f"{NAMES[name]}, mean {data['mean'][name]}",
             hovertemplate="cosine from %{x}: %{y} pairs",
         )  # fmt: skip
@@ -80,9 +80,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     )  # fmt: skip
     download(csv, save, [data])
 
-    def histogram_api(
-        top: int = 100, bins: int = 80, full: str = "", compressed: str = "", prompt: str = ""
-    ) -> dict:
+    def histogram_api(top: int = 100, bins: int = 80, full: str = "", compressed: str = "", prompt: str = "") -> dict:
         """Bin edges, counts and means of the four sets: soft, init, real, random."""
         with plain_errors():
             return histogram(bench, bench.chosen(full, compressed, prompt), top, bins)

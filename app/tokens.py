@@ -155,7 +155,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             small = bench.model(chosen.compressed)
             own = text_rows(small.model, small.tokenizer, word, len(ids))
             lines = [
-                f"`{small.tokenizer.decode([token])!r}` is nearest to {listed(row.nearest[1:SHOWN + 1])}"
+                f"`{small.tokenizer.decode([token])!r}` is nearest to {listed(row.nearest[1 : SHOWN + 1])}"
                 for token, row in zip(ids, inspect_prompt(small.model, small.tokenizer, own, own, top=6), strict=True)
             ]
             return figure, "\n\n".join(lines)
@@ -166,9 +166,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         with plain_errors():
             chosen = Chosen(full, compressed, prompt or "")
             small, saved = bench.fitting(chosen)
-            hard = nearest_hard_prompt(
-                small.model, small.tokenizer, saved.prefix, metric=metric, drop_special=special
-            )
+            hard = nearest_hard_prompt(small.model, small.tokenizer, saved.prefix, metric=metric, drop_special=special)
             text = ctp.corpus(corpus, small.tokenizer, SEQ_LEN).test
             arms = [bench.arm(name, chosen, "", 0)[0] for name in ("compressed", "soft")]
             arms.insert(1, ctp.Arm("nearest tokens", small.model, hard))

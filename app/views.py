@@ -21,7 +21,9 @@ SAME, ADDED, MISSING = None, "only here", "only in full"
 DIFFERENCE_COLOURS = {ADDED: "#E69F00", MISSING: "#56B4E9"}
 #: Upper edges in nats -> label; a colour deepens with each.
 STEPS = ((0.1, "< 0.1 nats"), (0.5, "0.1 to 0.5"), (2.0, "0.5 to 2"), (5.0, "2 to 5"), (float("inf"), "> 5 nats"))
-SCORE_COLOURS = dict(zip((label for _, label in STEPS), ("#d9f0e3", "#fff3b0", "#fdc086", "#f0735a", "#b2182b"), strict=True))
+SCORE_COLOURS = dict(
+    zip((label for _, label in STEPS), ("#d9f0e3", "#fff3b0", "#fdc086", "#f0735a", "#b2182b"), strict=True)
+)
 
 
 def size(count: int) -> str:
@@ -37,7 +39,7 @@ def _badge(record: dict[str, Any]) -> str:
         return f'<span class="badge {"bad" if words == "failed" else "note"}">{words}</span>' if words else ""
     if record["correct"]:
         return '<span class="badge good">✓ correct</span>'
-    return f'<span class="badge bad">✗ known: {escape(record["known"])}</span>'
+    return f'<span class="badge bad">✗ it is {escape(record["known"])}</span>'
 
 
 def _text(record: dict[str, Any]) -> str:
@@ -78,7 +80,6 @@ def waiting(arms: list[str]) -> str:
         f'<h3>{escape(name)}</h3></div><p class="what">{escape(ARMS[name])}</p><p class="text empty">'
         "Press Generate (Ctrl+Enter).</p></section>"
         for name in arms
-
     )
     return f'<div class="arms">{html}</div>'
 

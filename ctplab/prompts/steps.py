@@ -44,9 +44,7 @@ def _pieces(
     start, shown, current = ids.shape[1], "", ids
     for _ in range(settings["max_new_tokens"]):
         with torch.no_grad():
-            out = model(
-                input_ids=current, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            out = model(input_ids=current, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
             scores = settings["logits_processor"](ids, out.logits[:, -1].float())
         cache, current = out.past_key_values, scores.argmax(-1, keepdim=True)
         ids, mask = torch.cat([ids, current], 1), torch.cat([mask, mask.new_ones(1, 1)], 1)
