@@ -174,10 +174,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         with gr.Row():
             shares = gr.Plot(label="Recovery and its controls, 95% intervals", elem_id="recovery", min_width=320)
             exact = gr.Plot(label="Closed-book questions, 95% intervals", elem_id="exact", min_width=320)
-        gr.Markdown(
-            "**Transfer**: perplexity without → with the prompt (* learned there; green helps, red hurts). Click a cell."
-        )
-        matrix = gr.Dataframe(label="Transfer: targets and corpora", elem_id="transfer", interactive=False)
+        gr.Markdown("**Transfer**: perplexity without → with the prompt (* learned there; green helps, red hurts).")
+        matrix = gr.Dataframe(label="Transfer (click a cell for its runs)", elem_id="transfer", interactive=False)
         files = gr.Dataframe(label="Runs behind the cell", elem_id="cell", interactive=False, wrap=True)
 
     def refresh(name: str | None, corpus: str | None) -> list[Any]:

@@ -30,10 +30,15 @@ def draw(data: dict[str, Any], top: int, log: bool) -> go.Figure:
     edges = data["edges"]
     for name, counts in data["counts"].items():
         figure.add_scatter(
-            x=edges, y=[*counts, counts[-1]], mode="lines", line={"shape": "hv", "color": figures.colour(STYLES[name]), "width": 2},
-            fill="tozeroy", fillcolor=figures.faint(STYLES[name], 0.12), name=f"{NAMES[name]}, mean {data['mean'][name]}",
+            x=edges,
+            y=[*counts, counts[-1]],
+            mode="lines",
+            line={"shape": "hv", "color": figures.colour(STYLES[name]), "width": 2},
+            fill="tozeroy",
+            fillcolor=figures.faint(STYLES[name], 0.12),
+            name=f"{NAMES[name]}, mean {data['mean'][name]}",
             hovertemplate="cosine from %{x}: %{y} pairs",
-        )  # fmt: skip
+        )
     figure.add_vline(x=PAPER_CEILING, line={"dash": "dash", "color": figures.GREY})
     figure.add_annotation(
         x=PAPER_CEILING, y=1, yref="paper", text="0.16: the paper's largest", showarrow=False, xanchor="left", xshift=4
