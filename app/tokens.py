@@ -1,51 +1,204 @@
-"""Tab *Prompt tokens*: the vocabulary's nearest tokens to every learned row, and the cosines against their nulls."""
+"""Tab *Prompt tokens*: what the vocabulary says about every learned row, and a map of where the rows went."""
 
+from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
+import plotly.graph_objects as go
 
 import ctplab as ctp
+from app import figures
+from app.bench import DEVICE, PRIVATE, Bench, Chosen
+from app.header import Header
+from app.toast import plain_errors
+from ctplab.inspect.nearest import METRICS, inspect_prompt, nearest_hard_prompt
+from ctplab.inspect.similarity import project
+from ctplab.prompts.prefix import text_rows
+
+SHOWN, KEPT = 5, 25  # neighbours in the table, and after a click on a row
+HEADERS = ["row", "nearest tokens", "norm", "started as", "its rank now", "drift"]
+SEQ_LEN, WINDOWS = 128, 32  # of the perplexity of the nearest-token hard prompt
 
 
-def rows(bench: dict[str, Any]) -> list[list[Any]]:
-    """One table row for every prompt token."""
-    reports = ctp.inspect_prompt(bench["compressed"], bench["tokenizer"], bench["soft"], bench["initial"], top=5)
-    return [
-        [
-            r.row,
-            r.init,
-            r.init_rank,
-            round(r.drift, 3),
-            round(r.norm, 3),
-            "  ".join(f"{token!r} {cosine:.2f}" for token, cosine in r.nearest),
-        ]
-        for r in reports
-    ]
+def rows(bench: Bench, chosen: Chosen, top: int, metric: str, centre: bool, special: bool, unused: bool) -> list[dict]:
+    """One plain record for every row of the chosen prompt."""
+    small, saved = bench.fitting(chosen)
+    with bench.turns.turn():
+        found = inspect_prompt(
+            small.model, small.tokenizer, saved.prefix, saved.initial, top=top, metric=metric, centre=centre,
+            drop_special=special, drop_unused=unused,
+        )  # fmt: skip
+    return [asdict(row) for row in found]
 
 
-def histogram(bench: dict[str, Any], top: int, bins: int) -> Any:
-    """Cosine of learned rows to their ``top`` nearest tokens, with the nulls, as a plotly figure."""
-    import plotly.graph_objects as go
+def listed(nearest: list[Any]) -> str:
+    """``'the' 0.31  'a' 0.30``."""
+    return "   ".join(f"{token!r} {value:.2f}" for token, value in nearest)
 
-    data = ctp.cosine_histogram(bench["compressed"], bench["soft"], bench["initial"], top=int(top), bins=int(bins))
-    figure = go.Figure()
-    for name, counts in data["counts"].items():
-        figure.add_scatter(x=data["edges"][:-1], y=counts, mode="lines", line_shape="hv", name=name)
-    figure.update_layout(height=380, xaxis_title="cosine similarity", yaxis_title="count", template="plotly_white")
+
+def table(found: list[dict]) -> dict[str, Any]:
+    """The records as a Dataframe value."""
+    data = [
+        [r["row"], listed(r["nearest"][:SHOWN]), round(r["norm"], 3), repr(r["init"]) if r["init"] is not None else "",
+         "" if r["init_rank"] is None else r["init_rank"], round(r["drift"], 3)]
+        for r in found
+    ]  # fmt: skip
+    return {"headers": HEADERS, "data": data}
+
+
+def words_of(bench: Bench, chosen: Chosen, word: str) -> list[int]:
+    """Token ids of what the user typed, as they stand inside a text."""
+    tokenizer = bench.model(chosen.compressed).tokenizer
+    return list(tokenizer(word, add_special_tokens=False)["input_ids"]) if word.strip() else []
+
+
+def draw_map(bench: Bench, chosen: Chosen, word: str, picked: int | None) -> go.Figure:
+    """Vocabulary, untrained rows and learned rows on two principal axes, with arrows from init to learned."""
+    small, saved = bench.fitting(chosen)
+    extra = words_of(bench, chosen, word)
+    with bench.turns.turn():
+        points = project(small.model, saved.prefix, saved.initial, tuple(extra))
+    x, y = (f"axis {i + 1} ({100 * share:.0f}% of the variance)" for i, share in enumerate(points["explained"]))
+    figure = figures.blank(520, x, y)
+
+    def names(ids: list[int] | None, kind: str) -> list[str]:
+        return [f"{kind} {small.tokenizer.decode([i])!r}" for i in ids or ()]
+
+    def scatter(name: str, group: str, text: list[str], **style: Any) -> None:
+        spots = points[group]
+        figure.add_scatter(
+            x=spots["x"], y=spots["y"], mode="markers", name=name, text=text, hoverinfo="text", marker=style
+        )
+
+    start, end = points["init"], points["learned"]
+    scatter("vocabulary", "vocabulary", names(points["vocabulary"]["ids"], "token"), color=figures.GREY, size=4,
+            opacity=0.35)  # fmt: skip
+    path: tuple[list, list] = ([], [])
+    for i in range(len(end["x"])):
+        path[0].extend((start["x"][i], end["x"][i], None))
+        path[1].extend((start["y"][i], end["y"][i], None))
+    heads = [0, 9, 0] * len(end["x"])
+    figure.add_scatter(
+        x=path[0], y=path[1], mode="lines+markers", name="init → learned", hoverinfo="skip",
+        line={"color": figures.faint("soft", 0.45), "width": 1},
+        marker={"symbol": "arrow", "angleref": "previous", "size": heads, "color": figures.colour("soft")},
+    )  # fmt: skip
+    scatter("init", "init", names(start["ids"], "row started as"), color=figures.colour("init"), size=6)
+    scatter("learned", "learned", [f"learned row {i}" for i in range(len(end["x"]))], color=figures.colour("soft"),
+            size=[14 if i == picked else 7 for i in range(len(end["x"]))])  # fmt: skip
+    if extra:
+        scatter("your word", "extra", names(extra, "your token"), color="#e11d48", size=13, symbol="star")
     return figure
 
 
-def build(bench: dict[str, Any]) -> None:
+def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     """Lay the tab out inside the current ``gr.Blocks``."""
-    headers = ["row", "started as", "its rank now", "drift", "norm", "nearest tokens (cosine)"]
-    gr.Dataframe(rows(bench), headers=headers, label="Learned rows", elem_id="tokens", interactive=False)
+    gr.Markdown(
+        "Every learned row with its nearest vocabulary tokens. *Drift* is the way from its start, relative to the "
+        "start's length; *its rank now* says how many tokens are nearer than the one it started as (0: none)."
+    )
     with gr.Row():
-        top = gr.Slider(5, 200, 100, step=5, label="Nearest tokens a row")
-        bins = gr.Slider(10, 100, 40, step=5, label="Bins")
-    plot = gr.Plot(histogram(bench, 100, 40), label="Against the nulls", elem_id="histogram")
+        metric = gr.Radio(list(METRICS), value="cosine", label="Measure", elem_id="metric")
+        centre = gr.Checkbox(False, label="Centred", info="the vocabulary's mean row taken off", elem_id="centre")
+        special = gr.Checkbox(True, label="Without special tokens", info="such as <s> and </s>", elem_id="special")
+        unused = gr.Checkbox(True, label="Without unused rows", info="rows no token has", elem_id="unused")
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            overview = gr.Dataframe(
+                headers=HEADERS, label="Learned rows (click one)", elem_id="tokens", interactive=False, max_height=520,
+                column_widths=[60, 430, 80, 110, 90, 80], wrap=True,
+            )  # fmt: skip
+        with gr.Column(scale=1, min_width=220):
+            neighbours = gr.Dataframe(
+                headers=["rank", "token", "value"], label="Neighbours of the row", elem_id="neighbours",
+                interactive=False, max_height=520,
+            )  # fmt: skip
+    word = gr.Textbox(label="Place a word on the map (Enter)", placeholder="California", elem_id="word")
+    nearby = gr.Markdown(elem_id="nearby")
+    plot = gr.Plot(label="Map: two principal axes of vocabulary, init and learned rows", elem_id="map")
+    with gr.Accordion("The nearest-token hard prompt: how much survives being written in words?", open=False):
+        with gr.Row(equal_height=True):
+            corpus = gr.Dropdown(
+                ["atlas-web", "atlas-wiki", "atlas-news", "docs"], value="atlas-web", allow_custom_value=True,
+                label="Corpus (test split)", elem_id="discrete-corpus",
+            )  # fmt: skip
+            measure = gr.Button("Measure its perplexity", elem_id="discrete", scale=0, min_width=220)
+        words = gr.Textbox(label="In words", lines=2, interactive=False, elem_id="discrete-text")
+        scores = gr.Dataframe(headers=["arm", "perplexity"], interactive=False, elem_id="discrete-scores")
+    found = gr.State([])
+    picked = gr.State(None)
 
-    def redraw(top: int, bins: int) -> Any:
-        return histogram(bench, top, bins)
+    def refresh(full: str, compressed: str, prompt: str | None, word: str, *options: Any) -> tuple[Any, ...]:
+        with plain_errors():
+            chosen = Chosen(full, compressed, prompt or "")
+            records = rows(bench, chosen, KEPT, *options)
+            return table(records), records, draw_map(bench, chosen, word, None), None, pick_row(records, 0)
 
-    for slider in (top, bins):
-        slider.release(redraw, [top, bins], plot, api_name=False)
+    def pick_row(records: list[dict], row: int) -> dict[str, Any]:
+        near = records[row]["nearest"]
+        data = [[rank + 1, repr(token), round(value, 4)] for rank, (token, value) in enumerate(near)]
+        return {"headers": ["rank", f"token near row {row}", "value"], "data": data}
+
+    def pick(
+        event: gr.SelectData, records: list[dict], full: str, compressed: str, prompt: str | None, word: str
+    ) -> tuple[Any, ...]:
+        row = int(event.row_value[0])
+        with plain_errors():
+            return pick_row(records, row), row, draw_map(bench, Chosen(full, compressed, prompt or ""), word, row)
+
+    def place(full: str, compressed: str, prompt: str | None, word: str, picked: int | None) -> tuple[Any, str]:
+        with plain_errors():
+            chosen = Chosen(full, compressed, prompt or "")
+            figure, ids = draw_map(bench, chosen, word, picked), words_of(bench, chosen, word)
+            if not ids:
+                return figure, ""
+            small = bench.model(chosen.compressed)
+            own = text_rows(small.model, small.tokenizer, word, len(ids))
+            lines = [
+                f"`{small.tokenizer.decode([token])!r}` is nearest to {listed(row.nearest[1 : SHOWN + 1])}"
+                for token, row in zip(ids, inspect_prompt(small.model, small.tokenizer, own, own, top=6), strict=True)
+            ]
+            return figure, "\n\n".join(lines)
+
+    def discrete(
+        full: str, compressed: str, prompt: str | None, metric: str, special: bool, corpus: str
+    ) -> tuple[str, dict[str, Any]]:
+        with plain_errors():
+            chosen = Chosen(full, compressed, prompt or "")
+            small, saved = bench.fitting(chosen)
+            hard = nearest_hard_prompt(small.model, small.tokenizer, saved.prefix, metric=metric, drop_special=special)
+            text = ctp.corpus(corpus, small.tokenizer, SEQ_LEN).test
+            arms = [bench.arm(name, chosen, "", 0)[0] for name in ("compressed", "soft")]
+            arms.insert(1, ctp.Arm("nearest tokens", small.model, hard))
+            with bench.turns.turn():
+                data = [[arm.name, round(ctp.perplexity(arm, text, limit=WINDOWS).ppl, 3)] for arm in arms]
+            return small.tokenizer.decode(list(hard.ids or ())), {"headers": ["arm", "perplexity"], "data": data}
+
+    options = [metric, centre, special, unused]
+    outputs = [overview, found, plot, picked, neighbours]
+    gr.on(
+        [tab.select, *(option.input for option in options)], refresh, [*header.chosen, word, *options], outputs,
+        show_progress="minimal", **DEVICE, **PRIVATE,
+    )  # fmt: skip
+    overview.select(
+        pick, [found, *header.chosen, word], [neighbours, picked, plot], show_progress="hidden", **DEVICE, **PRIVATE
+    )
+    word.submit(place, [*header.chosen, word, picked], [plot, nearby], show_progress="hidden", **DEVICE, **PRIVATE)
+    measure.click(discrete, [*header.chosen, metric, special, corpus], [words, scores], **DEVICE, **PRIVATE)
+
+    def nearest(
+        top: int = SHOWN,
+        metric: str = "cosine",
+        centre: bool = False,
+        drop_special: bool = True,
+        drop_unused: bool = True,
+        full: str = "",
+        compressed: str = "",
+        prompt: str = "",
+    ) -> list[dict]:
+        """Nearest tokens, norm, start, that start's rank now, and drift of every learned row."""
+        with plain_errors():
+            chosen = bench.chosen(full, compressed, prompt)
+            return rows(bench, chosen, top, metric, centre, drop_special, drop_unused)
+
+    gr.api(nearest, api_name="nearest", **DEVICE)

@@ -10,8 +10,10 @@ from ctplab.corpora import Corpus as Corpus
 from ctplab.corpora import Split as Split
 from ctplab.corpora import corpus as corpus
 from ctplab.errors import InputError as InputError
-from ctplab.inspect.nearest import cosine_histogram as cosine_histogram
 from ctplab.inspect.nearest import inspect_prompt as inspect_prompt
+from ctplab.inspect.nearest import nearest_hard_prompt as nearest_hard_prompt
+from ctplab.inspect.similarity import cosine_histogram as cosine_histogram
+from ctplab.inspect.similarity import project as project
 from ctplab.measure.candidates import rank as rank_hard_prompts
 from ctplab.measure.perplexity import Score as Score
 from ctplab.measure.perplexity import perplexity as perplexity

@@ -14,7 +14,8 @@ from ctplab.atlas.registers import document
 from ctplab.compress.checkpoint import model_bytes, write_json
 from ctplab.compress.loading import load
 from ctplab.corpora import corpus
-from ctplab.inspect.nearest import cosine_histogram, inspect_prompt
+from ctplab.inspect.nearest import inspect_prompt
+from ctplab.inspect.similarity import cosine_histogram
 from ctplab.measure.questions import answers, marks
 from ctplab.measure.stats import recovery, wilson
 from ctplab.progress import Progress, bar

@@ -1,8 +1,9 @@
-"""Tables as text and the demo's report as Markdown. Formats numbers; computes none."""
+"""The demo's tables and its report as Markdown. Formats numbers; computes none."""
 
 from typing import Any
 
 from ctplab.inspect.nearest import RowReport
+from ctplab.tables import table
 
 NEXT = """
 Next:
@@ -10,18 +11,6 @@ Next:
   ctplab score {model} --prompt {prompt} --corpus atlas-web,docs
   ctplab compress MODEL --bits 4 --sparsity 0.5 --calibration file:YOUR.txt --out DIR
   ctplab learn DIR --corpus file:YOUR.txt --teacher MODEL --out PROMPT"""
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table with padded columns: reads well in a terminal as well."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(cells: list[str]) -> str:
-        first = cells[0].ljust(widths[0])
-        return "| " + " | ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]) + " |"
-
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([line(header), rule, *(line(row) for row in rows)])
 
 
 def levels_table(levels: dict[str, dict], corpora: tuple[str, ...]) -> str:
@@ -82,21 +71,21 @@ def transfer_table(transfer: dict[str, dict], corpora: tuple[str, ...], source: 
     return table(["target (* source)", *corpora], rows)
 
 
-def nearest_table(rows: list[RowReport], histogram: dict[str, Any]) -> str:
+def nearest_table(rows: list[RowReport], histogram: dict[str, Any], metric: str = "cosine") -> str:
     """Nearest tokens of some rows, and mean cosines against the nulls."""
     cells = [
         [
             str(r.row),
             repr(r.init),
-            str(r.init_rank),
+            "-" if r.init_rank is None else str(r.init_rank),
             f"{r.drift:.2f}",
-            "  ".join(f"{token!r} {cosine:.2f}" for token, cosine in r.nearest[:3]),
+            "  ".join(f"{token!r} {value:.2f}" for token, value in r.nearest[:3]),
         ]
         for r in rows
     ]
     means = ", ".join(f"{name} {value:.3f}" for name, value in histogram["mean"].items())
     return (
-        table(["row", "started as", "its rank now", "drift", "nearest (cosine)"], cells)
+        table(["row", "started as", "its rank now", "drift", f"nearest ({metric})"], cells)
         + f"\nmean cosine to the 100 nearest tokens: {means}"
     )
 

@@ -3,6 +3,7 @@
 <runs>/<model>/<tag>/                        a compressed model (or tag ``full``: results only)
     prompts/<name>/                          a prompt folder; ``state.safetensors`` while it is learned
     scores/<arm>--<corpus>.json              results, each written when it is known
+<runs>/<model>/transfer/                     cells of the transfer matrix
 <runs>/<model>/report/                       figures, report.md, demo.json
 """
 
@@ -16,6 +17,35 @@ from typing import Any
 from ctplab.compress.checkpoint import write_json
 from ctplab.errors import InputError
 
+Compute = Callable[[], dict[str, Any]]
+
+
+def slug(name: str) -> str:
+    """``name`` as a file name."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-")
+
+
+def once(path: Path, key: dict[str, Any], compute: Compute) -> dict[str, Any]:
+    """The result in ``path`` if it was made from the same ``key``; else compute it and keep it."""
+    try:
+        kept = json.loads(path.read_text())
+        if kept.get("key") == key:
+            return kept["result"]
+    except (OSError, json.JSONDecodeError, AttributeError, KeyError):
+        pass  # absent or unfinished: computed again
+    result = compute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"key": key, "result": result})
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    return result
+
+
+def kept_in(folder: Path) -> Callable[[str, dict[str, Any], Compute], dict[str, Any]]:
+    """``once`` for many named results in one folder: (name, key, compute) -> result."""
+    return lambda name, key, compute: once(folder / f"{slug(name)}.json", key, compute)
+
 
 @dataclass(frozen=True)
 class Store:
@@ -26,7 +56,7 @@ class Store:
 
     @property
     def _home(self) -> Path:
-        return self.root / re.sub(r"[^\w.-]+", "-", self.model).strip("-")
+        return self.root / slug(self.model)
 
     def compressed(self, tag: str) -> Path:
         """Folder of a compressed model."""
@@ -48,18 +78,8 @@ class Store:
         """Folder of figures and tables."""
         return self._home / "report"
 
-    def once(self, path: Path, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result in ``path`` if it was made from the same ``key``; else compute it and keep it."""
-        try:
-            kept = json.loads(path.read_text())
-            if kept.get("key") == key:
-                return kept["result"]
-        except (OSError, json.JSONDecodeError, AttributeError, KeyError):
-            pass  # absent or unfinished: computed again
-        result = compute()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"key": key, "result": result})
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from error
-        return result
+    def transfer(self) -> Path:
+        """Folder of transfer cells."""
+        return self._home / "transfer"
+
+    once = staticmethod(once)

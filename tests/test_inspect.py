@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import ctplab as ctp
-from ctplab.inspect.nearest import cosine_histogram, inspect_prompt, search
+from ctplab.inspect.nearest import inspect_prompt, search
+from ctplab.inspect.similarity import cosine_histogram
 from ctplab.prompts import prefix
 
 

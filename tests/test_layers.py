@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1] / "ctplab"
 LAYERS = [
     {"errors", "progress", "specs"},
-    {"atlas", "models", "corpora"},
+    {"atlas", "models", "texts", "published", "corpora"},
     {"compress", "prompts"},
     {"measure", "inspect"},
-    {"store", "study", "plots", "report"},
+    {"store", "study", "plots", "tables", "report"},
     {"demo"},
     {"cli"},
 ]

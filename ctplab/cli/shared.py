@@ -47,6 +47,14 @@ def add_group(commands: Any, name: str, about: str) -> Any:
     return group.add_subparsers(required=True, metavar="WHAT")
 
 
+def numbers(text: str, what: str) -> list[int]:
+    """``0,25,50`` as whole numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{what} must be whole numbers separated by commas, not {text!r}") from None
+
+
 def add_command(commands: Any, run: Callable, about: str, name: str | None = None) -> argparse.ArgumentParser:
     """A subcommand named after the function ``run``, with the options that all have."""
     sub = commands.add_parser(name or run.__name__, help=about, description=about)

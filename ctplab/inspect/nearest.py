@@ -1,4 +1,9 @@
-"""Which vocabulary tokens are nearest to learned rows? Exact search with FAISS (torch where it is missing)."""
+"""Which vocabulary tokens are nearest to learned rows? Exact search with FAISS (torch where it is missing).
+
+Three measures: ``cosine``, ``dot`` (inner product; larger is nearer) and ``l2`` (Euclidean distance; smaller is
+nearer). Centred: after the vocabulary's mean row is taken off both sides, which removes the direction that all
+rows share. Rows of the vocabulary are those that the model itself embeds (scaled where its embedding scales).
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,22 +12,81 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ctplab.models import Model, Tokenizer, embeddings
-from ctplab.prompts.prefix import Prefix
+from ctplab.errors import InputError
+from ctplab.models import Model, Tokenizer, embed, embeddings
+from ctplab.prompts.prefix import Prefix, from_ids
+
+METRICS = ("cosine", "dot", "l2")
 
 
-def search(table: Tensor, queries: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Cosine similarities and ids of the ``top`` rows of ``table`` (V, d) nearest to ``queries`` (k, d): (k, top)."""
-    table, queries = F.normalize(table.float().cpu()), F.normalize(queries.float().cpu())
+def _prepare(table: Tensor, queries: Tensor, metric: str, centre: bool) -> tuple[Tensor, Tensor]:
+    """Both sides in fp32 on the CPU, centred and normalised as the measure asks."""
+    if metric not in METRICS:
+        raise InputError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+    table, queries = table.float().cpu(), queries.float().cpu()
+    if centre:
+        mean = table.mean(0)
+        table, queries = table - mean, queries - mean
+    if metric == "cosine":
+        table, queries = F.normalize(table), F.normalize(queries)
+    return table.contiguous(), queries.contiguous()
+
+
+def search(
+    table: Tensor, queries: Tensor, top: int, metric: str = "cosine", centre: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Values and ids of the ``top`` rows of ``table`` (V, d) nearest to ``queries`` (k, d), nearest first: (k, top)."""
+    table, queries = _prepare(table, queries, metric, centre)
     top = min(top, len(table))
     try:
         import faiss
     except ImportError:
+        if metric == "l2":
+            return torch.topk(torch.cdist(queries, table), top, largest=False)
         return torch.topk(queries @ table.T, top)
-    index: Any = faiss.IndexFlatIP(table.shape[1])
+    index: Any = faiss.IndexFlatL2(table.shape[1]) if metric == "l2" else faiss.IndexFlatIP(table.shape[1])
     index.add(table.numpy())
-    similarity, ids = index.search(queries.numpy(), top)
-    return torch.from_numpy(similarity), torch.from_numpy(ids)
+    values, ids = (torch.from_numpy(found) for found in index.search(queries.numpy(), top))
+    return values.clamp(min=0).sqrt() if metric == "l2" else values, ids  # FAISS gives squared distances
+
+
+def rank(table: Tensor, queries: Tensor, ids: Tensor, metric: str = "cosine", centre: bool = False) -> Tensor:
+    """How many rows of ``table`` are nearer to query i than row ``ids[i]``: (k,); 0 = that row is the nearest."""
+    table, queries = _prepare(table, queries, metric, centre)
+    nearness = -torch.cdist(queries, table) if metric == "l2" else queries @ table.T  # (k, V)
+    return (nearness > nearness.gather(1, ids[:, None])).sum(1)
+
+
+def vocabulary(model: Model) -> Tensor:
+    """All rows as the model embeds them, (V, d) fp32 on the CPU."""
+    return embed(model, torch.arange(len(embeddings(model)))).detach().float().cpu()
+
+
+def searched_rows(
+    rows: int,
+    tokenizer: Tokenizer,
+    *,
+    drop_special: bool = False,
+    drop_unused: bool = False,
+    seen: Tensor | None = None,
+) -> Tensor:
+    """Ids of the rows to search among ``rows`` of them.
+
+    Unused are rows that no token of the tokenizer has (padding of the matrix), and with ``seen`` (token ids of a
+    text) also those that never occur in it.
+    """
+    keep = torch.ones(rows, dtype=torch.bool)
+    if drop_special:
+        special = torch.tensor([i for i in tokenizer.all_special_ids if i < rows], dtype=torch.long)
+        keep[special] = False
+    if drop_unused:
+        used = torch.zeros(rows, dtype=torch.bool)
+        ids = torch.tensor(list(tokenizer.get_vocab().values())) if seen is None else seen.flatten().cpu()
+        used[ids[ids < rows].long()] = True
+        keep &= used
+    if not keep.any():
+        raise InputError("no vocabulary rows are left to search; drop fewer")
+    return keep.nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -31,65 +95,64 @@ class RowReport:
 
     row: int
     nearest: list[tuple[str, float]]
-    """(token, cosine), nearest first."""
+    """(token, value of the chosen measure), nearest first."""
     norm: float
     init: str | None
     """The token it started from."""
     init_rank: int | None
-    """That token's rank among the nearest now; 0 = still the nearest."""
+    """That token's rank among the nearest now; 0 = still the nearest. None where it is not searched."""
     drift: float
     """||E - E_init|| / ||E_init||."""
 
 
 def inspect_prompt(
-    model: Model, tokenizer: Tokenizer, prefix: Prefix, initial: Prefix, *, top: int = 5
+    model: Model,
+    tokenizer: Tokenizer,
+    prefix: Prefix,
+    initial: Prefix,
+    *,
+    top: int = 5,
+    metric: str = "cosine",
+    centre: bool = False,
+    drop_special: bool = False,
+    drop_unused: bool = False,
+    seen: Tensor | None = None,
 ) -> list[RowReport]:
-    """Nearest tokens, norm, init and drift of every row."""
-    table = embeddings(model).detach()
-    similarity, ids = search(table, prefix.rows, top)
-    full_order = torch.argsort(
-        F.normalize(prefix.rows) @ F.normalize(table.float().cpu()).T, dim=1, descending=True, stable=True
-    )
-    reports = []
-    for row in range(prefix.k):
-        start = initial.ids[row] if initial.ids else None
-        nearest = [
-            (tokenizer.decode([int(i)]), round(float(s), 4)) for i, s in zip(ids[row], similarity[row], strict=True)
-        ]
-        rank = None if start is None else int((full_order[row] == start).nonzero()[0, 0])
-        moved = float((prefix.rows[row] - initial.rows[row]).norm() / initial.rows[row].norm().clamp(min=1e-12))
-        reports.append(
-            RowReport(
-                row,
-                nearest,
-                round(float(prefix.rows[row].norm()), 4),
-                None if start is None else tokenizer.decode([start]),
-                rank,
-                round(moved, 4),
-            )
+    """Nearest tokens, norm, init and drift of every row; the options are those of the two functions above."""
+    table = vocabulary(model)
+    kept = searched_rows(len(table), tokenizer, drop_special=drop_special, drop_unused=drop_unused, seen=seen)
+    values, found = search(table[kept], prefix.rows, top, metric, centre)
+    start = torch.tensor(initial.ids) if initial.ids else None
+    ranks: list[int | None] = [None] * prefix.k
+    if start is not None:
+        place = torch.full((len(table),), -1)
+        place[kept] = torch.arange(len(kept))
+        among = rank(table[kept], prefix.rows, place[start].clamp(min=0), metric, centre).tolist()
+        ranks = [n if at >= 0 else None for n, at in zip(among, place[start].tolist(), strict=True)]
+    moved = (prefix.rows - initial.rows).norm(dim=1) / initial.rows.norm(dim=1).clamp(min=1e-12)
+    return [
+        RowReport(
+            row=row,
+            nearest=[
+                (tokenizer.decode([int(kept[i])]), round(float(v), 4))
+                for i, v in zip(found[row], values[row], strict=True)
+            ],
+            norm=round(float(prefix.rows[row].norm()), 4),
+            init=None if start is None else tokenizer.decode([int(start[row])]),
+            init_rank=ranks[row],
+            drift=round(float(moved[row]), 4),
         )
-    return reports
+        for row in range(prefix.k)
+    ]
 
 
-def cosine_histogram(model: Model, prefix: Prefix, initial: Prefix, *, top: int = 100, bins: int = 40) -> dict:
-    """Cosines of each row to its ``top`` nearest tokens (Figure 8), beside their nulls.
+def nearest_hard_prompt(
+    model: Model, tokenizer: Tokenizer, prefix: Prefix, *, metric: str = "cosine", drop_special: bool = False
+) -> Prefix:
+    """The nearest-token hard prompt: every learned row replaced by its nearest real token.
 
-    ``real``: real tokens (themselves left out); ``init``: the untrained rows; ``random``: Gaussian rows of the
-    learned rows' norms. Returns {"edges": [...], "counts": {name: [...]}, "mean": {name: x}}.
+    An arm like any other: its perplexity says how much of a prompt survives being written down in words.
     """
-    table = embeddings(model).detach().float().cpu()
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(prefix.rows.shape, generator=generator)
-    real = table[torch.randperm(len(table), generator=generator)[: prefix.k]]
-    sets = {
-        "soft": search(table, prefix.rows, top)[0],
-        "init": search(table, initial.rows, top + 1)[0][:, 1:],
-        "real": search(table, real, top + 1)[0][:, 1:],
-        "random": search(table, noise, top)[0],
-    }
-    edges = torch.linspace(-1, 1, bins + 1)
-    return {
-        "edges": [round(float(edge), 4) for edge in edges],
-        "counts": {name: torch.histc(values, bins, -1, 1).int().tolist() for name, values in sets.items()},
-        "mean": {name: round(float(values.mean()), 4) for name, values in sets.items()},
-    }
+    table = vocabulary(model)
+    kept = searched_rows(len(table), tokenizer, drop_special=drop_special, drop_unused=True)
+    return from_ids(model, kept[search(table[kept], prefix.rows, 1, metric)[1][:, 0]], "nearest")

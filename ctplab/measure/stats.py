@@ -1,4 +1,4 @@
-"""Intervals: paired bootstrap over windows, Wilson for shares. Pure tensors, seeded."""
+"""Intervals: paired bootstrap over windows or questions, McNemar, Wilson for shares. Pure tensors, seeded."""
 
 import math
 from dataclasses import dataclass
@@ -28,6 +28,23 @@ def wilson(hits: int, n: int) -> Interval:
     return Interval(p, max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n)))
 
 
+def resample(n: int, draws: int, seed: int) -> Tensor:
+    """(draws, n) indices drawn with replacement: the same ones for everything that is compared."""
+    return torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
+
+
+def _limits(sample: Tensor) -> tuple[float, float]:
+    low, high = torch.nanquantile(sample, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def paired_change(arm: Tensor, other: Tensor, targets: int, *, draws: int = 2000, seed: int = 0) -> Interval:
+    """NLL a token of ``arm`` minus ``other``: (N,) summed NLL each, of windows with ``targets`` targets each."""
+    difference = (arm.double() - other.double()) / targets
+    sample = difference[resample(len(difference), draws, seed)].mean(1)
+    return Interval(float(difference.mean()), *_limits(sample))
+
+
 def recovery(full: Tensor, compressed: Tensor, arm: Tensor, *, draws: int = 2000, seed: int = 0) -> Interval:
     """Share of the NLL gap that an arm closes, (compressed - arm) / (compressed - full), with its 95% interval.
 
@@ -41,9 +58,7 @@ def recovery(full: Tensor, compressed: Tensor, arm: Tensor, *, draws: int = 2000
         return torch.where(gap.abs() > 1e-9, (c - a) / gap, torch.full_like(gap, math.nan))
 
     full, compressed, arm = full.double(), compressed.double(), arm.double()
-    n = len(full)
-    picks = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
+    picks = resample(len(full), draws, seed)
     sample = ratio(full[picks].sum(1), compressed[picks].sum(1), arm[picks].sum(1))
     value = ratio(full.sum(), compressed.sum(), arm.sum())
-    low, high = torch.nanquantile(sample, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(float(value), low, high)
+    return Interval(float(value), *_limits(sample))

@@ -1,0 +1,168 @@
+"""The answers of several arms in lockstep: one token of each arm in turn, as records that a page or a client shows."""
+
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from threading import Event
+from typing import Any
+
+import ctplab as ctp
+from app.bench import USUAL_ARMS, Bench, Chosen
+from ctplab.atlas.questions import FORM, Question, all_questions, is_correct
+from ctplab.prompts.prefix import PAPER_HARD_PROMPT
+from ctplab.prompts.sampler import Sampler
+
+PERIOD = 0.1  # seconds between updates of a page: faster than reading, slower than flooding
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to several arms."""
+
+    question: str
+    arms: tuple[str, ...]
+    hard_prompt: str
+    ask: bool = True
+    """As ``Q: ... A:``, answered in one line; else the text is continued as it stands."""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    max_new_tokens: int = 24
+
+
+@dataclass
+class Record:
+    """One arm's answer so far."""
+
+    arm: str
+    model: str = ""
+    bytes: int = 0
+    text: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+    """Spent on this arm alone: the others' turns are not counted."""
+    first: float | None = None
+    """Seconds to its first token."""
+    correct: bool | None = None
+    known: str = ""
+    """The right answer, where the embedded world knows it."""
+    state: str = "waiting"
+    """waiting, running, done, stopped or failed."""
+    error: str = ""
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens a second after the first one."""
+        later = self.seconds - (self.first or 0.0)
+        return (self.tokens - 1) / later if self.tokens > 1 and later > 0 else None
+
+
+@cache
+def _wordings() -> dict[str, list[Question]]:
+    found: dict[str, list[Question]] = {}
+    for question in all_questions():
+        for wording in question.asked:
+            found.setdefault(wording, []).append(question)
+    return found
+
+
+def known_answers(question: str) -> list[Question]:
+    """The embedded world's questions with this wording."""
+    return _wordings().get(question.strip(), [])
+
+
+def _start(bench: Bench, chosen: Chosen, request: Request, record: Record) -> Generator[str]:
+    """The answer of one arm, a piece a token. Raises InputError where the arm cannot run."""
+    arm, loaded = bench.arm(record.arm, chosen, request.hard_prompt, request.seed)
+    record.model, record.bytes = loaded.name, int(loaded.about.get("bytes", 0))
+
+    def count() -> None:
+        bench.tokens += 1
+        record.tokens += 1
+
+    return bench.stream(
+        arm,
+        loaded.tokenizer,
+        FORM.format(question=request.question.strip()) if request.ask else request.question,
+        max_new_tokens=request.max_new_tokens,
+        sampler=Sampler(request.temperature, request.top_p, request.repetition_penalty, request.seed),
+        stop="\n" if request.ask else None,
+        on_token=count,
+    )
+
+
+def _advance(bench: Bench, record: Record, pieces: Generator[str]) -> bool:
+    """One more token of one arm; False where its answer is complete."""
+    with bench.turns.turn():
+        began = time.perf_counter()
+        piece = next(pieces, None)
+        record.seconds += time.perf_counter() - began
+    if piece is None:
+        return False
+    record.text += piece
+    record.first = record.seconds if record.first is None else record.first
+    return True
+
+
+def answer(bench: Bench, chosen: Chosen, request: Request, stop: Event, period: float = PERIOD) -> Iterator[list[dict]]:
+    """Yield all records whenever there is news, at most every ``period`` seconds; the last yield is complete.
+
+    An arm that fails says why in its own record and leaves the others alone. Raises InputError for an empty
+    question or no arms. Closing the iterator, or setting ``stop``, stops every model before its next token.
+    """
+    if not request.question.strip():
+        raise ctp.InputError("Type a question first.")
+    if not request.arms:
+        raise ctp.InputError("Tick at least one arm.")
+    known = known_answers(request.question) if request.ask else []
+    records = [Record(name, known=known[0].answer if known else "") for name in request.arms]
+    streams: dict[int, Generator[str]] = {}
+    shown = time.perf_counter()
+    try:
+        yield snapshot(records)
+        for i, record in enumerate(records):
+            try:
+                streams[i] = _start(bench, chosen, request, record)
+                record.state = "running"
+            except ctp.InputError as error:
+                record.state, record.error = "failed", str(error)
+        while streams and not stop.is_set():
+            news = False
+            for i in list(streams):
+                if stop.is_set():
+                    break
+                record, before = records[i], records[i].first
+                try:
+                    more = _advance(bench, record, streams[i])
+                except ctp.InputError as error:
+                    record.state, record.error, more = "failed", str(error), False
+                if not more:
+                    streams.pop(i).close()
+                    if record.state == "running":
+                        record.state = "done"
+                        record.correct = any(is_correct(record.text, q) for q in known) if known else None
+                news = news or not more or before is None
+            if news or time.perf_counter() - shown >= period:
+                yield snapshot(records)
+                shown = time.perf_counter()
+    finally:
+        for stream in streams.values():
+            stream.close()
+    for i in streams:
+        records[i].state = "stopped"
+    yield snapshot(records)
+
+
+def snapshot(records: list[Record]) -> list[dict[str, Any]]:
+    """Plain JSON of all records."""
+    return [{**asdict(r), "text": r.text.strip(), "rate": r.rate} for r in records]
+
+
+def warm(bench: Bench) -> None:
+    """One token of every usual arm: prompts are compiled and libraries loaded before the first question comes."""
+    request = Request("Who is there?", USUAL_ARMS, PAPER_HARD_PROMPT, max_new_tokens=1)
+    for _ in answer(bench, bench.chosen(), request, Event()):
+        pass
+    bench.tokens = 0

@@ -1,0 +1,221 @@
+"""What all tabs share: loaded models and prompts, whose turn it is, and who pressed Stop.
+
+Sessions hold names only (:class:`Chosen`); models and prompts live here, once for the whole server. Everything is
+reached through ctplab's public API, so nothing below knows what a tensor is.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import ctplab as ctp
+from app.jobs import Jobs
+from app.turns import Turns
+from ctplab.atlas.facts import data_dir
+from ctplab.compress.checkpoint import MANIFEST, describe
+from ctplab.models import base_fingerprint, resolve, tokenizer_fingerprint
+from ctplab.prompts import prefix
+from ctplab.prompts.files import SavedPrompt
+from ctplab.prompts.steps import steps
+from ctplab.store import Store
+
+#: Arm -> what it is, in the words of the page.
+ARMS = {
+    "full": "the uncompressed model",
+    "compressed": "the compressed model",
+    "hard": "compressed, behind the hard prompt's words",
+    "soft": "compressed, behind the learned prompt",
+    "bos": "control: compressed, behind the start token",
+    "random": "control: compressed, behind random vocabulary rows",
+    "init": "control: compressed, behind the untrained prompt",
+    "full+soft": "control: uncompressed, behind the learned prompt",
+}
+USUAL_ARMS = ("full", "compressed", "hard", "soft")
+
+#: Options of events that use the device: one at a time, the others wait in the queue and see their place.
+DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
+#: Options of events that only the page itself calls.
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, and what its folder says about it."""
+
+    name: str
+    source: str
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    about: dict[str, Any]
+
+    @property
+    def tag(self) -> str:
+        """How it was compressed: ``full``, ``w4-s50``, ``gptq``."""
+        return str(self.about.get("tag") or self.about.get("quant_method") or "full")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What one session works with: names of loaded things."""
+
+    full: str
+    compressed: str
+    prompt: str
+
+
+class Bench:
+    """The server's models, prompts and runs."""
+
+    def __init__(self, runs: Path, stream: Callable[..., Generator[str]] = steps, device: str | None = None) -> None:
+        self.runs, self.device = runs, device
+        self.stream = stream
+        """The model, or a fake one in tests that measure time."""
+        self.turns = Turns()
+        self.tokens = 0
+        """Tokens generated since the server began; shown by ``/healthz``."""
+        self.models: dict[str, Loaded] = {}
+        self.prompts: dict[str, tuple[str, SavedPrompt]] = {}
+        self.jobs = Jobs(self.turns)
+        self._stops: dict[str, Event] = {}
+
+    # Models and prompts
+
+    def load_model(self, source: str, again: bool = False) -> str:
+        """Load a folder or hub id (``again``: it was written anew) and return its name here. Raises InputError."""
+        source = source.strip()
+        if not source:
+            raise ctp.InputError("give a model folder, a hub id, or 'atlas'")
+        for loaded in self.models.values():
+            if loaded.source == source and not again:
+                return loaded.name
+        with self.turns.turn():
+            model, tokenizer = ctp.load(source, device=self.device)
+        folder = Path(resolve(source))
+        about = describe(source) if folder.is_dir() else {"base": source}
+        short = source if source == "atlas" or not folder.is_dir() else folder.resolve().name
+        name = short if short not in self.models or self.models[short].source == source else source
+        self.models[name] = Loaded(name, source, model, tokenizer, about)
+        return name
+
+    def load_prompt(self, folder: str) -> str:
+        """Read a prompt folder and return its name here. Raises InputError in one line."""
+        folder = folder.strip()
+        if not folder:
+            raise ctp.InputError("give a prompt folder (it holds prompt.json and prompt.safetensors)")
+        saved = ctp.load_prompt(folder)
+        path = Path(folder).resolve()
+        name = path.name if path.name != "prompt" else f"{saved.info.get('tag', 'model')} prompt"
+        if name in self.prompts and self.prompts[name][0] != str(path):
+            name = str(path)
+        self.prompts[name] = (str(path), saved)
+        return name
+
+    def model(self, name: str) -> Loaded:
+        """A loaded model by name."""
+        if name not in self.models:
+            raise ctp.InputError(f"no model {name!r} is loaded; loaded are {', '.join(self.models) or 'none'}")
+        return self.models[name]
+
+    def prompt(self, name: str) -> SavedPrompt:
+        """A loaded prompt by name."""
+        if name not in self.prompts:
+            raise ctp.InputError(f"no prompt {name!r} is loaded; loaded are {', '.join(self.prompts) or 'none'}")
+        return self.prompts[name][1]
+
+    def chosen(self, full: str = "", compressed: str = "", prompt: str = "") -> Chosen:
+        """The three names; an empty one means the first of its kind."""
+        models, prompts = list(self.models), list(self.prompts)
+        small = [name for name in models if self.models[name].tag != "full"] or models
+        return Chosen(full or models[0], compressed or small[0], prompt or (prompts[0] if prompts else ""))
+
+    def full_names(self) -> list[str]:
+        """Uncompressed models first."""
+        return sorted(self.models, key=lambda name: self.models[name].tag != "full")
+
+    def compressed_names(self) -> list[str]:
+        """Compressed models first."""
+        return sorted(self.models, key=lambda name: self.models[name].tag == "full")
+
+    # Do they fit?
+
+    def fit(self, chosen: Chosen) -> tuple[bool, list[str]]:
+        """Whether the prompt fits the compressed model, and all that the user should know, in plain words."""
+        full, small = self.model(chosen.full), self.model(chosen.compressed)
+        notes = []
+        if tokenizer_fingerprint(full.tokenizer) != tokenizer_fingerprint(small.tokenizer):
+            notes.append(f"{small.name} has another tokenizer than {full.name}: their answers cannot be compared")
+        elif base_fingerprint(full.model) != base_fingerprint(small.model):
+            notes.append(
+                f"{small.name} was made from {small.about.get('base', 'another model')}, not from this full one"
+            )
+        if not chosen.prompt:
+            return False, [*notes, "no prompt is loaded: load one below, or learn one in the tab Train"]
+        saved = self.prompt(chosen.prompt)
+        try:
+            found = ctp.attach(saved, small.model, small.tokenizer)
+        except ctp.InputError as error:
+            return False, [*notes, str(error)]
+        learned_on = saved.info.get("tag")
+        if learned_on and learned_on != small.tag and not found:
+            found = [f"learned on {learned_on}, used here on {small.tag}: a transfer"]
+        return True, notes + found
+
+    def fitting(self, chosen: Chosen) -> tuple[Loaded, SavedPrompt]:
+        """The compressed model and the prompt. Raises InputError where they do not fit."""
+        if not chosen.prompt:
+            raise ctp.InputError("no prompt is loaded: load one above, or learn one in the tab Train")
+        small, saved = self.model(chosen.compressed), self.prompt(chosen.prompt)
+        ctp.attach(saved, small.model, small.tokenizer)
+        if not hasattr(saved.prefix, "rows"):
+            raise ctp.InputError(
+                f"{chosen.prompt} is keys and values: it has no rows that could be compared with tokens"
+            )
+        return small, saved
+
+    def arm(self, name: str, chosen: Chosen, hard_prompt: str, seed: int) -> tuple[ctp.Arm, Loaded]:
+        """The arm called ``name`` with the model it runs on. Raises InputError where it cannot be made."""
+        if name not in ARMS:
+            raise ctp.InputError(f"unknown arm {name!r}; known are {', '.join(ARMS)}")
+        loaded = self.model(chosen.full if name in ("full", "full+soft") else chosen.compressed)
+        model, tokenizer = loaded.model, loaded.tokenizer
+        if name in ("full", "compressed"):
+            return ctp.Arm(name, model, prefix.none(model)), loaded
+        if name == "hard":
+            return ctp.Arm(name, model, ctp.hard_prompt(model, tokenizer, hard_prompt)), loaded
+        if name == "bos":
+            return ctp.Arm(name, model, prefix.bos(model, tokenizer)), loaded
+        if not chosen.prompt:
+            raise ctp.InputError(f"the arm {name!r} needs a prompt; load one, or learn one in the tab Train")
+        saved = self.prompt(chosen.prompt)
+        if name == "random":
+            return ctp.Arm(name, model, prefix.random_rows(model, saved.prefix.k, seed)), loaded
+        ctp.attach(saved, model, tokenizer)
+        return ctp.Arm(name, model, saved.initial if name == "init" else saved.prefix), loaded
+
+    # Stop
+
+    def begin(self, session: str) -> Event:
+        """A fresh flag for a generation of ``session``; an earlier one of the same session is stopped."""
+        self.stop(session)
+        self._stops[session] = Event()
+        return self._stops[session]
+
+    def stop(self, session: str) -> None:
+        """Stop what ``session`` generates: no further token is asked of any model."""
+        if session in self._stops:
+            self._stops.pop(session).set()
+
+    # Folders
+
+    def store(self, chosen: Chosen) -> Store:
+        """Run folders of the chosen base model."""
+        return Store(self.runs, self.model(chosen.full).name)
+
+
+def shipped() -> tuple[str | None, str | None]:
+    """The compressed model and the prompt in the lab's own data folder, whatever they are called."""
+    models = sorted(path.parent for path in data_dir().glob(f"*/{MANIFEST}"))
+    prompts = sorted(path.parent for path in data_dir().glob("**/prompt.json"))
+    return (str(models[0]) if models else None), (str(prompts[0]) if prompts else None)

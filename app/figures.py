@@ -1,0 +1,48 @@
+"""How plotly figures look here: readable on light and dark, a fixed height (hidden tabs have none of their own)."""
+
+from typing import Any
+
+import plotly.graph_objects as go
+
+from app.views import COLOURS
+
+GREY = "#7c8798"  # readable on white and on near-black
+GRID = "rgba(128, 140, 160, 0.25)"
+
+
+def blank(height: int, x: str, y: str, **layout: Any) -> go.Figure:
+    """An empty figure with named axes."""
+    figure = go.Figure()
+    figure.update_layout(
+        height=height,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": GREY, "size": 13},
+        margin={"l": 60, "r": 16, "t": 64, "b": 50},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        hoverlabel={"font": {"size": 13}},
+        **layout,
+    )
+    for axis, title in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
+        axis(title=title, gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID)
+    return figure
+
+
+def colour(name: str) -> str:
+    """The arm's colour; grey for what is no arm."""
+    return COLOURS.get(name, GREY)
+
+
+def faint(name: str, opacity: float) -> str:
+    """The same, seen through."""
+    red, green, blue = (int(colour(name)[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {opacity})"
+
+
+def note(height: int, text: str) -> go.Figure:
+    """A figure that only says something."""
+    figure = blank(height, "", "")
+    figure.add_annotation(text=text, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 15})
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure

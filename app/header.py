@@ -1,0 +1,124 @@
+"""The header: model card, prompt with its compatibility badge, device and seed; and loading more of each."""
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from app.bench import DEVICE, PRIVATE, Bench, Chosen, Loaded
+from app.toast import plain_errors
+from app.views import size
+
+
+@dataclass(frozen=True)
+class Header:
+    """The components by which a session says what it works with."""
+
+    full: gr.Dropdown
+    compressed: gr.Dropdown
+    prompt: gr.Dropdown
+    seed: gr.Number
+    card: gr.HTML
+
+    @property
+    def chosen(self) -> list[gr.Dropdown]:
+        """Inputs of every event that needs the three names."""
+        return [self.full, self.compressed, self.prompt]
+
+
+def _model_html(title: str, loaded: Loaded) -> str:
+    about, facts = loaded.about, []
+    spec = about.get("spec") or {}
+    if spec:
+        parts = [f"{spec['bits']} bits a weight" if spec["bits"] else "", f"{100 * spec['sparsity']:g}% zeros"]
+        facts.append(f"made from {about['base']}: {' + '.join(p for p in parts if p and p != '0% zeros')}")
+        facts.append(
+            f"truly {about['bits_per_weight']:.2f} bits a weight, nominally {about['nominal_bits_per_weight']:g}"
+        )
+    elif about.get("quant_method"):
+        facts.append(f"{about['quant_method']}, {about.get('bits')} bits, made by another program")
+    else:
+        kind, count = about.get("model_type"), about.get("parameters")
+        facts.append(", ".join([*([str(kind)] if kind else []), *([f"{count / 1e6:.2f} M weights"] if count else [])]))
+    if about.get("bytes"):
+        facts.append(f"{size(about['bytes'])} on disk")
+    line = " · ".join(fact for fact in facts if fact)
+    return f'<section><h2>{title}</h2><div class="name">{escape(loaded.name)}</div><p>{escape(line)}</p></section>'
+
+
+def card(bench: Bench, chosen: Chosen) -> str:
+    """Three boxes: the full model, the compressed one, the prompt and whether it fits."""
+    full, small = bench.model(chosen.full), bench.model(chosen.compressed)
+    fits, notes = bench.fit(chosen)
+    badge = '<span class="badge good">✓ fits</span>' if fits else '<span class="badge bad">✗ does not fit</span>'
+    lines = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    if chosen.prompt:
+        info = bench.prompt(chosen.prompt).info
+        words = f"{info.get('k', '?')} tokens of width {info.get('width', '?')}, learned on "
+        words += (
+            f"{info.get('corpus', 'unknown text')} through {info.get('tag', 'unknown')} · runs on {small.model.device}"
+        )
+        lines = f"<p>{escape(words)}</p>{lines}"
+    return (
+        f'<div class="bench">{_model_html("Full model", full)}{_model_html("Compressed model", small)}'
+        f'<section aria-label="Prompt and compatibility"><h2>Prompt</h2><div class="name">'
+        f"{escape(chosen.prompt or 'none')} {badge}</div>{lines}</section></div>"
+    )
+
+
+def build(bench: Bench) -> Header:
+    """Lay the header out inside the current ``gr.Blocks``."""
+    first = bench.chosen()
+    box = gr.HTML(card(bench, first), elem_id="card")
+    with gr.Accordion("Choose or load models and prompts", open=False, elem_id="choose"):
+        with gr.Row():
+            full = gr.Dropdown(bench.full_names(), value=first.full, label="Full model", elem_id="full")
+            compressed = gr.Dropdown(
+                bench.compressed_names(), value=first.compressed, label="Compressed model", elem_id="compressed"
+            )
+            prompt = gr.Dropdown(list(bench.prompts), value=first.prompt or None, label="Prompt", elem_id="prompt")
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed", min_width=90)
+        with gr.Row(equal_height=True):
+            source = gr.Textbox(
+                label="Model folder or hub id", placeholder="runs/atlas/w3 or facebook/opt-125m", elem_id="model-source"
+            )
+            add_model = gr.Button("Load model", elem_id="load-model", scale=0, min_width=140)
+            folder = gr.Textbox(
+                label="Prompt folder", placeholder="runs/atlas/w4-s50/prompts/demo", elem_id="prompt-source"
+            )
+            add_prompt = gr.Button("Load prompt", elem_id="load-prompt", scale=0, min_width=140)
+    header = Header(full, compressed, prompt, seed, box)
+
+    def redraw(full: str, compressed: str, prompt: str | None) -> str:
+        with plain_errors():
+            return card(bench, Chosen(full, compressed, prompt or ""))
+
+    def load_model(source: str, full: str, compressed: str) -> tuple[Any, Any]:
+        with plain_errors():
+            name = bench.load_model(source)
+        whole = bench.model(name).tag == "full"
+        return (
+            gr.update(choices=bench.full_names(), value=name if whole else full),
+            gr.update(choices=bench.compressed_names(), value=compressed if whole else name),
+        )
+
+    def load_prompt(folder: str) -> Any:
+        with plain_errors():
+            return gr.update(choices=list(bench.prompts), value=bench.load_prompt(folder))
+
+    for component in header.chosen:
+        component.change(redraw, header.chosen, box, show_progress="hidden", queue=False, **PRIVATE)
+    add_model.click(load_model, [source, full, compressed], [full, compressed], **DEVICE, **PRIVATE)
+    add_prompt.click(load_prompt, folder, prompt, **PRIVATE)
+    return header
+
+
+def renew(bench: Bench, full: str, compressed: str, prompt: str | None) -> tuple[Any, Any, Any]:
+    """The three lists as they are now, with what is chosen kept: for page loads and finished jobs."""
+    first = bench.chosen(full, compressed, prompt or "")
+    return (
+        gr.update(choices=bench.full_names(), value=first.full),
+        gr.update(choices=bench.compressed_names(), value=first.compressed),
+        gr.update(choices=list(bench.prompts), value=first.prompt or None),
+    )

@@ -1,0 +1,100 @@
+"""Tab *Latency*: time to the first token and tokens a second against k, with the prefix compiled and not."""
+
+from dataclasses import asdict
+from typing import Any
+
+import gradio as gr
+import plotly.graph_objects as go
+
+import ctplab as ctp
+from app import figures
+from app.bench import DEVICE, PRIVATE, Bench
+from app.header import Header
+from app.toast import plain_errors
+from ctplab.measure.latency import latency
+from ctplab.prompts import prefix
+
+WAYS = {"concatenated": "hard", "compiled": "soft", "none": "full"}
+
+
+def numbers(text: str) -> list[int]:
+    """``0, 25, 50`` as numbers. Raises InputError for anything else."""
+    try:
+        return sorted({int(part) for part in text.replace(";", ",").split(",") if part.strip()})
+    except ValueError:
+        raise ctp.InputError(f"give numbers of prompt tokens such as 0, 25, 50, not {text!r}") from None
+
+
+def measure(
+    bench: Bench, model: str, tokens: list[int], length: int, new: int, repeats: int, progress: Any
+) -> list[dict]:
+    """Points as plain JSON."""
+    loaded = bench.model(model)
+    arm = ctp.Arm(model, loaded.model, prefix.none(loaded.model))
+    with bench.turns.turn():
+        points = latency(arm, tokens=tokens, length=length, new_tokens=new, repeats=repeats, progress=progress)
+    return [asdict(point) for point in points]
+
+
+def draw(points: list[dict], key: str, title: str) -> go.Figure:
+    """One line a way of attaching the prefix, quartiles as bars."""
+    figure = figures.blank(360, "prompt tokens (k)", title)
+    for way, style in WAYS.items():
+        mine = [p for p in points if p["attached"] == way]
+        if not mine:
+            continue
+        figure.add_scatter(
+            x=[p["k"] for p in mine], y=[p[key]["median"] for p in mine], mode="lines+markers",
+            name={"none": "no prompt"}.get(way, way), line={"color": figures.colour(style)}, marker={"size": 9},
+            error_y={
+                "type": "data", "symmetric": False, "array": [p[key]["high"] - p[key]["median"] for p in mine],
+                "arrayminus": [p[key]["median"] - p[key]["low"] for p in mine],
+            },
+        )  # fmt: skip
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
+    """Lay the tab out inside the current ``gr.Blocks``."""
+    gr.Markdown(
+        "*Concatenated*: the prompt's rows stand in front of every request. *Compiled*: their keys and values were "
+        "computed once. Median and quartiles; other work on this machine shows in the numbers."
+    )
+    with gr.Row(equal_height=True):
+        tokens = gr.Textbox("0, 25, 50, 100", label="Prompt tokens (k)", elem_id="latency-tokens")
+        length = gr.Number(64, label="Text tokens", precision=0, minimum=1)
+        new = gr.Number(16, label="New tokens", precision=0, minimum=2)
+        repeats = gr.Number(5, label="Repeats", precision=0, minimum=1, elem_id="latency-repeats")
+        go_button = gr.Button("Measure", variant="primary", elem_id="latency")
+    with gr.Row():
+        first = gr.Plot(figures.note(360, "Press Measure."), label="Time to first token", elem_id="first-token")
+        speed = gr.Plot(figures.note(360, "Press Measure."), label="Tokens a second", elem_id="speed")
+
+    def run(compressed: str, tokens: str, length: float, new: float, repeats: float, bar: Any = gr.Progress()) -> Any:  # noqa: B008
+        def progress(items: Any, *, total: int | None = None, label: str = "") -> Any:
+            yield from bar.tqdm(items, total=total, desc=label)
+
+        with plain_errors():
+            points = measure(bench, compressed, numbers(tokens), int(length), int(new), int(repeats), progress)
+            return draw(points, "first_token_ms", "ms to the first token"), draw(
+                points, "tokens_per_second", "tokens a second after it"
+            )
+
+    go_button.click(run, [header.compressed, tokens, length, new, repeats], [first, speed], **DEVICE, **PRIVATE)
+
+    def latency_api(
+        tokens: list[int] = [0, 25, 50],  # noqa: B006 (gradio reads the default from here)
+        length: int = 64,
+        new_tokens: int = 16,
+        repeats: int = 3,
+        compressed: str = "",
+    ) -> list[dict]:
+        """Time to the first token (ms) and tokens a second at every k, concatenated and compiled."""
+        from ctplab.progress import silent
+
+        with plain_errors():
+            name = bench.chosen(compressed=compressed).compressed
+            return measure(bench, name, list(tokens), length, new_tokens, repeats, silent)
+
+    gr.api(latency_api, api_name="latency", **DEVICE)

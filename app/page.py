@@ -1,0 +1,50 @@
+"""The whole page: header and tabs."""
+
+from typing import Any
+
+import gradio as gr
+
+from app import compare, compress, header, latency, results, similarity, tokens, train
+from app.bench import PRIVATE, Bench
+
+TABS = {
+    "Prompt tokens": tokens.build,
+    "Similarity": similarity.build,
+    "Compress": compress.build,
+    "Train": train.build,
+    "Results": results.build,
+    "Latency": latency.build,
+}
+
+
+def build(bench: Bench) -> gr.Blocks:
+    """All tabs over one bench."""
+    with gr.Blocks(title="ctplab", analytics_enabled=False, fill_width=True) as page:
+        gr.Markdown(
+            "# ctplab\nWhat compression costs a language model, and what a soft prompt brings back.", elem_id="title"
+        )
+        head = header.build(bench)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Compare", id="compare"):
+                restored = compare.build(bench, head)
+            for title, build_tab in TABS.items():
+                with gr.Tab(title, id=title.lower().replace(" ", "-")) as tab:
+                    build_tab(bench, head, tab)
+        compare.api(bench)
+
+        def opened(request: gr.Request, *now: Any) -> list[Any]:
+            found = compare.restore(dict(request.query_params), list(now))
+            full, compressed, prompt = found[-3:]
+            return [*found[:-3], *header.renew(
+                bench,
+                full if full in bench.models else "",
+                compressed if compressed in bench.models else "",
+                prompt if prompt in bench.prompts else "",
+            )]  # fmt: skip
+
+        def closed(request: gr.Request) -> None:
+            bench.stop(str(request.session_hash))
+
+        page.load(opened, restored, restored, show_progress="hidden", queue=False, **PRIVATE)
+        page.unload(closed)
+    return page

@@ -1,0 +1,214 @@
+"""Tab *Results*: what the runs in the run folder found. Reads ``demo.json``; measures nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import plotly.graph_objects as go
+
+from app import figures
+from app.bench import PRIVATE, Bench
+from app.header import Header
+from app.views import size
+from ctplab.store import Store
+
+NOTHING = "No results yet in `{runs}`. Run `ctplab demo --out {runs}` (some minutes), then open this tab again."
+#: arXiv 2305.11186 on C4: setting, nominal bits a weight, full, compressed, soft as printed, soft corrected for the
+#: evaluator's divisor (printed to the power 1123 / 1023). Tables 1, 4 and 6.
+PAPER = (
+    ("LLaMA-7B, 3 bits", 3.0, 7.59, 10.74, 7.48, 9.11),
+    ("LLaMA-7B, 50% + 4 bits", 2.0, 7.59, 10.94, 7.38, 8.97),
+    ("BLOOM-7B, 3 bits", 3.0, 15.87, 18.40, 13.54, 17.47),
+    ("LLaMA-2-13B, 3 bits", 3.0, 6.96, 9.24, 6.75, 8.14),
+)
+
+
+def found_runs(runs: Path) -> list[str]:
+    """Models with a report, newest first."""
+    reports = sorted(runs.glob("*/report/demo.json"), key=lambda path: -path.stat().st_mtime)
+    return [path.parent.parent.name for path in reports]
+
+
+def read(runs: Path, name: str | None) -> dict[str, Any] | None:
+    """One report; None where it is missing or damaged."""
+    try:
+        return json.loads((Store(runs, name or "").report() / "demo.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def price(result: dict[str, Any], corpus: str) -> go.Figure:
+    """Perplexity against the bytes a level really takes."""
+    figure = figures.blank(420, "bytes on disk", f"perplexity on {corpus}")
+    full = result["levels"]["full"]
+    levels = {tag: level for tag, level in result["levels"].items() if tag != "full"}
+    showcase = result["showcase"]
+
+    def add(name: str, style: str, symbol: str, tags: list[str], x: list[float], y: list[float]) -> None:
+        figure.add_scatter(
+            x=x, y=y, text=tags, mode="markers+text", textposition="top center", name=name,
+            marker={"size": 11, "symbol": symbol, "color": figures.colour(style)},
+            hovertemplate="%{text}: %{y:.3f} at %{x:,} bytes",
+        )  # fmt: skip
+
+    add("full model", "full", "star", ["full"], [full["bytes"]], [full["ppl"][corpus]])
+    add("compressed", "compressed", "circle", list(levels), [v["bytes"] for v in levels.values()],
+        [v["ppl"][corpus] for v in levels.values()])  # fmt: skip
+    measured = {tag: cell[corpus]["soft"] for tag, cell in result["transfer"].items() if tag in levels}
+    add(f"with the prompt learned on {showcase}", "soft", "diamond", ["" for _ in measured],
+        [levels[tag]["bytes"] for tag in measured], list(measured.values()))  # fmt: skip
+    figure.update_yaxes(type="log")
+    return figure
+
+
+def beside_the_paper(result: dict[str, Any], corpus: str) -> go.Figure:
+    """Perplexity relative to each full model's, so that models of any size share an axis; hollow: the paper's."""
+    figure = figures.blank(420, "bits a weight (ours true, the paper's nominal)", "perplexity / full model's")
+    base = result["levels"]["full"]["ppl"][corpus]
+    tags = [tag for tag in result["transfer"] if tag in result["levels"] and tag != "full"]
+    bits = [result["levels"][tag]["bits_per_weight"] for tag in tags]
+    for kind, style in (("compressed", "compressed"), ("soft", "soft")):
+        figure.add_scatter(
+            x=bits, y=[result["transfer"][tag][corpus][kind] / base for tag in tags], text=tags, mode="markers",
+            name=f"{kind} (ours)", marker={"size": 10, "color": figures.colour(style)},
+            hovertemplate="%{text}: %{y:.2f} times the full model's",
+        )  # fmt: skip
+    hollow = (
+        ("compressed (paper)", "compressed", "circle-open", 3),
+        ("soft (paper, as printed)", "soft", "diamond-open", 4),
+        ("soft (paper, corrected)", "soft", "circle-open", 5),
+    )
+    for name, style, symbol, column in hollow:
+        figure.add_scatter(
+            x=[row[1] for row in PAPER], y=[row[column] / row[2] for row in PAPER], text=[row[0] for row in PAPER],
+            mode="markers", name=name, marker={"size": 12, "symbol": symbol, "color": figures.colour(style),
+            "line": {"width": 2}}, hovertemplate="%{text}: %{y:.2f} times the full model's",
+        )  # fmt: skip
+    figure.add_hline(y=1, line={"dash": "dot", "color": figures.GREY})
+    figure.update_yaxes(type="log")
+    figure.update_layout(legend={"font": {"size": 11}})
+    return figure
+
+
+def recovery(result: dict[str, Any]) -> go.Figure:
+    """Share of the NLL gap closed, with 95% intervals: the prompt next to its controls."""
+    figure = figures.blank(420, "", f"share of the NLL gap closed at {result['showcase']}")
+    corpora = list(result["recovery"])
+    for arm in result["recovery"][corpora[0]]:
+        cells = [result["recovery"][corpus][arm] for corpus in corpora]
+        figure.add_scatter(
+            x=corpora, y=[c["value"] for c in cells], mode="markers", name=arm, offsetgroup=arm,
+            marker={"size": 10, "color": figures.colour(arm)},
+            error_y={
+                "type": "data", "symmetric": False, "array": [c["high"] - c["value"] for c in cells],
+                "arrayminus": [c["value"] - c["low"] for c in cells],
+            },
+        )  # fmt: skip
+    figure.update_layout(scattermode="group", scattergap=0.4)
+    figure.add_hline(y=1, line={"dash": "dot", "color": figures.GREY}, annotation_text="the full model")
+    figure.add_hline(y=0, line={"dash": "dot", "color": figures.GREY}, annotation_text="the compressed model")
+    figure.update_yaxes(tickformat=".0%", range=[-2, 1.5])
+    return figure
+
+
+def questions(result: dict[str, Any]) -> go.Figure:
+    """Exact match on the closed-book questions with 95% intervals."""
+    figure = figures.blank(420, "", "exact match")
+    arms = result["questions"]
+    figure.add_bar(
+        x=list(arms), y=[a["exact_match"] for a in arms.values()], showlegend=False,
+        marker={"color": [figures.colour(name) for name in arms]},
+        error_y={
+            "type": "data", "symmetric": False, "array": [a["high"] - a["exact_match"] for a in arms.values()],
+            "arrayminus": [a["exact_match"] - a["low"] for a in arms.values()], "color": figures.GREY,
+        },
+    )  # fmt: skip
+    figure.update_yaxes(tickformat=".0%", range=[0, 1])
+    return figure
+
+
+def heat(result: dict[str, Any]) -> dict[str, Any]:
+    """The transfer matrix as coloured cells: green where the prompt helps, red where it hurts."""
+    corpora = list(next(iter(result["transfer"].values())))
+    data, styling = [], []
+    for tag, cells in result["transfer"].items():
+        data.append([f"{tag} *" if tag == result["showcase"] else tag])
+        styling.append([""])
+        for corpus in corpora:
+            before, after = cells[corpus]["compressed"], cells[corpus]["soft"]
+            strength = min(1.0, abs(after / before - 1))
+            tone = "0, 158, 115" if after < before else "213, 94, 0"
+            data[-1].append(f"{before:.2f} → {after:.2f}")
+            styling[-1].append(f"background-color: rgba({tone}, {0.1 + 0.6 * strength:.2f})")
+    return {"headers": ["target", *corpora], "data": data, "metadata": {"styling": styling}}
+
+
+def cell_runs(runs: Path, name: str, tag: str, corpus: str) -> dict[str, Any]:
+    """The result files behind one cell of the matrix."""
+    store, data = Store(runs, name), []
+    for arm in ("compressed", "soft"):
+        path = store.score(tag, arm, corpus)
+        try:
+            kept = json.loads(path.read_text())
+            nll = kept["result"]["nll"]
+            data.append(
+                [arm, str(path), len(nll), kept["result"]["n_tokens"], round(sum(nll), 1), kept["key"]["windows"]]
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            data.append([arm, f"{path} (not there)", "", "", "", ""])
+    return {"headers": ["arm", "file", "windows", "tokens", "summed NLL", "windows' fingerprint"], "data": data}
+
+
+def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
+    """Lay the tab out inside the current ``gr.Blocks``."""
+    told = gr.Markdown(NOTHING.format(runs=bench.runs), elem_id="results-told")
+    with gr.Column(visible=False) as box:
+        with gr.Row():
+            run = gr.Dropdown([], label="Run", elem_id="run")
+            corpus = gr.Dropdown([], label="Corpus", elem_id="results-corpus")
+        with gr.Row():
+            levels = gr.Plot(label="Perplexity against true bytes", elem_id="levels", min_width=320)
+            paper = gr.Plot(label="Beside the paper (hollow: its values, printed and corrected)", elem_id="paper",
+                            min_width=320)  # fmt: skip
+        with gr.Row():
+            shares = gr.Plot(label="Recovery and its controls, 95% intervals", elem_id="recovery", min_width=320)
+            exact = gr.Plot(label="Closed-book questions, 95% intervals", elem_id="exact", min_width=320)
+        gr.Markdown("**Transfer**: perplexity without → with the prompt (* learned there; green helps, red hurts).")
+        matrix = gr.Dataframe(label="Transfer (click a cell for its runs)", elem_id="transfer", interactive=False)
+        files = gr.Dataframe(label="Runs behind the cell", elem_id="cell", interactive=False, wrap=True)
+
+    def refresh(name: str | None, corpus: str | None) -> list[Any]:
+        names = found_runs(bench.runs)
+        name = name if name in names else (names[0] if names else None)
+        result = read(bench.runs, name)
+        if result is None:
+            return [NOTHING.format(runs=bench.runs), gr.update(visible=False), *[gr.skip()] * 7]
+        corpora = list(result["perplexity"])
+        corpus = corpus if corpus in corpora else result["learned_on"]
+        full = result["levels"]["full"]
+        words = (
+            f"**{name}**, {size(full['bytes'])}, seed {result['seed']}: {len(result['levels']) - 1} levels, prompt of "
+        )
+        words += (
+            f"{result['prompt']['spec']['tokens']} tokens learned on {result['learned_on']} at {result['showcase']}."
+        )
+        return [
+            words, gr.update(visible=True), gr.update(choices=names, value=name),
+            gr.update(choices=corpora, value=corpus), price(result, corpus), beside_the_paper(result, corpus),
+            recovery(result), questions(result), heat(result),
+        ]  # fmt: skip
+
+    def pick(event: gr.SelectData, name: str | None) -> Any:
+        result = read(bench.runs, name)
+        row, column = event.index
+        if result is None or column == 0:
+            return gr.skip()
+        tag = list(result["transfer"])[row]
+        return cell_runs(bench.runs, str(name), tag, list(result["transfer"][tag])[column - 1])
+
+    gr.on(
+        [tab.select, run.input, corpus.input], refresh, [run, corpus],
+        [told, box, run, corpus, levels, paper, shares, exact, matrix], show_progress="hidden", queue=False, **PRIVATE,
+    )  # fmt: skip
+    matrix.select(pick, run, files, queue=False, show_progress="hidden", **PRIVATE)

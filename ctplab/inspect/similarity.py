@@ -1,0 +1,77 @@
+"""How learned rows lie among the vocabulary: cosines against their nulls (Figure 8), and a map in two dimensions."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctplab.inspect.nearest import search, vocabulary
+from ctplab.models import Model
+from ctplab.prompts.prefix import Prefix
+
+
+def cosine_histogram(
+    model: Model, prefix: Prefix, initial: Prefix, *, top: int = 100, bins: int = 40, seed: int = 0
+) -> dict[str, Any]:
+    """Cosines of each row to its ``top`` nearest tokens (Figure 8), beside their nulls.
+
+    ``real``: real tokens (themselves left out); ``init``: the untrained rows; ``random``: Gaussian rows of the
+    learned rows' norms. Returns {"edges": [...], "counts": {name: [...]}, "mean": {name: x}}.
+    """
+    table = vocabulary(model)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(prefix.rows.shape, generator=generator)
+    noise *= (prefix.rows.norm(dim=1) / noise.norm(dim=1))[:, None]
+    real = table[torch.randperm(len(table), generator=generator)[: prefix.k]]
+    sets = {
+        "soft": search(table, prefix.rows, top)[0],
+        "init": search(table, initial.rows, top + 1)[0][:, 1:],
+        "real": search(table, real, top + 1)[0][:, 1:],
+        "random": search(table, noise, top)[0],
+    }
+    edges = torch.linspace(-1, 1, bins + 1)
+    return {
+        "edges": [round(float(edge), 4) for edge in edges],
+        "counts": {name: torch.histc(values, bins, -1, 1).int().tolist() for name, values in sets.items()},
+        "mean": {name: round(float(values.mean()), 4) for name, values in sets.items()},
+    }
+
+
+def pca(rows: Tensor, n: int = 2) -> tuple[Tensor, Tensor]:
+    """Principal components of ``rows`` (N, d): coordinates (N, n) and the shares of variance (n,) they explain.
+
+    Signs are fixed (the largest loading of each axis is positive), so the same rows give the same picture.
+    """
+    centred = rows.double() - rows.double().mean(0)
+    _, s, axes = torch.linalg.svd(centred, full_matrices=False)  # axes (d or N, d)
+    axes = axes[:n]
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    return centred @ axes.T, s[:n] ** 2 / (s**2).sum().clamp(min=1e-30)
+
+
+def project(
+    model: Model,
+    prefix: Prefix,
+    initial: Prefix,
+    extra_ids: tuple[int, ...] = (),
+    *,
+    sample: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """A map: ``sample`` vocabulary rows, ``extra_ids``, the untrained and the learned rows on two principal axes.
+
+    Returns {"explained": [x, y], "vocabulary": points, "extra": points, "init": points, "learned": points}; points
+    are {"ids": [...] or None, "x": [...], "y": [...]}, rows of ``init`` and ``learned`` in the prompt's order.
+    """
+    table = vocabulary(model)
+    chosen = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))[:sample].sort().values
+    extra = torch.tensor(extra_ids, dtype=torch.long)
+    groups = {"vocabulary": table[chosen], "extra": table[extra], "init": initial.rows, "learned": prefix.rows}
+    ids = {"vocabulary": chosen.tolist(), "extra": list(extra_ids), "init": list(initial.ids or ()), "learned": None}
+    where, explained = pca(torch.cat([rows.float().cpu() for rows in groups.values()]))
+    points, at = {}, 0
+    for name, rows in groups.items():
+        x, y = where[at : at + len(rows)].T.tolist()
+        points[name] = {"ids": ids[name] or None, "x": x, "y": y}
+        at += len(rows)
+    return {"explained": explained.tolist(), **points}

@@ -1,0 +1,37 @@
+"""Long measurements, cell by cell: each result is kept as soon as it is known, and not computed twice.
+
+Measuring knows no files; whoever calls it says how results are kept (``ctplab.store.kept_in`` a folder, or not at all).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctplab.measure.perplexity import window_nll
+from ctplab.models import tensor_fingerprint
+from ctplab.progress import Progress
+from ctplab.prompts.kv import Arm
+from ctplab.prompts.prefix import tensors
+
+Compute = Callable[[], dict[str, Any]]
+Keep = Callable[[str, dict[str, Any], Compute], dict[str, Any]]
+"""(name, key, compute) -> the result kept under ``name`` if it was made from the same ``key``, else a computed one."""
+
+
+def compute_always(name: str, key: dict[str, Any], compute: Compute) -> dict[str, Any]:
+    """Keep nothing."""
+    return compute()
+
+
+def arm_key(arm: Arm) -> str:
+    """Changes with the weights of the model and with the rows of the prefix."""
+    return tensor_fingerprint(*tensors(arm.prefix), *arm.model.parameters(), *arm.model.buffers())
+
+
+def kept_nll(keep: Keep, name: str, arm: Arm, windows: Tensor, *, batch: int, progress: Progress) -> Tensor:
+    """(N,) summed NLL of every window, kept under ``name`` for this arm and these windows."""
+    key = {"arm": arm_key(arm), "windows": tensor_fingerprint(windows), "shape": list(windows.shape)}
+    kept = keep(name, key, lambda: {"nll": window_nll(arm, windows, batch=batch, progress=progress).tolist()})
+    return torch.tensor(kept["nll"], dtype=torch.float64)

@@ -1,0 +1,101 @@
+"""The transfer matrix: prompts learned at a source, put in front of targets they were not learned on.
+
+One cell is (source, target, corpus): the target's NLL behind the source's prompt, beside the same target without a
+prompt (the source ``none``) on the same windows. Targets are loaded one at a time, and every cell is kept as soon as
+it is known. A pair that does not fit (another tokenizer, another width, too little context) is a cell that says why.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from ctplab.corpora import corpus
+from ctplab.errors import InputError
+from ctplab.measure.keep import Keep, compute_always, kept_nll
+from ctplab.measure.perplexity import Score
+from ctplab.measure.stats import Interval, paired_change
+from ctplab.models import Model, Tokenizer
+from ctplab.progress import Progress, silent
+from ctplab.prompts import prefix
+from ctplab.prompts.files import SavedPrompt, attach
+from ctplab.prompts.kv import Arm
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model that prompts are tried on. ``home`` names it as prompts name the model they were learned on."""
+
+    name: str
+    home: str
+    load: Callable[[], tuple[Model, Tokenizer]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the matrix. ``refused`` says why a pair was not measured; then there are no numbers."""
+
+    source: str
+    target: str
+    corpus: str
+    diagonal: bool
+    """The prompt was learned on this target."""
+    nll: float | None = None
+    n_tokens: int = 0
+    change: Interval | None = None
+    """NLL a token with the prompt minus without it, paired over windows; below 0 the prompt helps. None for ``none``"""
+    refused: str | None = None
+
+    @property
+    def ppl(self) -> float | None:
+        return None if self.nll is None else Score(self.nll, self.n_tokens).ppl
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict with the perplexity."""
+        return asdict(self) | {"ppl": self.ppl}
+
+
+def home(info: Mapping[str, Any]) -> str:
+    """What a prompt's or a model's manifest says about the compressed model: base and tag."""
+    return f"{info.get('base', 'unknown')} {info.get('tag', 'full')}"
+
+
+def transfer(
+    sources: Mapping[str, SavedPrompt],
+    targets: Sequence[Target],
+    corpora: Sequence[str],
+    *,
+    seq_len: int,
+    limit: int | None = None,
+    batch: int = 16,
+    force: bool = False,
+    keep: Keep = compute_always,
+    progress: Progress = silent,
+) -> list[Cell]:
+    """All cells, target by target: first each target without a prompt, then behind every source.
+
+    ``corpora`` are names as in :func:`ctplab.corpora.corpus`, scored on their test splits in windows of ``seq_len``
+    (the first ``limit``), the same windows for every source.
+    """
+    if len({target.name for target in targets}) < len(targets) or "none" in sources:
+        raise InputError("every target needs a name of its own, and 'none' is no name for a source")
+    cells = []
+    for target in targets:
+        model, tokenizer = target.load()
+        for name in corpora:
+            windows = corpus(name, tokenizer, seq_len).test.windows[:limit]
+            n_tokens = windows.shape[0] * (windows.shape[1] - 1)
+            sums = partial(kept_nll, keep, windows=windows, batch=batch, progress=progress)
+            plain = sums(f"none--{target.name}--{name}", Arm("none", model, prefix.none(model)))
+            cells.append(Cell("none", target.name, name, False, float(plain.sum()), n_tokens))
+            for source, saved in sources.items():
+                diagonal = home(saved.info) == target.home
+                try:
+                    attach(saved, model, tokenizer, force=force)
+                    prompted = sums(f"{source}--{target.name}--{name}", Arm(source, model, saved.prefix))
+                except InputError as error:
+                    cells.append(Cell(source, target.name, name, diagonal, refused=str(error)))
+                    continue
+                change = paired_change(prompted, plain, windows.shape[1] - 1)
+                cells.append(Cell(source, target.name, name, diagonal, float(prompted.sum()), n_tokens, change))
+    return cells

@@ -1,0 +1,81 @@
+"""Measurements as text tables. Formats numbers; computes none."""
+
+from collections.abc import Sequence
+
+from ctplab.measure.latency import LatencyPoint, Spread
+from ctplab.measure.lens import Lens
+from ctplab.measure.recovery import OverSeeds, Recovery
+from ctplab.measure.stats import Interval
+from ctplab.measure.transfer import Cell
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table with padded columns: reads well in a terminal as well."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        return "| " + " | ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(header), rule, *(line(row) for row in rows)])
+
+
+def percent(share: Interval) -> str:
+    """``+45% [+42, +48]``."""
+    return f"{100 * share.value:+.0f}% [{100 * share.low:+.0f}, {100 * share.high:+.0f}]"
+
+
+def arms_table(found: Recovery) -> str:
+    """NLL, perplexity and recovery of every arm."""
+    rows = [
+        [name, f"{arm.nll / arm.n_tokens:.4f}", f"{arm.ppl:.2f}", percent(arm.recovery)] for name, arm in found.items()
+    ]
+    return table(["arm", "NLL/token", "perplexity", "recovery [95%]"], rows)
+
+
+def seeds_table(spread: dict[str, OverSeeds]) -> str:
+    """Mean and standard deviation of recovery over seeds."""
+    n = next(iter(spread.values())).n
+    rows = [[name, f"{100 * value.mean:+.1f}%", f"{100 * value.sd:.1f}"] for name, value in spread.items()]
+    return table([f"recovery over {n} seeds", "mean", "sd, points"], rows)
+
+
+def matrix_table(cells: Sequence[Cell]) -> str:
+    """Source x target of one corpus: perplexity and the change against no prompt; * marks the diagonal."""
+    targets = list(dict.fromkeys(cell.target for cell in cells))
+    rows: dict[str, dict[str, str]] = {}
+    refused = []
+    for cell in cells:
+        text = "refused" if cell.ppl is None else f"{cell.ppl:.2f}"
+        if cell.change is not None:
+            text += f"  {cell.change.value:+.3f} [{cell.change.low:+.3f}, {cell.change.high:+.3f}]"
+        rows.setdefault(cell.source, {})[cell.target] = f"{text} *" if cell.diagonal else text
+        if cell.refused:
+            refused.append(f"{cell.source} on {cell.target}: {cell.refused}")
+    body = [[source, *(row[target] for target in targets)] for source, row in rows.items()]
+    return "\n".join([table(["source (* learned on this target)", *targets], body), *refused])
+
+
+def latency_table(points: Sequence[LatencyPoint]) -> str:
+    """Medians with quartiles."""
+
+    def cell(value: Spread) -> str:
+        return f"{value.median:.1f} [{value.low:.1f}, {value.high:.1f}]"
+
+    rows = [[p.arm, p.attached, str(p.k), cell(p.first_token_ms), cell(p.tokens_per_second)] for p in points]
+    first = points[0]
+    setting = f"batch {first.batch}, {first.length} + {first.new_tokens} tokens"
+    return table([setting, "prompt", "k", "first token, ms", "tokens/s after it"], rows)
+
+
+def lens_table(seen: Lens) -> str:
+    """A row a token: surprisal of every arm, and KL to the full model where there is one."""
+    names = list(seen.arms)
+    others = [name for name in names if name != "full" and seen.arms[name].kl is not None]
+    rows = []
+    for t, token in enumerate(seen.tokens):
+        cells = [seen.arms[name].surprisal[t] for name in names]
+        cells += [(seen.arms[name].kl or [])[t] for name in others]
+        rows.append([repr(token), *("-" if value is None else f"{value:.2f}" for value in cells)])
+    return table(["token (nats)", *names, *(f"KL full||{name}" for name in others)], rows)
