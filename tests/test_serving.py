@@ -4,6 +4,7 @@ import gc
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from conftest import MORE_FAMILIES, from_config, tiny
 import ctplab as ctp
 from ctplab.models import embed
 from ctplab.prompts import compiled, prefix
-from ctplab.prompts.generate import _encode, _until
+from ctplab.prompts.generate import _encode, _until, greedy
 from ctplab.prompts.kv import Arm, compile_rows, logits_after
 from ctplab.prompts.prefix import Prefix
 from ctplab.prompts.sampler import Draw, inverse_cdf
@@ -26,6 +27,11 @@ HOT = ctp.Sampler(temperature=1.5, top_p=0.95, repetition_penalty=1.2, seed=3)
 @pytest.fixture
 def arm(llama):
     return Arm("soft", llama, prefix.random_rows(llama, K))
+
+
+@pytest.fixture(scope="module")
+def atlas():
+    return ctp.load("atlas", device="cpu")
 
 
 @pytest.fixture
@@ -160,21 +166,16 @@ def test_streams_in_four_threads_give_what_each_gives_alone(llama, tokenizer):
     alone = [text(i) for i in range(4)]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(text, range(4))) == alone
-    lockstep = [
-        ctp.stream(arm, tokenizer, TEXTS[0], max_new_tokens=24, sampler=s)
-        for arm, s in zip(arms, samplers, strict=True)
-    ]
-    texts = [""] * 4
-    while any(pieces := [next(s, None) for s in lockstep]):
-        texts = [t + (piece or "") for t, piece in zip(texts, pieces, strict=True)]
-    assert texts == alone
+    streams = [ctp.stream(arms[i], tokenizer, TEXTS[0], max_new_tokens=24, sampler=samplers[i]) for i in range(4)]
+    lockstep = zip(*zip_longest(*streams, fillvalue=""), strict=True)
+    assert ["".join(pieces) for pieces in lockstep] == alone
 
 
 @pytest.mark.parametrize("sampler", [ctp.Sampler(), HOT], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("stop", [None, "\n", " the", "e", "no such end"])
-def test_a_stream_gives_what_generate_gives(tokenizer, sampler, stop):
+def test_a_stream_gives_what_generate_gives(atlas, sampler, stop):
     """On the embedded model, whose answers are words: with stop texts that span pieces, or never come."""
-    model, tok = ctp.load("atlas", device="cpu")
+    model, tok = atlas
     arm = Arm("soft", model, prefix.random_rows(model, K))
     counted = []
     settings = {"max_new_tokens": 24, "sampler": sampler, "stop": stop}
@@ -244,7 +245,10 @@ def test_tokens_are_counted_without_padding(arm, tokenizer):
 @pytest.mark.parametrize("family", ["MistralConfig", "Gemma2Config", "Gemma3TextConfig"])
 @torch.no_grad()
 def test_sliding_windows_are_right_or_refused(family, tokenizer):
-    """A window of 8: seven rows and a text that slides past them are right, eight rows are refused."""
+    """A window of 8: seven rows and a text that slides past them are right, eight rows are refused.
+
+    Such windows count padding between prefix and text as positions, so a mixed batch needs care.
+    """
     config = MORE_FAMILIES[family] | {"sliding_window": 8}
     model = from_config(getattr(transformers, family)(**config))
     ids = torch.arange(24).view(2, 12) * 7 % 2000 + 5
@@ -253,11 +257,15 @@ def test_sliding_windows_are_right_or_refused(family, tokenizer):
     want = model(inputs_embeds=joined, use_cache=False).logits[:, 7:]
     # fp32, two orders of summation in attention
     torch.testing.assert_close(logits_after(model, compile_rows(model, rows), ids), want, rtol=1e-4, atol=1e-4)
+    arm = Arm("soft", model, Prefix("soft", rows))
     answers = [
-        [a.text for a in ctp.generate(Arm("soft", model, Prefix("soft", rows)), tokenizer, texts, max_new_tokens=6)]
+        [a.text for a in ctp.generate(arm, tokenizer, texts, max_new_tokens=6)]
         for texts in (TEXTS, TEXTS[:1], TEXTS[1:2], TEXTS[2:])
     ]
     assert answers[0] == answers[1] + answers[2] + answers[3]
+    inputs = _encode(arm, tokenizer, TEXTS)
+    with pytest.raises(ctp.InputError, match="padding does not go with this model's attention window of 8"):
+        greedy(arm, inputs["input_ids"], inputs["attention_mask"], 6)
     long = Arm("soft", model, prefix.random_rows(model, 8))
     with pytest.raises(ctp.InputError, match="attention window takes fewer than 8"):
         ctp.generate(long, tokenizer, TEXTS)

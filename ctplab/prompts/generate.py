@@ -86,6 +86,9 @@ def generate(
 ) -> list[Answer]:
     """Continue every text, up to ``stop`` if given. Raises InputError for empty texts and full contexts."""
     settings = _settings(arm, tokenizer, texts, max_new_tokens, sampler, stop)
+    if _window_with_padding(arm, settings["attention_mask"], max_new_tokens):
+        one_by_one: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler, "stop": stop}
+        return [generate(arm, tokenizer, [text], **one_by_one)[0] for text in texts]
     began = time.perf_counter()
     out = arm.model.generate(**settings)
     seconds = time.perf_counter() - began
@@ -94,6 +97,21 @@ def generate(
         text = tokenizer.decode(row, skip_special_tokens=True)
         answers.append(Answer(text.split(stop)[0] if stop else text, _length(row, _pad(tokenizer)), seconds))
     return answers
+
+
+def _window_with_padding(arm: Arm, full: Tensor, new: int) -> int | None:
+    """The model's attention window, where padding between prefix and text would take up places in it; else None.
+
+    Sliding windows count places in the cache, padding included: the prefix would slide out of sight too early.
+    ``full``: mask (B, k + n) of prefix and texts.
+    """
+    from transformers import DynamicCache
+
+    if arm.prefix.k == 0 or full.all():
+        return None
+    layers: list[Any] = DynamicCache(config=arm.model.config).layers
+    windows = [layer.sliding_window for layer in layers if layer.is_sliding]
+    return min((window for window in windows if window < full.shape[1] + new), default=None)
 
 
 def _length(row: Tensor, pad: int) -> int:
@@ -184,6 +202,8 @@ def greedy(arm: Arm, ids: Tensor, mask: Tensor, steps: int, stop_id: int | None 
     cache = expand(model, compiled(arm), len(ids))
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     full = torch.cat([mask.new_ones(len(ids), k), mask], 1)
+    if window := _window_with_padding(arm, full, steps):
+        raise InputError(f"padding does not go with this model's attention window of {window}: use batches of one")
     new, current = [], ids
     done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     for _ in range(steps):

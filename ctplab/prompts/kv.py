@@ -62,9 +62,7 @@ def compile_rows(model: Model, rows: Tensor) -> KV:
     kv = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
     window = min(keys.shape[2] for keys, _ in kv) + 1
     if window <= rows.shape[0]:  # the first rows are gone already, and the positions behind them would be wrong
-        raise InputError(
-            f"{rows.shape[0]} prompt rows, but this model attends to {window} positions only: use fewer rows"
-        )
+        raise InputError(f"{rows.shape[0]} prompt rows, but this model's attention window takes fewer than {window}")
     return kv
 
 
