@@ -7,7 +7,7 @@ a notebook or an app needs.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -27,6 +27,7 @@ from ctplab.prompts.teacher import MemoryTeacher, Teacher
 from ctplab.specs import PromptSpec
 
 P = TypeVar("P")
+P_co = TypeVar("P_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,22 @@ class Learned(Generic[P]):
         return sum(s.validation is not None and s.step >= self.best_step for s in self.steps)
 
 
-class Learnable(Protocol[P]):
-    """What is learned: fp32 leaves, and how they stand in front of a model."""
+class Learnable(Protocol[P_co]):
+    """What is learned, and how it stands in front of a model."""
 
     k: int
     """Positions it takes."""
-    parameters: dict[str, Tensor]
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """fp32 leaves by name."""
+        ...
 
     def kv(self, model: Model) -> KV:
         """Keys and values in front of every text, differentiable in the parameters."""
         ...
 
-    def frozen(self, values: dict[str, Tensor]) -> P:
+    def frozen(self, values: dict[str, Tensor]) -> P_co:
         """The result with these values of the parameters."""
         ...
 

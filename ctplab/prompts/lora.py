@@ -3,6 +3,7 @@
 PEFT is an optional extra. The base weights are frozen; :meth:`Adapter.remove` puts the model back as it was.
 """
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +65,8 @@ class Adapter:
         config = LoraConfig(
             task_type="CAUSAL_LM", r=spec.r, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=names
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT asks transformers by old names, and notes that GPT-2 is transposed
             torch.manual_seed(seed)
             self._peft = get_peft_model(model, config)
         self.model: Model = model
