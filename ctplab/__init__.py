@@ -29,12 +29,19 @@ from ctplab.prompts.generate import generate as generate
 from ctplab.prompts.generate import stream as stream
 from ctplab.prompts.kv import Arm as Arm
 from ctplab.prompts.kv import arms as arms
+from ctplab.prompts.kvprefix import intact as intact
+from ctplab.prompts.kvprefix import learn_kv as learn_kv
 from ctplab.prompts.learn import learn as learn
 from ctplab.prompts.learn import learn_steps as learn_steps
+from ctplab.prompts.lora import Adapter as LoraAdapter
+from ctplab.prompts.lora import learn_lora as learn_lora
+from ctplab.prompts.prefix import KVPrefix as KVPrefix
 from ctplab.prompts.prefix import Prefix as Prefix
 from ctplab.prompts.prefix import hard as hard_prompt
 from ctplab.prompts.sampler import Sampler as Sampler
+from ctplab.prompts.teacher import cached_teacher as cached_teacher
 from ctplab.specs import CompressionSpec as CompressionSpec
+from ctplab.specs import LoraSpec as LoraSpec
 from ctplab.specs import PromptSpec as PromptSpec
 
 __version__ = "0.1.0"

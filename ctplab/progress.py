@@ -15,8 +15,15 @@ class Progress(Protocol):
 
 
 def bar(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
-    """A tqdm bar on standard error (hidden where standard error is no terminal and nobody watches)."""
-    yield from tqdm(items, total=total, desc=label, leave=False, mininterval=0.2)
+    """A tqdm bar on standard error (hidden where standard error is no terminal and nobody watches).
+
+    Behind it stands what the last item says of itself, if it has a ``note``.
+    """
+    with tqdm(items, total=total, desc=label, leave=False, mininterval=0.2) as shown:
+        for item in shown:
+            if note := getattr(item, "note", None):
+                shown.set_postfix_str(note, refresh=False)
+            yield item
 
 
 def silent(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:

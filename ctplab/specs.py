@@ -117,7 +117,7 @@ class CompressionSpec(_Json):
         return (self.bits or 16) * (1 - self.sparsity)
 
 
-INITS = ("vocab-random", "vocab-first", "text")
+INITS = ("vocab-random", "vocab-first", "frequent", "text", "prompt")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class PromptSpec(_Json):
     """k, rows of E."""
     steps: int = 1000
     batch: int = 16
-    """Windows a step."""
+    """Windows a step, over all processes."""
     lr: float = 0.03
     warmup: int = 20
     """Steps of linear warm-up; afterwards the rate falls linearly to zero."""
@@ -136,25 +136,56 @@ class PromptSpec(_Json):
     clip: float = 1.0
     """Largest gradient norm."""
     init: str = "vocab-random"
-    """``vocab-random`` (the paper's text), ``vocab-first`` (the paper's code) or ``text`` with ``init_text``."""
+    """``vocab-random`` (the paper's text), ``vocab-first`` (the paper's code), ``frequent`` (the training split's
+    most frequent tokens), ``text`` with ``init_text``, or ``prompt`` (an earlier prompt's rows)."""
     init_text: str | None = None
     kl: float = 0.0
     """Weight of KL(full || compressed) in the loss; 1 - kl weighs the next-token loss."""
-    evaluate_every: int = 100
-    """Steps between validations; the best validation loss is kept."""
-    validation_windows: int = 32
+    evaluate_every: int | None = None
+    """Steps between validations, the best of which is kept. None: so that a tenth of the work is validation."""
+    validation_windows: int | None = None
+    """None: chosen with ``evaluate_every``, at most 64."""
     seed: int = 0
+    patience: int | None = None
+    """Stop after this many validations without a new best."""
+    accumulate: int = 1
+    """Pieces a batch is worked through in, to save memory; the gradient is that of the whole batch."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "steps", "batch", "evaluate_every", "validation_windows"):
-            _check(getattr(self, name) > 0, f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("tokens", "steps", "batch", "accumulate", "evaluate_every", "validation_windows", "patience"):
+            value = getattr(self, name)
+            _check(value is None or value > 0, f"{name} must be at least 1, not {value}")
         _check(self.lr > 0 and self.clip > 0, "lr and clip must be positive")
         _check(self.warmup >= 0 and self.weight_decay >= 0, "warmup and weight_decay must not be negative")
         _check(0 <= self.kl <= 1, f"kl must be in [0, 1], not {self.kl}")
+        _check(self.accumulate <= self.batch, f"a batch of {self.batch} has no {self.accumulate} pieces")
         _check(self.init in INITS, f"init must be one of {', '.join(INITS)}, not {self.init!r}")
         _check((self.init == "text") == (self.init_text is not None), "init text and init_text go together")
 
     @classmethod
     def paper(cls) -> "PromptSpec":
-        """The published recipe (section 5.1, A.1): AdamW 1e-3, batch 4, 30,000 steps, 500 warm-up."""
-        return cls(100, 30_000, 4, 1e-3, 500, 1e-5)
+        """The published recipe (section 5.1, A.1): AdamW 1e-3, batch 4, 30,000 steps, 500 warm-up; windows of 1024."""
+        return cls(100, 30_000, 4, 1e-3, 500, 1e-5, evaluate_every=100)
+
+    @classmethod
+    def kv_prefix(cls, **changes: Any) -> "PromptSpec":
+        """Our recipe for learned keys and values: they take, and need, a larger rate than rows."""
+        return cls(**{"lr": 0.1, **changes})
+
+    @classmethod
+    def lora(cls, **changes: Any) -> "PromptSpec":
+        """The paper's recipe for its LoRA baseline: Adam 2e-4; ``tokens`` has no meaning there."""
+        return cls(**{"tokens": 1, "lr": 2e-4, "batch": 4, "warmup": 500, "steps": 30_000, **changes})
+
+
+@dataclass(frozen=True)
+class LoraSpec(_Json):
+    """The adapter of the paper's LoRA baseline: on the query and value projections."""
+
+    r: int = 32
+    alpha: int = 32
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check(self.r > 0 and self.alpha > 0, "r and alpha must be at least 1")
+        _check(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")

@@ -2,65 +2,109 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ctplab.cli.shared import add_command, finish, load_model, manifest_of, say, seq_len
 from ctplab.errors import InputError
 
+OBJECTIVES = {"nll": 0.0, "kl": 1.0, "nll,kl": 0.5}
 
-def learn(options: argparse.Namespace) -> None:
-    from ctplab.corpora import corpus
-    from ctplab.prompts import files
-    from ctplab.prompts.learn import learn
+
+def recipe(options: argparse.Namespace) -> Any:
+    """The preset's recipe with what the command line changes."""
     from ctplab.specs import PromptSpec
 
-    weights = {"nll": 0.0, "kl": 1.0, "nll,kl": 0.5}
-    if options.objective not in weights:
+    if options.objective not in OBJECTIVES:
         raise InputError(f"objective must be nll, kl or nll,kl, not {options.objective!r}")
-    if options.preset == "paper":
-        spec = PromptSpec.paper()
-    else:
-        spec = PromptSpec(
-            tokens=options.tokens,
-            steps=options.steps,
-            batch=options.batch,
-            lr=options.lr,
-            init="text" if options.init_text else options.init,
-            init_text=options.init_text,
-            kl=weights[options.objective],
-            seed=options.seed,
-        )
+    if sum(x is not None for x in (options.init, options.init_text, options.init_prompt)) > 1:
+        raise InputError("give one of --init, --init-text and --init-prompt")
+    init = "text" if options.init_text else "prompt" if options.init_prompt else options.init
+    changes = {
+        name: getattr(options, name)
+        for name in ("tokens", "steps", "batch", "lr", "patience", "accumulate", "seed")
+        if getattr(options, name) is not None
+    }
+    if init is not None:
+        changes |= {"init": init, "init_text": options.init_text}
+    kl = options.kl_weight if options.kl_weight is not None else OBJECTIVES[options.objective]
+    preset = PromptSpec.paper() if options.preset == "paper" else PromptSpec()
+    return replace(preset, kl=kl, **changes)
+
+
+def teacher_of(options: argparse.Namespace, train: Any) -> Any:
+    """The full model, or what it says on the training text, kept in --teacher-cache."""
+    from ctplab.progress import bar
+    from ctplab.prompts import parallel
+    from ctplab.prompts.teacher import cached_teacher
+
+    model = load_model(options, options.teacher)[0]
+    if options.teacher_cache is None:
+        return model
+    if not parallel.is_main():
+        parallel.wait()  # the main process writes, the others read
+    found = cached_teacher(model, train, Path(options.teacher_cache), k=options.teacher_top, progress=bar)
+    if parallel.is_main():
+        parallel.wait()
+    return found
+
+
+def learn(options: argparse.Namespace) -> None:
+    from ctplab.prompts import parallel
+
+    spec = recipe(options)
     if spec.kl and not options.teacher:
         raise InputError("the KL objective needs --teacher MODEL, the uncompressed model")
+    if options.teacher_cache and not options.teacher:
+        raise InputError("--teacher-cache needs --teacher MODEL")
+    options.device = parallel.join() or options.device
+    try:
+        _learn(options, spec)
+    finally:
+        parallel.leave()
+
+
+def _learn(options: argparse.Namespace, spec: Any) -> None:
+    from ctplab.corpora import corpus
+    from ctplab.measure.perplexity import Score
+    from ctplab.models import tokenizer_fingerprint
+    from ctplab.prompts import files, parallel
+    from ctplab.prompts.learn import learn
+
     out = Path(options.out)
-    model, tokenizer = load_model(options, options.model)
-    teacher = load_model(options, options.teacher)[0] if spec.kl else None
-    text = corpus(options.corpus, tokenizer, seq_len(model, options.seq_len, spec.tokens))
+    loaded = [load_model(options, name) for name in options.model]
+    models, tokenizer = [model for model, _ in loaded], loaded[0][1]
+    if len({tokenizer_fingerprint(tokenizer) for _, tokenizer in loaded}) > 1:
+        raise InputError("the models have different tokenizers: one prompt cannot be learned on them")
+    wanted = options.seq_len or (1024 if options.preset == "paper" else 0)
+    text = corpus(options.corpus, tokenizer, seq_len(models[0], wanted, spec.tokens))
     learned = learn(
-        model,
+        models,
         text.train,
         text.validation,
         spec,
         tokenizer=tokenizer,
-        teacher=teacher,
+        teacher=teacher_of(options, text.train) if spec.kl else None,
+        earlier=files.load(options.init_prompt).prefix if options.init_prompt else None,
         state=out / "state.safetensors",
     )
-    base = manifest_of(options.model)
+    if not parallel.is_main():
+        return
+    bases = [manifest_of(name) for name in options.model]
     files.save(
         out,
         learned,
         spec,
-        model,
+        models[0],
         tokenizer,
-        base=base.get("base", options.model),
-        tag=base.get("tag", "full"),
+        base=bases[0].get("base", options.model[0]),
+        tag="+".join(base.get("tag", "full") for base in bases),
         corpus=options.corpus,
         corpus_fingerprint=text.train.fingerprint,
         seq_len=text.seq_len,
+        init_prompt=options.init_prompt,
     )
-    from ctplab.measure.perplexity import Score
-
     score = Score(learned.best_validation * learned.validation_tokens, learned.validation_tokens)
     result = {
         "out": str(out),
@@ -81,16 +125,22 @@ def learn(options: argparse.Namespace) -> None:
 def register(commands: Any) -> None:
     """Add the subcommands of this file."""
     sub = add_command(commands, learn, "a soft prompt through frozen weights; resumes")
-    sub.add_argument("model")
+    sub.add_argument("model", nargs="+", help="several models (of one base) take turns: one prompt for all of them")
     sub.add_argument("--corpus", default="atlas-web")
-    sub.add_argument("--tokens", type=int, default=100)
-    sub.add_argument("--steps", type=int, default=1000)
-    sub.add_argument("--batch", type=int, default=16)
-    sub.add_argument("--lr", type=float, default=0.03)
+    sub.add_argument("--tokens", type=int, metavar="K", help="rows of the prompt (100)")
+    sub.add_argument("--steps", type=int, help="1000; the paper's preset: 30,000")
+    sub.add_argument("--batch", type=int, help="windows a step, over all processes (16; paper: 4)")
+    sub.add_argument("--accumulate", type=int, metavar="N", help="work through a batch in N pieces, to save memory")
+    sub.add_argument("--lr", type=float, help="0.03; paper: 0.001")
+    sub.add_argument("--patience", type=int, metavar="N", help="stop after N validations without a better one")
     sub.add_argument("--seq-len", type=int, default=0)
-    sub.add_argument("--objective", default="nll", help="nll, kl or nll,kl")
+    sub.add_argument("--objective", default="nll", help="nll, kl or nll,kl (half each)")
+    sub.add_argument("--kl-weight", type=float, metavar="W", help="any mix: (1 - W) nll + W kl")
     sub.add_argument("--teacher", metavar="MODEL", help="the full model, for kl")
-    sub.add_argument("--init", default="vocab-random", choices=("vocab-random", "vocab-first"))
-    sub.add_argument("--init-text", metavar="TEXT")
-    sub.add_argument("--preset", choices=("paper",), help="the paper's recipe (30,000 steps)")
+    sub.add_argument("--teacher-cache", metavar="DIR", help="keep the teacher's likeliest tokens there, computed once")
+    sub.add_argument("--teacher-top", type=int, default=64, metavar="K", help="how many of them a position (64)")
+    sub.add_argument("--init", choices=("vocab-random", "vocab-first", "frequent"), help="vocab-random")
+    sub.add_argument("--init-text", metavar="TEXT", help="start from a text's tokens")
+    sub.add_argument("--init-prompt", metavar="DIR", help="start from an earlier prompt, cut or repeated to --tokens")
+    sub.add_argument("--preset", choices=("paper",), help="the paper's recipe; other options change it")
     sub.add_argument("--out", required=True, metavar="DIR")

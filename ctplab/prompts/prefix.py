@@ -97,3 +97,20 @@ def text_rows(model: Model, tokenizer: Tokenizer, text: str, k: int) -> Prefix:
     if not ids:
         raise InputError("the text to start from is empty")
     return from_ids(model, torch.tensor([ids[i % len(ids)] for i in range(k)]), "text")
+
+
+def frequent_rows(model: Model, stream: Tensor, k: int) -> Prefix:
+    """The k most frequent tokens of a token stream (M,), the commonest first; repeated where there are fewer."""
+    vocabulary = embeddings(model).shape[0]
+    counts = torch.bincount(stream.flatten().cpu(), minlength=vocabulary)
+    order = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())]
+    return from_ids(model, order[torch.arange(k) % len(order)], "frequent")
+
+
+def resized(prefix: Prefix, k: int) -> Prefix:
+    """k rows of an earlier prompt: its first k, or all of them again from the first where it has fewer."""
+    if prefix.k == 0:
+        raise InputError("the prompt to start from has no rows")
+    rows = torch.arange(k) % prefix.k
+    ids = tuple(prefix.ids[i] for i in rows.tolist()) if prefix.ids else prefix.ids
+    return Prefix("init", prefix.rows[rows].clone(), ids)

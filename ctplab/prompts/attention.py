@@ -1,0 +1,64 @@
+"""Causal attention behind cached keys, without a mask.
+
+PyTorch's fast causal kernels take as many queries as keys. With a prefix in the cache there are k keys more, and
+transformers then builds a dense (n, k + n) mask, which no kernel can skip through: at n = 1024 that costs more than
+the shared prefix saves. So the queries get k rows of zeros in front, whose outputs nobody reads, and the plain causal
+kernel does the rest. Exact, forward and backward.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ctplab.models import Model
+
+NAME = "ctplab_prefix"
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """Queries (B, heads, n, head_dim), keys and values (B, heads, k + n, head_dim) -> (B, n, heads, head_dim)."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    n, cached = query.shape[2], key.shape[2] - query.shape[2]
+    if attention_mask is None and cached > 0 and n > 1:
+        query = F.pad(query, (0, 0, cached, 0))
+        settings["is_causal"] = True
+    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    return out[:, -n:], None
+
+
+def _mask(mask_function: Any = None, attention_mask: Tensor | None = None, **sizes: Any) -> Tensor | None:
+    """No mask where it would be plainly causal with nothing padded; else what ``sdpa`` gets (sliding windows, ...)."""
+    from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+    whole = attention_mask is None or bool(attention_mask.all())
+    if mask_function is causal_mask_function and whole and sizes.get("local_size") is None:
+        return None
+    return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **sizes)
+
+
+@contextmanager
+def prefix_attention(model: Model) -> Iterator[None]:
+    """Inside, a model attends without masks if it runs on ``sdpa`` through transformers' table of attention functions
+    (BLOOM and Falcon bring their own attention); other models are left as they are."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    config = model.config
+    by_table = hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
+    if not by_table or config._attn_implementation != "sdpa" or not getattr(config, "is_causal", True):
+        yield
+        return
+    AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, _mask)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"

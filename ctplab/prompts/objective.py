@@ -1,0 +1,112 @@
+"""The loss and its gradient, a few rows of logits at a time. Tensors only.
+
+Logits are the largest thing in a step: (B·T, V) values, and as many again in fp32 for the softmax and for the
+gradient. The head is frozen, so each chunk of rows can give its loss and the gradient of its hidden states at once
+and be forgotten: nothing of size (B·T, V) ever exists, forward or backward.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+#: Values of the largest (rows, V) buffer: 16 MB in fp32.
+CHUNK = 1 << 22
+
+Head = Callable[[Tensor], Tensor]
+"""Hidden states (n, d) -> logits (n, V)."""
+
+Target = Callable[[slice, Tensor], Tensor]
+"""(rows, the student's log-probabilities (n, V)) -> the teacher's log-probabilities (n, V)."""
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least fp32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def chunks(n: int, vocabulary: int) -> list[slice]:
+    """Rows 0 .. n - 1 in pieces whose logits hold at most ``CHUNK`` values."""
+    rows = max(1, CHUNK // vocabulary)
+    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
+
+
+def loss_and_gradient(logits: Tensor, targets: Tensor, kl: float, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum over rows of (1 - kl)·NLL + kl·KL(teacher || student), and its gradient on ``logits`` (n, V).
+
+    ``targets`` (n,); ``teacher``: log-probabilities (n, V). Both losses are cross-entropies up to a constant, with
+    the targets' one-hot rows and with the teacher's q, so the gradient is p - ((1 - kl)·onehot + kl·q).
+    """
+    logp = _wide(logits).log_softmax(-1)
+    loss = (kl - 1) * logp.gather(1, targets[:, None]).sum()
+    wanted = None
+    if kl > 0:
+        assert teacher is not None
+        wanted = teacher.exp()
+        loss = loss + kl * (wanted * (teacher - logp)).sum()
+    gradient = logp.exp_()
+    if wanted is not None:
+        gradient.sub_(wanted, alpha=kl)
+    gradient.scatter_add_(1, targets[:, None], gradient.new_full((len(targets), 1), kl - 1))
+    return loss, gradient
+
+
+def spread(top: Tensor, ids: Tensor, student: Tensor) -> Tensor:
+    """Top-K log-probabilities ``top`` (n, K) of tokens ``ids`` (n, K) as a whole distribution (n, V), in logs.
+
+    What is left of the mass lies on the other tokens in the ``student``'s own proportions (n, V). KL to the result is
+    KL over K + 1 outcomes, the last one "any other token": the tail's mass is asked for, its shape is not. K = V is
+    the exact KL.
+    """
+    rest = (1 - top.exp().sum(-1, keepdim=True)).clamp(min=torch.finfo(top.dtype).eps)  # (n, 1)
+    own = student.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)  # (n, 1): -inf where nothing is left
+    return (student + (rest.log() - own)).scatter(1, ids, top)
+
+
+class _Chunked(torch.autograd.Function):
+    """Sum of ``loss_of`` over chunks of rows; their gradient is made in the same pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Head, loss_of: Callable, pieces: list[slice]) -> Tensor:
+        gradient = torch.empty_like(hidden)
+        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        for rows in pieces:
+            with torch.enable_grad():
+                part = hidden[rows].detach().requires_grad_(True)
+                logits = head(part)
+            loss, down = loss_of(logits.detach(), rows)
+            total += loss
+            (gradient[rows],) = torch.autograd.grad(logits, part, down.to(logits.dtype))
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0].to(gradient.dtype), None, None, None
+
+
+def mixed_loss(
+    hidden: Tensor, head: Head, vocabulary: int, targets: Tensor, kl: float = 0.0, teacher: Target | None = None
+) -> Tensor:
+    """Sum over rows of (1 - kl)·NLL + kl·KL(teacher || student); differentiable in ``hidden`` (n, d)."""
+
+    def loss_of(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        q = teacher(rows, _wide(logits).log_softmax(-1)) if teacher is not None and kl > 0 else None
+        return loss_and_gradient(logits, targets[rows], kl, q)
+
+    loss = _Chunked.apply(hidden, head, loss_of, chunks(len(hidden), vocabulary))
+    assert isinstance(loss, Tensor)
+    return loss
+
+
+@torch.no_grad()
+def nll(hidden: Tensor, head: Head, vocabulary: int, targets: Tensor) -> Tensor:
+    """Sum over rows of the next-token loss, without gradients."""
+    parts = chunks(len(hidden), vocabulary)
+    return sum(
+        (F.cross_entropy(_wide(head(hidden[r])), targets[r], reduction="sum") for r in parts),
+        hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32)),
+    )
