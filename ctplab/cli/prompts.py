@@ -86,7 +86,7 @@ def _learn(options: argparse.Namespace, spec: Any) -> None:
         spec,
         tokenizer=tokenizer,
         teacher=teacher_of(options, text.train) if spec.kl else None,
-        earlier=files.load(options.init_prompt).prefix if options.init_prompt else None,
+        earlier=files.load(options.init_prompt).rows()[0] if options.init_prompt else None,
         state=out / "state.safetensors",
     )
     if not parallel.is_main():
