@@ -88,7 +88,7 @@ def recover(options: argparse.Namespace) -> None:
                 tokenizer,
                 prompt.prefix,
                 initial=prompt.initial,
-                text=text.train.stream,
+                text=text.validation.stream,
                 full_own=own.prefix if own else None,
                 seed=options.seed + i,
             )
