@@ -106,11 +106,14 @@ def plain_words(result: dict[str, Any]) -> str:
             verb = "closes" if row["soft"]["value"] > 0 else "widens"
             share = abs(row["soft"]["value"])
             lines.append(f"- On {corpus}, where it was not learned, it {verb} {100 * share:.0f}% of the gap.")
-    change = "better" if adapted["value"] > 1 else "worse"
-    lines.append(
-        f"- Control: the full model with this prompt is {change} on {on} than without "
-        f"({100 * adapted['value']:.0f}% against 100%), so that much is adaptation to the corpus, not recovery."
-    )
+    share = f"{100 * adapted['value']:.0f}% [{100 * adapted['low']:.0f}, {100 * adapted['high']:.0f}] of the gap"
+    if adapted["low"] > 1:
+        verdict = "it gains from it too, so that much is adaptation to the corpus, not recovery"
+    else:
+        verdict = (
+            "it gains nothing from it, so what the compressed model gains is recovery, not adaptation"
+        )
+    lines.append(f"- Control: the full model with this prompt is at {share} on {on}: {verdict}.")
     return "\n".join(lines)
 
 
