@@ -1,48 +1,208 @@
-"""One training step: shared prefix (ours) against plain concatenation, same model, tokens and loss, in one run.
+"""Learning a prompt: our step against PEFT prompt tuning, what bounds it, and our recipe against the paper's.
 
-    python benchmarks/learn.py
+    python benchmarks/learn.py            all sections
+    python benchmarks/learn.py step       milliseconds a step: ours, PEFT's, plain concatenation (interleaved rounds)
+    python benchmarks/learn.py memory     peak memory of a step, each method in a process of its own
+    python benchmarks/learn.py recipes    validation NLL on the embedded model after the same wall time
 
-Prints milliseconds (median of interleaved rounds) and the ratio, for k = 100 and two text lengths.
+Same model, tokens, loss and gradient for all methods. Milliseconds depend on the machine: read the ratios.
 """
 
+import argparse
+import resource
 import statistics
+import subprocess
+import sys
 import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import ctplab as ctp
 from ctplab.models import embed
-from ctplab.prompts.kv import compile_rows, logits_after
+from ctplab.progress import silent
+from ctplab.prompts.kv import compile_rows, halves
+from ctplab.prompts.learn import learn_steps, start
+from ctplab.prompts.objective import mixed_loss
 
-ROUNDS, K = 7, 100
+K, WIDTH, LAYERS, VOCABULARY = 100, 256, 4, 16_384
+INNER = 688
+SHAPES = ((16, 128), (2, 1024))
+METHODS = ("ours", "peft", "concatenation")
+
+
+def make_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": 8}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **shape)).eval().requires_grad_(False)
+
+
+def make_step(method: str, model: LlamaForCausalLM) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """(ids -> the loss, with its gradient left on E; E)."""
+    rows = torch.randn(K, WIDTH, generator=torch.Generator().manual_seed(1)) * 0.02
+    E = rows.clone().requires_grad_(True)
+    if method == "ours":
+        cut = halves(model)
+
+        def ours(ids: Tensor) -> Tensor:
+            states = cut.states(compile_rows(model, E), ids)[:, :-1].flatten(0, 1)
+            loss = mixed_loss(states, cut.head, VOCABULARY, ids[:, 1:].flatten()) / ids[:, 1:].numel()
+            loss.backward()
+            return loss
+
+        return ours, E
+    if method == "concatenation":
+
+        def concatenated(ids: Tensor) -> Tensor:
+            joined = torch.cat([E.expand(len(ids), -1, -1), embed(model, ids)], 1)
+            logits = model(inputs_embeds=joined, use_cache=False).logits[:, K:-1]
+            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+            loss.backward()
+            return loss
+
+        return concatenated, E
+    from peft import PromptTuningConfig, get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=K))
+    E = peft.prompt_encoder["default"].embedding.weight
+    E.data.copy_(rows)
+
+    def tuned(ids: Tensor) -> Tensor:
+        labels = ids.clone()
+        labels[:, 0] = -100  # the first token is no target for anybody
+        loss = peft(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, use_cache=False).loss
+        loss.backward()
+        return loss
+
+    return tuned, E
+
+
+def gemm_rate() -> float:
+    """Multiply-adds x 2 a second of a product as the model's MLP runs it."""
+    a, b = torch.randn(2048, WIDTH), torch.randn(WIDTH, INNER)
+    times = []
+    for _ in range(12):
+        began = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - began)
+    return 2 * 2048 * WIDTH * INNER / statistics.median(times[2:])
+
+
+def step_flops(model: LlamaForCausalLM, batch: int, length: int) -> float:
+    """Products with weights, forward and backward (no weight gradients: twice a forward), and causal attention."""
+    inside = sum(p.numel() for name, p in model.named_parameters() if "layers" in name and p.ndim == 2)
+    head = VOCABULARY * WIDTH
+    weights = 2 * 2 * (inside * (batch * length + K) + head * batch * length)
+    pairs = batch * (length * K + length**2 / 2)
+    return weights + 3.5 * 2 * 2 * pairs * WIDTH * LAYERS  # its backward is 2.5 forwards: the scores are made again
+
+
+def step(rounds: int) -> None:
+    model = make_model()
+    steps = {name: make_step(name, model) for name in METHODS}
+    for batch, length in SHAPES:
+        ids = torch.randint(VOCABULARY, (batch, length))
+        times: dict[str, list[float]] = {name: [] for name in METHODS}
+        gradients, losses = {}, {}
+        for _ in range(rounds + 1):
+            for name, (run, E) in steps.items():
+                E.grad = None
+                began = time.perf_counter()
+                losses[name] = run(ids).item()
+                times[name].append(1000 * (time.perf_counter() - began))
+                assert E.grad is not None
+                gradients[name] = E.grad.clone()
+        for name in METHODS[1:]:  # the same work: fp32 summed in other orders
+            assert abs(losses[name] / losses["ours"] - 1) < 1e-5
+            assert (gradients[name] - gradients["ours"]).norm() < 1e-2 * gradients["ours"].norm()
+        middle = {name: statistics.median(values[1:]) for name, values in times.items()}
+        bound = step_flops(model, batch, length) / gemm_rate() * 1000
+        print(
+            f"step  k {K}, batch {batch}, length {length}: "
+            + ", ".join(f"{name} {ms:.0f} ms" for name, ms in middle.items())
+            + f"; PEFT/ours {middle['peft'] / middle['ours']:.2f}x, "
+            + f"concatenation/ours {middle['concatenation'] / middle['ours']:.2f}x; "
+            + f"FLOPs at this machine's GEMM rate {bound:.0f} ms = {bound / middle['ours']:.0%} of ours"
+        )
+
+
+def peak(method: str, batch: int, length: int) -> None:
+    """Runs in a process of its own: MB that two steps add to the peak."""
+    run, E = make_step(method, make_model())
+    run(torch.randint(VOCABULARY, (1, 8)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(2):
+        E.grad = None
+        run(torch.randint(VOCABULARY, (batch, length)))
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+
+
+def memory() -> None:
+    for batch, length in SHAPES:
+        found = {}
+        for name in METHODS:
+            command = [sys.executable, __file__, "peak", "--method", name, "--shape", str(batch), str(length)]
+            found[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        print(
+            f"memory  k {K}, batch {batch}, length {length}, peak above the idle model: "
+            + ", ".join(f"{name} {mb} MB" for name, mb in found.items())
+            + f"; PEFT/ours {found['peft'] / max(1, found['ours']):.1f}x"
+        )
+
+
+def recipes(seconds: float) -> None:
+    """Both recipes on the embedded model for the same time, each with its own schedule laid out over that time."""
+    full, tokenizer = ctp.load("atlas")
+    web = ctp.corpus("atlas-web", tokenizer, seq_len=128)
+    spec = ctp.CompressionSpec(bits=4, sparsity=0.5)
+    model, _ = ctp.compress(full, web.train.sample(128), spec, progress=silent)
+    held_out = web.validation.windows[:200]
+    paper, ours = replace(ctp.PromptSpec.paper(), evaluate_every=None), ctp.PromptSpec()
+    found = {}
+    for name, recipe in (("paper", paper), ("ours", ours)):
+        probe = replace(recipe, steps=20, warmup=0, evaluate_every=20, validation_windows=1)
+        began = time.perf_counter()
+        list(learn_steps(model, web.train, web.validation, probe))
+        steps = max(20, int(0.9 * seconds / ((time.perf_counter() - began) / 20)))  # a tenth goes to validation
+        timed = replace(recipe, steps=steps, warmup=min(recipe.warmup, steps // 10))
+        result = start(model, timed)
+        began = time.perf_counter()
+        for _ in learn_steps(model, web.train, web.validation, timed, result=result):
+            if time.perf_counter() - began > seconds:
+                break
+        score = ctp.perplexity(ctp.Arm(name, model, result.prefix), held_out)
+        found[name] = score.nll / score.n_tokens
+        print(f"recipes  {name}: {len(result.steps)} of {steps} steps in {time.perf_counter() - began:.0f} s, ", end="")
+        print(f"held-out NLL {found[name]:.4f}")
+    plain = [ctp.perplexity(arm, held_out) for arm in ctp.arms(full=full, compressed=model)]
+    print("recipes  full {:.4f}, compressed {:.4f}; ".format(*(s.nll / s.n_tokens for s in plain)), end="")
+    print(f"ours is lower than the paper's by {found['paper'] - found['ours']:.4f} nats a token")
 
 
 def main() -> None:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=8192, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=8
-    )
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    E = torch.randn(K, 256).requires_grad_(True)
-
-    def shared(ids: torch.Tensor) -> torch.Tensor:
-        return logits_after(model, compile_rows(model, E), ids)
-
-    def concatenated(ids: torch.Tensor) -> torch.Tensor:
-        joined = torch.cat([E.expand(len(ids), -1, -1), embed(model, ids)], 1)
-        return model(inputs_embeds=joined, use_cache=False).logits[:, K:]
-
-    for batch, length in ((16, 128), (2, 1024)):
-        ids = torch.randint(8192, (batch, length))
-        times: dict[str, list[float]] = {"shared": [], "concatenated": []}
-        for _ in range(ROUNDS):
-            for name, forward in (("shared", shared), ("concatenated", concatenated)):
-                began = time.perf_counter()
-                F.cross_entropy(forward(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-                times[name].append(1000 * (time.perf_counter() - began))
-        a, b = (statistics.median(times[name][1:]) for name in ("shared", "concatenated"))
-        print(f"k {K}, batch {batch}, length {length}: shared {a:.0f} ms, concatenated {b:.0f} ms, ratio {b / a:.2f}x")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("section", nargs="?", choices=("step", "memory", "recipes", "peak"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=60, help="of each recipe")
+    parser.add_argument("--method", choices=METHODS)
+    parser.add_argument("--shape", type=int, nargs=2)
+    options = parser.parse_args()
+    if options.section == "peak":
+        peak(options.method, *options.shape)
+        return
+    if options.section in (None, "step"):
+        step(options.rounds)
+    if options.section in (None, "memory"):
+        memory()
+    if options.section in (None, "recipes"):
+        recipes(options.seconds)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from ctplab.prompts import parallel, schedule
 from ctplab.prompts.kv import KV, Halves, halves
 from ctplab.prompts.objective import mixed_loss, nll
 from ctplab.prompts.state import load_state, save_state
-from ctplab.prompts.teacher import MemoryTeacher, Teacher
+from ctplab.prompts.teacher import MemoryTeacher, Teacher, TopKTeacher
 from ctplab.specs import PromptSpec
 
 P = TypeVar("P")
@@ -136,6 +136,8 @@ def _check(models: Sequence[Model], train: Split, spec: PromptSpec, k: int, teac
     vocabulary = models[0].get_output_embeddings().weight.shape[0]
     if spec.kl > 0 and teacher is not None and teacher.vocabulary != vocabulary:
         raise InputError(f"the teacher has {teacher.vocabulary} tokens, the model {vocabulary}: KL needs the same")
+    if isinstance(teacher, TopKTeacher) and teacher.corpus != train.fingerprint:
+        raise InputError("the cached teacher was made for other text or windows than are learned from")
     for model in models:
         check_context(model, k, train.seq_len)
 
@@ -172,6 +174,7 @@ def run(
         "corpus": [train.fingerprint, validation.fingerprint],
         "start": tensor_fingerprint(*parameters.values()),
         "model": [tensor_fingerprint(*model.state_dict().values()) for model in models],
+        "teacher": None if teacher is None else teacher.fingerprint,
     }
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=spec.lr, weight_decay=spec.weight_decay)
     cuts = [halves(model) for model in models]

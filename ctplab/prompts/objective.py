@@ -33,13 +33,13 @@ def chunks(n: int, vocabulary: int) -> list[slice]:
     return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
-def loss_and_gradient(logits: Tensor, targets: Tensor, kl: float, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum over rows of (1 - kl)·NLL + kl·KL(teacher || student), and its gradient on ``logits`` (n, V).
+def loss_and_gradient(logp: Tensor, targets: Tensor, kl: float, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum over rows of (1 - kl)·NLL + kl·KL(teacher || student), and its gradient on the student's logits (n, V).
 
-    ``targets`` (n,); ``teacher``: log-probabilities (n, V). Both losses are cross-entropies up to a constant, with
-    the targets' one-hot rows and with the teacher's q, so the gradient is p - ((1 - kl)·onehot + kl·q).
+    ``logp``, ``teacher``: log-probabilities (n, V) of student and teacher; ``targets`` (n,). The gradient takes
+    ``logp``'s place in memory. Both losses are cross-entropies up to a constant, with the targets' one-hot rows and
+    with the teacher's q, so the gradient is p - ((1 - kl)·onehot + kl·q).
     """
-    logp = _wide(logits).log_softmax(-1)
     loss = (kl - 1) * logp.gather(1, targets[:, None]).sum()
     wanted = None
     if kl > 0:
@@ -94,8 +94,9 @@ def mixed_loss(
     """Sum over rows of (1 - kl)·NLL + kl·KL(teacher || student); differentiable in ``hidden`` (n, d)."""
 
     def loss_of(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        q = teacher(rows, _wide(logits).log_softmax(-1)) if teacher is not None and kl > 0 else None
-        return loss_and_gradient(logits, targets[rows], kl, q)
+        logp = _wide(logits).log_softmax(-1)
+        q = teacher(rows, logp) if teacher is not None and kl > 0 else None
+        return loss_and_gradient(logp, targets[rows], kl, q)
 
     loss = _Chunked.apply(hidden, head, loss_of, chunks(len(hidden), vocabulary))
     assert isinstance(loss, Tensor)

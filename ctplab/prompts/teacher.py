@@ -27,6 +27,7 @@ class MemoryTeacher:
 
     def __init__(self, model: Model) -> None:
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self.fingerprint = tensor_fingerprint(*model.state_dict().values())
         self._halves = halves(model)
 
     @torch.no_grad()
@@ -48,6 +49,12 @@ class TopKTeacher:
     top: Tensor  # (N, T - 1, K) fp16 log-probabilities
     ids: Tensor  # (N, T - 1, K) int32
     vocabulary: int
+    corpus: str
+    """Fingerprint of the split."""
+
+    @property
+    def fingerprint(self) -> str:
+        return tensor_fingerprint(self.top, self.ids)
 
     def target(self, numbers: Tensor, ids: Tensor) -> Target:
         """For windows number ``numbers`` (B,): log-probabilities with the tail filled in, by rows."""
@@ -87,7 +94,7 @@ def cached_teacher(
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it to compute it anew") from error
-    return TopKTeacher(tensors["top"], tensors["ids"], vocabulary)
+    return TopKTeacher(tensors["top"], tensors["ids"], vocabulary, split.fingerprint)
 
 
 @torch.no_grad()
