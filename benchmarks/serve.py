@@ -23,11 +23,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ctplab.models import embed
+from ctplab.progress import bar
 from ctplab.prompts import peft_format, prefix
 from ctplab.prompts.compiled import compiled
 from ctplab.prompts.kv import Arm, expand
 
-K, LENGTH, NEW, ROUNDS = 100, 128, 24, 7
+K, LENGTH, NEW, ROUNDS = 100, 128, 24, 5
 
 
 def requests(model: Any, arm: Arm, ids: torch.Tensor, with_peft: bool) -> dict[str, Callable[[int], Any]]:
@@ -97,7 +98,7 @@ def main() -> None:
         ways = requests(model, arm, torch.randint(10, 8192, (batch, LENGTH)), options.peft)
         first: dict[str, list[float]] = {name: [] for name in ways}
         rate: dict[str, list[float]] = {name: [] for name in ways}
-        for round_ in range(options.rounds + 1):
+        for round_ in bar(range(options.rounds + 1), total=options.rounds + 1, label=f"batch {batch}"):
             for name, answer in ways.items():
                 one, all_ = seconds(lambda answer=answer: answer(1)), seconds(lambda answer=answer: answer(NEW))
                 if round_ > 0:  # the first round warms up
@@ -109,7 +110,8 @@ def main() -> None:
             faster = [a / b for a, b in zip(rate[name], rate["none"], strict=True)]
             print(
                 f"batch {batch}  {name:12}  first token {spread(first[name])} s, x{spread(slower)}"
-                f"   decode {statistics.median(rate[name]):8.1f} tokens/s, x{spread(faster)}"
+                f"   decode {statistics.median(rate[name]):8.1f} tokens/s, x{spread(faster)}",
+                flush=True,
             )
 
 
