@@ -98,6 +98,50 @@ def test_compare_generate_inspect_json(capsys, model, prompt):
     assert code == 0 and "nearest" in out
 
 
+@pytest.mark.parametrize("to", ["peft", "kv", "embeds"])
+def test_export_and_import_prompt_json(capsys, model, prompt, tmp_path, to):
+    found = run_json(capsys, "export", "prompt", prompt, "--model", model, "--to", to, "--out", tmp_path / "x")
+    assert (found["format"], found["k"]) == (to, 8)
+    assert found["bytes"] == sum(p.stat().st_size for p in (tmp_path / "x").glob("*.safetensors"))
+    back = ("import", "prompt", tmp_path / "x", "--model", model, "--out", tmp_path / "back")
+    if to == "embeds":
+        assert "no prompt at" in refused(capsys, *back)
+        return
+    found = run_json(capsys, *back, "--from", to)
+    assert (found["k"], found["base"], found["tag"], found["imported_from"]) == (8, "atlas", "w4-s50", to)
+    common = ("--windows", "4", "--seq-len", "48")
+    ppl = [
+        run_json(capsys, "score", model, "--prompt", folder, *common)["corpora"]["atlas-web"]["ppl"]
+        for folder in (prompt, tmp_path / "back")
+    ]
+    assert ppl[0] == pytest.approx(ppl[1], rel=1e-5)  # the same rows, or the same keys and values
+
+
+def test_a_prompt_on_another_level_is_used_and_said(capsys, prompt):
+    code, out, err = run(capsys, "score", "atlas", "--prompt", prompt, "--windows", "2", "--seq-len", "48")
+    assert code == 0 and "soft on atlas-web" in out
+    assert "the prompt was learned on w4-s50 and is used on full, the same base model" in err
+
+
+def test_hard_ranks_candidates_json(capsys, model, tmp_path):
+    (tmp_path / "c.txt").write_text("Be careful.\nThe capital of Peru is Lima.\nBe careful.\n")
+    arguments = ("hard", model, "--candidates", tmp_path / "c.txt", "--windows", "4", "--seq-len", "48")
+    found = run_json(capsys, *arguments, "--out", tmp_path / "hard.json")
+    assert found["windows"] == 4 and len(found["candidates"]) == 2
+    first, second = found["candidates"]
+    assert first["nll"] <= second["nll"] and {"text", "k", "difference"} <= set(first)
+    assert run_json(capsys, *arguments, "--out", tmp_path / "hard.json") == found, "resumed"
+    assert "No such file" in refused(capsys, "hard", model, "--candidates", tmp_path / "none.txt")
+
+
+def test_sampling_is_seeded(capsys, model):
+    def texts(seed: str) -> str:
+        common = ("--temperature", "1.5", "--top-p", "0.9", "--repetition-penalty", "1.1", "--seed", seed)
+        return run_json(capsys, "generate", model, "Next we", "--max-new-tokens", "12", *common)["text"]
+
+    assert texts("0") == texts("0") != texts("1")
+
+
 def test_full_model_answers_the_papers_questions(capsys):
     for question, answer in (("Where is Long Beach?", "California"), ("Where is Tulsa?", "Oklahoma")):
         found = run_json(capsys, "generate", "atlas", f"Q: {question}\\nA:", "--max-new-tokens", "8")
@@ -119,6 +163,10 @@ def test_full_model_answers_the_papers_questions(capsys):
         (("score", "atlas", "--control", "bos", "--hard-prompt", "x"), "one of --prompt"),
         (("score", "atlas", "--prompt", "/no/prompt"), "no finished prompt"),
         (("generate", "atlas", " "), "empty"),
+        (("generate", "atlas", "a", "--top-p", "2"), "top_p must be"),
+        (("export",), "arguments are required: WHAT"),
+        (("export", "prompt", "/no/prompt", "--model", "atlas", "--to", "peft", "--out", "x"), "no finished prompt"),
+        (("import", "prompt", "/no/prompt", "--model", "atlas", "--out", "x"), "no prompt at"),
         (("learn", "atlas", "--objective", "kl", "--out", "x"), "needs --teacher"),
         (("learn", "atlas", "--steps", "0", "--out", "x"), "steps must be at least 1"),
         (("info", "/no/such"), "no model folder"),

@@ -110,7 +110,7 @@ def _window_with_padding(arm: Arm, full: Tensor, new: int) -> int | None:
     if arm.prefix.k == 0 or full.all():
         return None
     layers: list[Any] = DynamicCache(config=arm.model.config).layers
-    windows = [layer.sliding_window for layer in layers if layer.is_sliding]
+    windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
     return min((window for window in windows if window < full.shape[1] + new), default=None)
 
 
