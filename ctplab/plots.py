@@ -13,10 +13,15 @@ COLOURS = {
     "bos": "#999999",
     "random": "#BBBBBB",
     "init": "#CC79A7",
+    "text": "#F0E442",
+    "nearest": "#882255",
+    "lora": "#009E73",
+    "full+own": "#44AA99",
 }
 
 
-def _axes(width: float = 6.4, height: float = 4.0) -> tuple[Any, Any]:
+def new_axes(width: float = 6.4, height: float = 4.0) -> tuple[Any, Any]:
+    """A figure and its axes, without any global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -30,7 +35,7 @@ def _axes(width: float = 6.4, height: float = 4.0) -> tuple[Any, Any]:
 
 def levels(levels: dict[str, dict], full: dict[str, Any], corpus: str, path: Path) -> None:
     """Perplexity against the model's true bytes, one point a compression level (log y)."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     axes.axhline(full["ppl"][corpus], color=COLOURS["full"], ls="--", lw=1, label=f"full, {full['bytes'] / 1e6:.1f} MB")
     kinds = {"quantised": "o", "pruned": "s", "joint": "D"}
     for tag, level in levels.items():
@@ -48,7 +53,7 @@ def levels(levels: dict[str, dict], full: dict[str, Any], corpus: str, path: Pat
 
 def curve(records: list[dict], path: Path) -> None:
     """Training loss and validation NLL against the step."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     axes.plot([r["step"] + 1 for r in records], [r["loss"] for r in records], color="#BBBBBB", lw=0.8, label="training")
     measured = [r for r in records if r["validation"] is not None]
     axes2 = axes.twinx()
@@ -62,7 +67,7 @@ def curve(records: list[dict], path: Path) -> None:
 
 def recovery(table: dict[str, dict[str, dict]], learned_on: str, path: Path) -> None:
     """Share of the NLL gap closed, by corpus and arm, with 95% intervals."""
-    figure, axes = _axes(8.4, 4.2)
+    figure, axes = new_axes(8.4, 4.2)
     arms = list(next(iter(table.values())))
     width = 0.8 / len(arms)
     for j, arm in enumerate(arms):
@@ -87,7 +92,7 @@ def recovery(table: dict[str, dict[str, dict]], learned_on: str, path: Path) -> 
 
 def answers(questions: dict[str, dict], path: Path) -> None:
     """Exact match by arm, seen and held-out questions apart."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     for i, (arm, row) in enumerate(questions.items()):
         for offset, kind, alpha in ((-0.2, "seen", 1.0), (0.2, "held_out", 0.55)):
             part = row[kind]
@@ -104,7 +109,7 @@ def answers(questions: dict[str, dict], path: Path) -> None:
 
 def histogram(data: dict, path: Path) -> None:
     """Cosine of rows to their nearest tokens, against the nulls (Figure 8)."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     edges = data["edges"]
     centres = [(a + b) / 2 for a, b in pairwise(edges)]
     colours = {"soft": COLOURS["soft"], "init": COLOURS["init"], "real": "#000000", "random": "#BBBBBB"}

@@ -13,7 +13,7 @@ LAYERS = [
     {"atlas", "models", "paper", "texts", "published", "corpora"},
     {"compress", "prompts"},
     {"measure", "inspect"},
-    {"store", "study", "plots", "tables", "report"},
+    {"store", "study", "plots", "plots_measure", "plots_interactive", "tables", "report"},
     {"demo", "reproduce"},
     {"reproduce_other"},
     {"cli"},

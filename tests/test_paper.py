@@ -7,7 +7,7 @@ import torch
 from conftest import tiny
 
 import ctplab as ctp
-from ctplab import paper, reproduce
+from ctplab import corpora, paper, reproduce
 from ctplab.prompts import prefix
 
 ALL = [value for table in paper.TABLES.values() for value in table.values]
@@ -79,8 +79,7 @@ def test_a_recipe_runs_small_and_resumes(monkeypatch, tmp_path, tokenizer, quiet
     """Table 9 on a tiny model: our numbers are those of the public functions, a second run computes nothing."""
     from dataclasses import replace
 
-    from ctplab.measure import perplexity
-
+    monkeypatch.setitem(corpora.ATLAS_DOCUMENTS, "train", 60)
     monkeypatch.setattr(reproduce, "load", lambda name, device=None: (tiny("llama"), tokenizer))
     spec = replace(reproduce.EMBEDDED.prompt, tokens=8, steps=3, evaluate_every=3, batch=2, validation_windows=2)
     scale = replace(reproduce.EMBEDDED, seq_len=32, windows=3, prompt=spec, model="tiny")
@@ -98,7 +97,6 @@ def test_a_recipe_runs_small_and_resumes(monkeypatch, tmp_path, tokenizer, quiet
     def forbidden(*_, **__):
         raise AssertionError("a kept result was computed again")
 
-    monkeypatch.setattr(perplexity, "window_nll", forbidden)
     monkeypatch.setattr("ctplab.study.window_nll", forbidden)
     assert reproduce.measure(rows, scale, tmp_path, say=said.append, **quiet) == found
     with pytest.raises(ctp.InputError, match="none of this recipe's corpora"):

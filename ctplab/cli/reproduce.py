@@ -14,7 +14,6 @@ def reproduce(options: argparse.Namespace) -> None:
     from ctplab import reproduce as recipes
     from ctplab import reproduce_other as other
     from ctplab.compress.checkpoint import write_json
-    from ctplab.plots import reproduced
 
     captions = {name: table.caption for name, table in paper.TABLES.items()} | paper.FIGURES
     tell = say(options)
@@ -45,11 +44,28 @@ def reproduce(options: argparse.Namespace) -> None:
     tell(text)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(f"# {options.name}: {captions[options.name]}\n\n{text}\n")
-    reproduced(options.name, found, folder / "figure.png")
+    _draw(options.name, found, folder / "figure.png")
     result = {"name": options.name, "caption": captions[options.name], "rows": found}
     write_json(folder / "result.json", result)
     tell(f"table, figure and JSON in {folder}")
     finish(options, result)
+
+
+def _draw(name: str, found: Any, path: Path) -> None:
+    from ctplab import plots, plots_measure
+    from ctplab.measure.latency import LatencyPoint, Spread
+
+    if name == "figure8":
+        plots.histogram(found, path)
+    elif name == "figure5":
+        points = []
+        for row in found:
+            spreads = {key: Spread(**row[key]) for key in ("first_token_ms", "tokens_per_second")}
+            values: dict[str, Any] = row | spreads
+            points.append(LatencyPoint(**values))
+        plots_measure.latency(points, path)
+    elif name not in ("figure1", "table8"):  # answers are text; accuracies stand in the table with their intervals
+        plots_measure.reproduced(name, found, path)
 
 
 def _scale(options: argparse.Namespace) -> Any:
