@@ -64,7 +64,7 @@ class Store:
 
     def prompt(self, tag: str, name: str) -> Path:
         """Folder of a prompt learned on the model ``tag``."""
-        return self._home / tag / "prompts" / name
+        return self._home / tag / "prompts" / slug(name)
 
     def prompt_state(self, tag: str, name: str) -> Path:
         """Where learning keeps what it needs to resume."""
@@ -72,7 +72,7 @@ class Store:
 
     def score(self, tag: str, arm: str, what: str) -> Path:
         """File of one arm's result on one corpus or question set."""
-        return self._home / tag / "scores" / f"{arm}--{what}.json"
+        return self._home / tag / "scores" / f"{slug(arm)}--{slug(what)}.json"
 
     def report(self) -> Path:
         """Folder of figures and tables."""

@@ -75,7 +75,7 @@ class Study:
         state.unlink(missing_ok=True)
         return files.load(folder)
 
-    def nll(self, tag: str, arm: Arm, split: Split, limit: int) -> Tensor:
+    def nll(self, tag: str, arm: Arm, split: Split, limit: int | None) -> Tensor:
         """(N,) summed NLL of the first ``limit`` windows."""
         windows = split.windows[:limit]
         result = self.store.once(

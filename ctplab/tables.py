@@ -1,6 +1,7 @@
 """Measurements as text tables. Formats numbers; computes none."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from ctplab.measure.latency import LatencyPoint, Spread
 from ctplab.measure.lens import Lens
@@ -79,3 +80,29 @@ def lens_table(seen: Lens) -> str:
         cells += [(seen.arms[name].kl or [])[t] for name in others]
         rows.append([repr(token), *("-" if value is None else f"{value:.2f}" for value in cells)])
     return table(["token (nats)", *names, *(f"KL full||{name}" for name in others)], rows)
+
+
+def reproduced_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The paper's number as printed and as corrected, ours, and ours as the released evaluator would print it."""
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    body = [
+        [row["model"], row["level"], row["method"], row["corpus"], str(row["k"]),
+         *(cell(row[key]) for key in ("printed", "corrected", "ours", "ours_as_published"))]
+        for row in rows
+    ]  # fmt: skip
+    return table(["model", "level", "prompt", "corpus", "k", "printed", "corrected", "ours", "ours as published"], body)
+
+
+def records_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Any list of flat records: a row each, columns in the order of their first appearance."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+
+    def cell(value: Any) -> str:
+        if isinstance(value, dict):
+            return " ".join(f"{k} {cell(v)}" for k, v in value.items())
+        return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
+
+    return table(keys, [[cell(row.get(key)) for key in keys] for row in rows])

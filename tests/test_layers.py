@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[1] / "ctplab"
 LAYERS = [
     {"errors", "progress", "specs"},
-    {"atlas", "models", "texts", "published", "corpora"},
+    {"atlas", "models", "paper", "texts", "published", "corpora"},
     {"compress", "prompts"},
     {"measure", "inspect"},
     {"store", "study", "plots", "tables", "report"},
-    {"demo"},
+    {"demo", "reproduce"},
+    {"reproduce_other"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

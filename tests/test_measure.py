@@ -9,8 +9,9 @@ import ctplab as ctp
 from ctplab.atlas.questions import questions
 from ctplab.measure.questions import answers, marks
 from ctplab.measure.stats import wilson
-from ctplab.models import embeddings
+from ctplab.models import embed, embeddings
 from ctplab.prompts import prefix
+from ctplab.prompts.kv import compile_rows
 
 
 @pytest.fixture
@@ -79,6 +80,26 @@ def test_batch_size_does_not_change_the_score(model, windows):
     arm = ctp.Arm("soft", model, prefix.random_rows(model, 5))
     scores = [ctp.perplexity(arm, windows, batch=b).nll for b in (1, 4, 6)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-6) == pytest.approx(scores[2], rel=1e-6)
+
+
+@torch.no_grad()
+def test_padding_and_concatenation_do_not_change_the_score(model, windows):
+    """The same windows with the prefix as plain embeddings and padding behind the text, in one forward pass."""
+    k, rows = 5, prefix.random_rows(model, 5)
+    score = ctp.perplexity(ctp.Arm("soft", model, rows), windows)
+    pad = torch.zeros(6, 9, dtype=torch.long)
+    joined = torch.cat([rows.rows.expand(6, -1, -1), embed(model, torch.cat([windows, pad], 1))], 1)
+    mask = torch.cat([torch.ones(6, k + 48, dtype=torch.long), pad], 1)
+    logits = model(inputs_embeds=joined, attention_mask=mask, use_cache=False).logits[:, k : k + 47]
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum")
+    assert score.ppl == pytest.approx(math.exp(float(nll) / (6 * 47)), rel=1e-5)  # fp32, other order of sums
+
+
+def test_keys_and_values_score_as_the_rows_they_come_from(llama, windows):
+    rows = prefix.random_rows(llama, 5)
+    kv = prefix.KVPrefix("kv", tuple(compile_rows(llama, rows.rows)))
+    scores = [ctp.perplexity(ctp.Arm("soft", llama, p), windows).nll for p in (rows, kv)]
+    assert scores[0] == scores[1]
 
 
 def test_scores_add_as_sums():

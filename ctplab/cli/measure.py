@@ -81,16 +81,16 @@ def recover(options: argparse.Namespace) -> None:
     for name in options.corpus.split(","):
         text = corpus(name, tokenizer, length)
         runs = []
-        for folder, prompt in zip(options.prompt, saved, strict=True):
+        for i, (folder, prompt) in enumerate(zip(options.prompt, saved, strict=True)):
             arms = comparison(
                 full,
                 small,
                 tokenizer,
                 prompt.prefix,
                 initial=prompt.initial,
-                text=text.train.stream,
+                text=text.validation.stream,
                 full_own=own.prefix if own else None,
-                seed=options.seed,
+                seed=options.seed + i,
             )
             more: dict[str, Any] = {"keep": kept_in(Path(options.out) / Path(folder).name)} if options.out else {}
             limit = options.windows or None

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -26,6 +27,15 @@ def wilson(hits: int, n: int) -> Interval:
     z, p = 1.959964, hits / n
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Interval(p, max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n)))
+
+
+def mcnemar(first: list[bool], second: list[bool]) -> float:
+    """Two-sided exact McNemar test (1947): p of the questions that only one of two arms gets right being so uneven."""
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    n = only_first + only_second
+    tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
+    return min(1.0, float(Fraction(2 * tail, 2**n)))
 
 
 def resample(n: int, draws: int, seed: int) -> Tensor:

@@ -15,7 +15,7 @@ from ctplab.errors import InputError
 from ctplab.measure.keep import Keep, compute_always, kept_nll
 from ctplab.measure.perplexity import Score
 from ctplab.measure.stats import Interval, paired_change
-from ctplab.models import Model, Tokenizer
+from ctplab.models import Model, Tokenizer, check_context
 from ctplab.progress import Progress, silent
 from ctplab.prompts import prefix
 from ctplab.prompts.files import SavedPrompt, attach
@@ -92,6 +92,7 @@ def transfer(
                 diagonal = home(saved.info) == target.home
                 try:
                     attach(saved, model, tokenizer, force=force)
+                    check_context(model, saved.prefix.k, seq_len)
                     prompted = sums(f"{source}--{target.name}--{name}", Arm(source, model, saved.prefix))
                 except InputError as error:
                     cells.append(Cell(source, target.name, name, diagonal, refused=str(error)))

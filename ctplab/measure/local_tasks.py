@@ -1,0 +1,121 @@
+"""OpenBookQA, HellaSwag, PIQA and MMLU's European history for lm-eval, read from files instead of the hub.
+
+The files are those of ``CTPLAB_DATA``/tasks. Prompts, targets and metrics are upstream's (lm-eval 0.4.13), with one
+task more: ``european_history_2023`` asks as lm-eval did when the paper was written, with the answers' texts as
+choices. That is the only form for which "normalized accuracy" (Table 8) differs from plain accuracy.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ctplab.errors import InputError
+
+Rows = list[dict[str, Any]]
+HISTORY = "high_school_european_history"
+LETTERS = "\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:"
+
+
+def _jsonl(path: Path) -> Rows:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _openbookqa(folder: Path) -> Rows:
+    return _jsonl(folder / "openbookqa" / "test.jsonl")
+
+
+def _hellaswag(folder: Path) -> Rows:
+    return _jsonl(folder / "hellaswag" / "hellaswag_val.jsonl")
+
+
+def _piqa(folder: Path) -> Rows:
+    labels = (folder / "piqa" / "valid-labels.lst").read_text().split()
+    rows = _jsonl(folder / "piqa" / "valid.jsonl")
+    return [row | {"label": int(label)} for row, label in zip(rows, labels, strict=True)]
+
+
+def _history(folder: Path) -> Rows:
+    with (folder / "mmlu" / f"{HISTORY}_test.csv").open(newline="", encoding="utf-8") as file:
+        return [
+            {
+                "question": row["question"],
+                "choices": [row[f"choice{i}"] for i in range(4)],
+                "answer": int(row["answer"]),
+            }
+            for row in csv.DictReader(file)
+        ]
+
+
+_READERS: dict[str, tuple[Callable[[Path], Rows], dict[str, Any]]] = {
+    "openbookqa": (
+        _openbookqa,
+        {
+            "doc_to_text": "question_stem",
+            "doc_to_target": "{{choices.label.index(answerKey.lstrip())}}",
+            "doc_to_choice": "{{choices.text}}",
+        },
+    ),
+    "hellaswag": (_hellaswag, {"doc_to_text": "{{query}}", "doc_to_target": "{{gold}}", "doc_to_choice": "choices"}),
+    "piqa": (
+        _piqa,
+        {
+            "doc_to_text": "Question: {{goal}}\nAnswer:",
+            "doc_to_target": "label",
+            "doc_to_choice": "{{[sol1, sol2]}}",
+        },
+    ),
+    f"mmlu_{HISTORY}": (
+        _history,
+        {
+            "description": "The following are multiple choice questions (with answers) about high school european "
+            "history.\n\n",
+            "doc_to_text": "{{question.strip()}}" + LETTERS,
+            "doc_to_target": "answer",
+            "doc_to_choice": ["A", "B", "C", "D"],
+        },
+    ),
+    "european_history_2023": (
+        _history,
+        {
+            "doc_to_text": "Question: {{question.strip()}}\nChoices:" + LETTERS,
+            "doc_to_target": "answer",
+            "doc_to_choice": "choices",
+        },
+    ),
+}
+NAMES = tuple(_READERS)
+
+
+def config(name: str) -> dict[str, Any] | None:
+    """lm-eval's configuration of a local task; None where it is not one, or no ``CTPLAB_DATA`` is set.
+
+    Raises InputError where the folder is set and its files are missing or damaged.
+    """
+    root = os.environ.get("CTPLAB_DATA")
+    if name not in _READERS or not root:
+        return None
+    read, prompts = _READERS[name]
+    try:
+        rows = read(Path(root) / "tasks")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read the task {name} from {root}/tasks: {error}") from None
+
+    def dataset(**_: Any) -> dict[str, Any]:
+        Dataset: Any = import_module("datasets").Dataset  # optional
+
+        return {"test": Dataset.from_list(rows)}
+
+    metrics = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")]
+    return {
+        "task": name,
+        "custom_dataset": dataset,
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "num_fewshot": 0,
+        "metric_list": metrics,
+        **prompts,
+    }

@@ -1,0 +1,156 @@
+"""Zero-shot tasks through lm-eval, for any arm: the harness asks, the arm answers behind its compiled prefix.
+
+Differences to giving lm-eval a PEFT adapter: the context is shortened by k (learned positions would overflow), the
+embeddings are never resized (every arm keeps the same softmax), and the prefix is computed once. As everywhere in the
+lab, a text behind a prefix has no start token of its own; without a prefix the tokenizer's own rule holds.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctplab.errors import InputError
+from ctplab.measure import local_tasks
+from ctplab.measure.stats import Interval, mcnemar, paired_change
+from ctplab.models import Tokenizer, check_context, context_length
+from ctplab.prompts.kv import Arm, compile_prefix, expand, logits_after
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's value, its standard error (None where lm-eval gives none) and the number of questions."""
+
+    value: float
+    stderr: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One arm on one task."""
+
+    metrics: dict[str, Metric]
+    marks: dict[str, list[float]]
+    """Metric -> one value a question, in the task's order: what paired tests need."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two arms on the same questions."""
+
+    difference: Interval
+    """Mean of the first minus mean of the second, paired bootstrap over questions."""
+    p: float
+    """Exact McNemar test: how likely so uneven a split of the questions on which they differ is by chance."""
+
+
+def _harness(arm: Arm, tokenizer: Tokenizer, batch: int) -> Any:
+    """An lm-eval model that answers as ``arm`` does."""
+    HFLM: Any = import_module("lm_eval.models.huggingface").HFLM
+
+    class PrefixLM(HFLM):
+        """HFLM with live objects and a prefix in front of every input."""
+
+        def _model_call(self, inps: Tensor, attn_mask: Any = None, labels: Any = None) -> Tensor:
+            with torch.no_grad():  # inputs are padded on the right: what is scored never sees it
+                return logits_after(arm.model, kv, inps)
+
+        def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
+            cache = expand(arm.model, kv, len(context))
+            if cache is not None:
+                mask = settings["attention_mask"]
+                settings["attention_mask"] = torch.cat([mask.new_ones(len(mask), arm.prefix.k), mask], 1)
+                settings["past_key_values"] = cache
+            return super()._model_generate(context, max_length, stop, **settings)
+
+    with torch.no_grad():
+        kv = compile_prefix(arm.model, arm.prefix)
+    limit = context_length(arm.model)
+    return PrefixLM(
+        pretrained=arm.model,
+        tokenizer=tokenizer,
+        max_length=None if limit is None else limit - arm.prefix.k,
+        batch_size=batch,
+        add_bos_token=False if arm.prefix.k else None,
+    )
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """lm-eval warns about live model objects and local data, which are what is wanted here."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def evaluate(
+    arm: Arm, tokenizer: Tokenizer, tasks: Sequence[str], *, limit: int | None = None, batch: int = 8, seed: int = 0
+) -> dict[str, TaskResult]:
+    """Ask ``tasks`` by their lm-eval names; ``limit`` takes the first questions only.
+
+    The tasks of ``local_tasks`` are read from ``CTPLAB_DATA`` where that is set; everything else, and everything where
+    it is not, is lm-eval's own and may need the hub. Raises InputError where lm-eval is missing or knows no such task.
+    """
+    check_context(arm.model, arm.prefix.k, 2)
+    try:
+        harness: Any = import_module("lm_eval")
+        ConfigurableTask: Any = import_module("lm_eval.api.task").ConfigurableTask
+        TaskManager: Any = import_module("lm_eval.tasks").TaskManager
+    except ImportError:
+        raise InputError("tasks need lm-eval: pip install 'ctplab[tasks]'") from None
+    with _only_errors():
+        asked: list[Any] = []
+        for name in tasks:
+            config = local_tasks.config(name)
+            asked.append(name if config is None else ConfigurableTask(config=config))
+        try:
+            manager = TaskManager(include_defaults=any(isinstance(task, str) for task in asked))
+            unknown = [task for task in asked if isinstance(task, str) and task not in manager.all_tasks]
+            if unknown:
+                raise InputError(f"lm-eval knows no task {unknown[0]!r}; 'lm-eval ls tasks' names them all")
+            loaded: Any = manager.load(asked)
+            for task in loaded["tasks"].values():
+                if task.get_config("num_fewshot") is None:
+                    task.set_config(key="num_fewshot", value=0)
+                task.set_fewshot_seed(seed=seed)
+            # not simple_evaluate: that also reseeds the whole process and interrogates the machine for seconds
+            found: Any = harness.evaluate(
+                lm=_harness(arm, tokenizer, batch), task_dict=loaded, limit=limit, bootstrap_iters=1000
+            )
+        except (ConnectionError, FileNotFoundError) as error:
+            reason = str(error).split("\n")[0]
+            raise InputError(f"a task's data cannot be had ({reason}); set CTPLAB_DATA to a folder of tasks") from error
+    return {name: _result(values, found["samples"][name]) for name, values in found["results"].items()}
+
+
+def _result(values: dict[str, Any], samples: list[dict[str, Any]]) -> TaskResult:
+    samples = sorted(samples, key=lambda sample: sample["doc_id"])
+    metrics, marks = {}, {}
+    for key, value in values.items():
+        name, _, filtered = key.partition(",")
+        if not filtered or name.endswith("_stderr") or not isinstance(value, float | int):
+            continue
+        stderr = values.get(f"{name}_stderr,{filtered}")
+        metrics[name] = Metric(float(value), stderr if isinstance(stderr, float | int) else None, len(samples))
+        if all(isinstance(sample.get(name), float | int) for sample in samples):
+            marks[name] = [float(sample[name]) for sample in samples]
+    return TaskResult(metrics, marks)
+
+
+def compare(first: TaskResult, second: TaskResult, metric: str = "acc", *, seed: int = 0) -> Paired:
+    """Two arms' results on one task, question by question. Raises InputError where the questions differ."""
+    a, b = first.marks.get(metric), second.marks.get(metric)
+    if a is None or b is None or len(a) != len(b):
+        raise InputError(f"these results have no {metric} of the same questions")
+    difference = paired_change(torch.tensor(a), torch.tensor(b), 1, seed=seed)
+    return Paired(difference, mcnemar([x > 0.5 for x in a], [x > 0.5 for x in b]))

@@ -1,0 +1,139 @@
+"""Recovery with its controls, over seeds, in plain words; and the transfer matrix."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny
+
+import ctplab as ctp
+from ctplab.measure.recovery import comparison, from_sums, in_words, over_seeds, recover
+from ctplab.measure.transfer import Target, home, transfer
+from ctplab.models import base_fingerprint, tokenizer_fingerprint
+from ctplab.prompts import prefix
+from ctplab.prompts.files import SavedPrompt
+from ctplab.store import kept_in
+
+
+@pytest.fixture
+def hurt():
+    """The tiny LLaMA with noise on its weights: what compression might leave of it."""
+    model = tiny("llama")
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "proj" in name:
+            parameter.add_(0.3 * parameter.std() * torch.randn_like(parameter))
+    return model
+
+
+def test_one_call_gives_every_arm_on_the_same_targets(llama, hurt, tokenizer, web):
+    soft, start = prefix.random_rows(hurt, 6, seed=5), prefix.random_rows(hurt, 6, name="init")
+    own = prefix.random_rows(llama, 6, seed=9)
+    arms = comparison(llama, hurt, tokenizer, soft, initial=start, text=web.train.stream, full_own=own, hard="Be good.")
+    assert [a.name for a in arms] == [
+        "full", "compressed", "hard", "soft", "bos", "random", "init", "text", "full+soft", "full+own"
+    ]  # fmt: skip
+    assert {a.name: a.prefix.k for a in arms if a.name in ("random", "init", "text")} == dict.fromkeys(
+        ("random", "init", "text"), 6
+    )
+    on_full = {a.name for a in arms if a.model is llama}
+    assert on_full == {"full", "full+soft", "full+own"}
+    lora = ctp.Arm("lora", llama, prefix.none(llama))  # an adapter is a model of its own, here a perfect one
+    found = recover([*arms, lora], web.test, limit=5)
+    for arm in [*arms, lora]:
+        score = ctp.perplexity(arm, web.test, limit=5)
+        assert (found[arm.name].nll, found[arm.name].n_tokens) == (pytest.approx(score.nll), 5 * 47)
+        interval = found[arm.name].recovery
+        assert interval.low <= interval.value <= interval.high
+    assert found["full"].recovery.value == found["lora"].recovery.value == pytest.approx(1)
+    assert found["compressed"].recovery.value == 0
+    gap = found["compressed"].nll - found["full"].nll
+    assert found["soft"].recovery.value == pytest.approx((found["compressed"].nll - found["soft"].nll) / gap)
+
+
+def test_the_words_follow_from_the_numbers():
+    n = 40
+    base = 2 + torch.rand(n, generator=torch.Generator().manual_seed(0))
+    sums = {"full": base, "compressed": base + 1, "soft": base + 0.5, "bos": base + 0.9}
+    sums |= {"full+soft": base - 0.1, "full+own": base - 0.2}
+    words = " ".join(in_words(from_sums(sums, n)))
+    assert "costs 1.000 nats" in words and "The prompt closes the gap: +50% [+50, +50]" in words
+    assert "bos does best: +10%" in words and "gains 0.100 nats a token from the same prompt" in words
+    assert "70% of the gap remains" in words  # (0.5 + 0.2) / 1
+    assert "widens" in " ".join(in_words(from_sums(sums | {"soft": base + 2}, n)))
+    assert in_words(from_sums({"full": base + 1, "compressed": base}, n)) == [
+        "Compression did not raise the NLL here: there is nothing to recover."
+    ]
+
+
+def test_seeds_give_mean_and_spread():
+    base = torch.ones(8)
+    runs = [from_sums({"full": base, "compressed": base + 1, "soft": base + x}, 8) for x in (0.2, 0.4, 0.6)]
+    spread = over_seeds(runs)["soft"]
+    assert (spread.mean, spread.sd, spread.n) == (pytest.approx(0.6), pytest.approx(0.2), 3)  # of 0.8, 0.6, 0.4
+    with pytest.raises(ctp.InputError, match="at least two"):
+        over_seeds(runs[:1])
+
+
+def test_recovery_refuses_what_it_cannot_compare(llama, hurt, tokenizer, web):
+    arms = comparison(llama, hurt, tokenizer, prefix.random_rows(hurt, 4))
+    with pytest.raises(ctp.InputError, match="'full' and 'compressed'"):
+        recover(arms[1:], web.test, limit=2)
+    with pytest.raises(ctp.InputError, match="needs 4 tokens of text"):
+        comparison(llama, hurt, tokenizer, prefix.random_rows(hurt, 4), text=torch.tensor([5]))
+
+
+def test_an_interrupted_recovery_goes_on(llama, hurt, tokenizer, web, tmp_path):
+    """Arms that were scored are not scored again; other windows or other rows are."""
+    arms = comparison(llama, hurt, tokenizer, prefix.random_rows(hurt, 4), hard="Be good.")
+    fresh = []
+
+    def keep(name, key, compute):
+        return kept_in(tmp_path)(name, key, lambda: fresh.append(name) or compute())
+
+    recover(arms[:3], web.test, limit=3, keep=keep)
+    whole = recover(arms, web.test, limit=3, keep=keep)
+    assert len(fresh) == len(set(fresh)) == len(arms)
+    assert whole == recover(arms, web.test, limit=3)
+    recover(arms, web.test, limit=2, keep=keep)
+    assert len(fresh) == 2 * len(arms)
+
+
+def saved(model, tokenizer, tag, k=4, seed=0):
+    rows = prefix.random_rows(model, k, seed)
+    info = {"base": "tiny", "tag": tag, "base_fingerprint": base_fingerprint(model)}
+    return SavedPrompt(rows, rows, info | {"tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)})
+
+
+def test_the_matrix_has_every_cell_its_interval_and_its_reason(llama, hurt, tokenizer, tmp_path):
+    sources = {"w3": saved(hurt, tokenizer, "w3"), "w4": saved(hurt, tokenizer, "w4", seed=1)}
+    foreign = saved(hurt, tokenizer, "w3")
+    sources["foreign"] = replace(foreign, info=foreign.info | {"tokenizer_fingerprint": "other"})
+    sources["long"] = saved(hurt, tokenizer, "w3", k=240)
+    opt = tiny("opt")  # width 16
+    loaded = []
+
+    def target(name, model):
+        return Target(name, home({"base": "tiny", "tag": name}), lambda: loaded.append(name) or (model, tokenizer))
+
+    targets = [target("w3", hurt), target("full", llama), target("opt", opt)]
+    arguments = (sources, targets, ["atlas-web", "atlas-news"])
+    cells = transfer(*arguments, seq_len=32, limit=4, keep=kept_in(tmp_path))
+    assert len(cells) == 3 * 2 * (1 + len(sources)) and loaded == ["w3", "full", "opt"]
+    at = {(c.source, c.target, c.corpus): c for c in cells}
+    windows = ctp.corpus("atlas-news", tokenizer, 32).test.windows[:4]
+    cell = at["w4", "full", "atlas-news"]
+    assert cell.ppl == pytest.approx(ctp.perplexity(ctp.Arm("x", llama, sources["w4"].prefix), windows).ppl)
+    mean = (cell.nll - at["none", "full", "atlas-news"].nll) / (4 * 31)
+    assert cell.change.value == pytest.approx(mean) and cell.change.low <= mean <= cell.change.high
+    assert {key[:2] for key, c in at.items() if c.diagonal and c.refused is None} == {("w3", "w3")}
+    assert "another tokenizer" in at["foreign", "w3", "atlas-web"].refused
+    assert "240 prompt tokens + 32" in at["long", "w3", "atlas-web"].refused
+    assert at["w3", "opt", "atlas-web"].refused == "this prompt has width 32, the model 16: they do not fit"
+    assert at["w3", "opt", "atlas-web"].ppl is None and at["none", "opt", "atlas-web"].ppl > 1
+
+    def forbidden(*_):
+        raise AssertionError("a cell was computed twice")
+
+    kept = kept_in(tmp_path)
+    assert transfer(*arguments, seq_len=32, limit=4, keep=lambda n, k, _: kept(n, k, forbidden)) == cells
