@@ -259,7 +259,9 @@ def test_narrow_pages_fit(visit, real, dark):
 @pytest.fixture
 def text_file(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_text("\n\n".join(f"The town {n} lies on the river {n % 7}, and people like it there." for n in range(900)))
+    path.write_text(
+        "\n\n".join(f"The town {n} lies on the river {n % 7}, and people like it there." for n in range(900))
+    )
     return path
 
 
