@@ -11,17 +11,34 @@ from app import figures
 from app.bench import PRIVATE, Bench
 from app.header import Header
 from app.views import size
+from ctplab.paper import TABLES
 from ctplab.store import Store
 
 NOTHING = "No results yet in `{runs}`. Run `ctplab demo --out {runs}` (some minutes), then open this tab again."
-#: arXiv 2305.11186 on C4: setting, nominal bits a weight, full, compressed, soft as printed, soft corrected for the
-#: evaluator's divisor (printed to the power 1123 / 1023). Tables 1, 4 and 6.
-PAPER = (
-    ("LLaMA-7B, 3 bits", 3.0, 7.59, 10.74, 7.48, 9.11),
-    ("LLaMA-7B, 50% + 4 bits", 2.0, 7.59, 10.94, 7.38, 8.97),
-    ("BLOOM-7B, 3 bits", 3.0, 15.87, 18.40, 13.54, 17.47),
-    ("LLaMA-2-13B, 3 bits", 3.0, 6.96, 9.24, 6.75, 8.14),
-)
+NOMINAL_BITS = {"3-bit": 3.0, "50% + 4-bit": 2.0}
+SOFT = ("soft", "learned on C4")
+
+
+def published() -> list[dict[str, Any]]:
+    """The paper's perplexities on C4 where it gives a full, a compressed and a prompted one (tables 1, 4 and 6)."""
+    found = []
+    for table in (TABLES["table1"], TABLES["table4"], TABLES["table6"]):
+        values = {
+            (v.model, v.level, "soft" if v.method in SOFT else v.method): v for v in table.values if v.what == "C4"
+        }
+        for (model, level, method), soft in values.items():
+            if method == "soft":
+                found.append(
+                    {
+                        "name": f"{model}, {level}",
+                        "bits": NOMINAL_BITS[level],
+                        "full": values[model, "fp16", "none"].printed,
+                        "compressed": values[model, level, "none"].printed,
+                        "printed": soft.printed,
+                        "corrected": soft.corrected,
+                    }
+                )
+    return found
 
 
 def found_runs(runs: Path) -> list[str]:
@@ -74,17 +91,21 @@ def beside_the_paper(result: dict[str, Any], corpus: str) -> go.Figure:
             name=f"{kind} (ours)", marker={"size": 10, "color": figures.colour(style)},
             hovertemplate="%{text}: %{y:.2f} times the full model's",
         )  # fmt: skip
-    hollow = (
-        ("compressed (paper)", "compressed", "circle-open", 3),
-        ("soft (paper, as printed)", "soft", "diamond-open", 4),
-        ("soft (paper, corrected)", "soft", "circle-open", 5),
-    )
-    for name, style, symbol, column in hollow:
+    rows = published()
+    for name, style, symbol, key in (
+        ("compressed (paper)", "compressed", "circle-open", "compressed"),
+        ("soft (paper, as printed)", "soft", "diamond-open", "printed"),
+        ("soft (paper, corrected)", "soft", "circle-open", "corrected"),
+    ):
         figure.add_scatter(
-            x=[row[1] for row in PAPER], y=[row[column] / row[2] for row in PAPER], text=[row[0] for row in PAPER],
-            mode="markers", name=name, marker={"size": 12, "symbol": symbol, "color": figures.colour(style),
-            "line": {"width": 2}}, hovertemplate="%{text}: %{y:.2f} times the full model's",
-        )  # fmt: skip
+            x=[row["bits"] for row in rows],
+            y=[row[key] / row["full"] for row in rows],
+            text=[row["name"] for row in rows],
+            mode="markers",
+            name=name,
+            marker={"size": 12, "symbol": symbol, "color": figures.colour(style), "line": {"width": 2}},
+            hovertemplate="%{text}: %{y:.2f} times the full model's",
+        )
     figure.add_hline(y=1, line={"dash": "dot", "color": figures.GREY})
     figure.update_yaxes(type="log")
     figure.update_layout(legend={"font": {"size": 11}})

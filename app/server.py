@@ -4,7 +4,8 @@ import os
 import socket
 from pathlib import Path
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # both are read at import
+os.environ.setdefault("OTEL_SDK_DISABLED", "true")
 
 import gradio as gr
 import uvicorn

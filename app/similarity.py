@@ -11,8 +11,8 @@ from app.compare import download
 from app.header import Header
 from app.toast import plain_errors
 from ctplab.inspect.similarity import cosine_histogram
+from ctplab.paper import LARGEST_COSINE
 
-PAPER_CEILING = 0.16  # the largest cosine that the paper's Figure 8 shows
 NAMES = {"soft": "learned rows", "init": "untrained rows", "real": "real tokens", "random": "random directions"}
 STYLES = {"soft": "soft", "init": "init", "real": "full", "random": "random"}
 
@@ -39,9 +39,15 @@ def draw(data: dict[str, Any], top: int, log: bool) -> go.Figure:
             name=f"{NAMES[name]}, mean {data['mean'][name]}",
             hovertemplate="cosine from %{x}: %{y} pairs",
         )
-    figure.add_vline(x=PAPER_CEILING, line={"dash": "dash", "color": figures.GREY})
+    figure.add_vline(x=LARGEST_COSINE, line={"dash": "dash", "color": figures.GREY})
     figure.add_annotation(
-        x=PAPER_CEILING, y=1, yref="paper", text="0.16: the paper's largest", showarrow=False, xanchor="left", xshift=4
+        x=LARGEST_COSINE,
+        y=1,
+        yref="paper",
+        text=f"{LARGEST_COSINE}: the paper's largest",
+        showarrow=False,
+        xanchor="left",
+        xshift=4,
     )
     used = [i for counts in data["counts"].values() for i, count in enumerate(counts) if count]
     figure.update_xaxes(range=[edges[min(used)], edges[min(max(used) + 2, len(edges) - 1)]])

@@ -46,16 +46,17 @@ def table(found: list[dict]) -> dict[str, Any]:
     return {"headers": HEADERS, "data": data}
 
 
-def words_of(bench: Bench, chosen: Chosen, word: str) -> list[int]:
-    """Token ids of what the user typed, as they stand inside a text."""
+def inside_text(bench: Bench, chosen: Chosen, word: str) -> tuple[str, list[int]]:
+    """What the user typed as it stands inside a text (mostly behind a space), and its token ids."""
     tokenizer = bench.model(chosen.compressed).tokenizer
-    return list(tokenizer(word, add_special_tokens=False)["input_ids"]) if word.strip() else []
+    ways = {text: list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (f" {word.strip()}", word)}
+    return min(ways.items(), key=lambda way: len(way[1])) if word.strip() else ("", [])
 
 
 def draw_map(bench: Bench, chosen: Chosen, word: str, picked: int | None) -> go.Figure:
     """Vocabulary, untrained rows and learned rows on two principal axes, with arrows from init to learned."""
     small, saved = bench.fitting(chosen)
-    extra = words_of(bench, chosen, word)
+    extra = inside_text(bench, chosen, word)[1]
     with bench.turns.turn():
         points = project(small.model, saved.prefix, saved.initial, tuple(extra))
     x, y = (f"axis {i + 1} ({100 * share:.0f}% of the variance)" for i, share in enumerate(points["explained"]))
@@ -149,11 +150,12 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     def place(full: str, compressed: str, prompt: str | None, word: str, picked: int | None) -> tuple[Any, str]:
         with plain_errors():
             chosen = Chosen(full, compressed, prompt or "")
-            figure, ids = draw_map(bench, chosen, word, picked), words_of(bench, chosen, word)
+            figure = draw_map(bench, chosen, word, picked)
+            text, ids = inside_text(bench, chosen, word)
             if not ids:
                 return figure, ""
             small = bench.model(chosen.compressed)
-            own = text_rows(small.model, small.tokenizer, word, len(ids))
+            own = text_rows(small.model, small.tokenizer, text, len(ids))
             lines = [
                 f"`{small.tokenizer.decode([token])!r}` is nearest to {listed(row.nearest[1 : SHOWN + 1])}"
                 for token, row in zip(ids, inspect_prompt(small.model, small.tokenizer, own, own, top=6), strict=True)

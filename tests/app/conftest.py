@@ -1,0 +1,125 @@
+"""The dashboard on a free port, with the embedded model and with a fake one that makes a token every 20 ms."""
+
+import os
+import shutil
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import pytest
+
+pytest.importorskip("gradio", reason="the dashboard needs gradio: pip install 'ctplab[app]'")
+
+import uvicorn
+
+from app.bench import Bench, shipped
+from app.server import application
+
+TICK = 0.02
+INSTALL = "no Chromium: apt-get install chromium (Debian), and pip install playwright"
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+).split()
+
+
+def pytest_configure(config):
+    """gradio and gradio_client leave sockets and event loops to the collector, and use what others deprecated."""
+    for line in (
+        "ignore:.*(socket|event loop):ResourceWarning",
+        "ignore:Exception ignored in.*(socket|BaseEventLoop|Connection|Transport):pytest.PytestUnraisableExceptionWarning",
+        "ignore::DeprecationWarning:(gradio|gradio_client|starlette|fastapi|uvicorn|websockets)",
+    ):
+        config.addinivalue_line("filterwarnings", line)
+
+
+def ticking(arm, tokenizer, text, *, max_new_tokens, sampler, stop, on_token):
+    """A model that repeats the question's last word, one token every 20 ms."""
+    word = text.removesuffix("\nA:").split()[-1]
+
+    def pieces():
+        for i in range(max_new_tokens):
+            time.sleep(TICK)
+            on_token()
+            yield f" {word}{i}"
+
+    return pieces()
+
+
+def loaded(runs) -> Bench:
+    bench = Bench(runs)
+    model, prompt = shipped()
+    for source in ("atlas", model):
+        bench.load_model(source)
+    bench.load_prompt(prompt)
+    return bench
+
+
+def serve(bench):
+    """(address, stop): uvicorn in a thread."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(application(bench), port=port, log_level="critical", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    return SimpleNamespace(url=f"http://127.0.0.1:{port}", bench=bench, server=server, thread=thread)
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory):
+    site = serve(loaded(tmp_path_factory.mktemp("runs")))
+    yield site
+    site.server.should_exit = site.server.force_exit = True
+
+
+@pytest.fixture(scope="session")
+def fake(real, tmp_path_factory):
+    bench = Bench(tmp_path_factory.mktemp("fake"), stream=ticking)
+    bench.models, bench.prompts = real.bench.models, real.bench.prompts
+    site = serve(bench)
+    yield site
+    site.server.should_exit = site.server.force_exit = True
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api", reason=INSTALL)
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip(INSTALL)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """visit(site, width=..., dark=...) -> a page. At the end: no console errors, no request to another host."""
+    opened, wrong = [], []
+
+    def open_page(site, width=1360, height=900, dark=False, query=""):
+        context = chromium.new_context(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", accept_downloads=True
+        )
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("console", lambda m: wrong.append(f"console: {m.text}") if m.type == "error" else None)
+        page.on("pageerror", lambda e: wrong.append(f"page: {e}"))
+        local = (site.url, "data:", "blob:")
+        page.on("request", lambda r: None if r.url.startswith(local) else wrong.append(f"left the machine: {r.url}"))
+        page.goto(f"{site.url}/{query}")
+        page.wait_for_selector("#generate")
+        opened.append(context)
+        return page
+
+    yield open_page
+    for context in opened:
+        context.close()
+    assert not wrong

@@ -1,0 +1,193 @@
+"""The dashboard through ``gradio_client``, as a program uses it."""
+
+import ast
+import json
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from gradio_client import Client
+
+import ctplab as ctp
+from app.answers import Request, answer
+from app.bench import ARMS, USUAL_ARMS, Bench, Chosen
+from ctplab.prompts.prefix import PAPER_HARD_PROMPT
+
+ROOT = Path(__file__).parents[2]
+
+
+def client(site):
+    return Client(site.url, verbose=False)
+
+
+def tokens(site):
+    return json.load(urllib.request.urlopen(f"{site.url}/healthz"))["tokens"]
+
+
+def frozen(site, wait=0.4):
+    """The counter, once it stands still."""
+    before = tokens(site)
+    while True:
+        time.sleep(wait)
+        now = tokens(site)
+        if now == before:
+            return now
+        before = now
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "app").glob("*.py")), ids=lambda p: p.name)
+def test_the_app_knows_no_tensors(path):
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    assert not {"torch", "transformers", "numpy", "faiss"} & names
+
+
+def test_health(real):
+    health = json.load(urllib.request.urlopen(f"{real.url}/healthz"))
+    assert health["status"] == "ok" and "atlas" in health["models"]
+
+
+def test_the_four_arms_on_the_embedded_model(real):
+    answers = client(real).predict("Where is Tulsa?", api_name="/compare")
+    assert [record["arm"] for record in answers] == list(USUAL_ARMS)
+    full = answers[0]
+    assert full["text"] == "Oklahoma" and full["correct"] and full["state"] == "done"
+    assert full["bytes"] > answers[1]["bytes"] > 0 and full["first"] > 0 and full["tokens"] > 1
+    assert all(record["correct"] is not None for record in answers)
+
+
+def test_answers_are_those_of_generate(real):
+    bench, question = real.bench, "What is asparagus?"
+    chosen = bench.chosen()
+    request = Request(question, tuple(ARMS), PAPER_HARD_PROMPT)
+    *_, records = answer(bench, chosen, request, threading.Event())
+    for record in records:
+        arm, loaded = bench.arm(record["arm"], chosen, PAPER_HARD_PROMPT, 0)
+        expected = ctp.generate(arm, loaded.tokenizer, [f"Q: {question}\nA:"], max_new_tokens=24, stop="\n")[0]
+        assert record["text"] == expected.text.strip()
+
+
+def test_partial_results_arrive(fake):
+    job = client(fake).submit("say word", max_new_tokens=12, arms=["full", "compressed"], api_name="/compare")
+    job.result(timeout=30)
+    seen = [len(records[0]["text"].split()) for records in job.outputs()]
+    assert len(seen) > 5 and seen == sorted(seen) and seen[-1] == 12
+
+
+def test_cancel_stops_the_model(fake):
+    before = tokens(fake)
+    job = client(fake).submit("say word", max_new_tokens=400, api_name="/compare")
+    while tokens(fake) < before + 8:
+        time.sleep(0.02)
+    job.cancel()
+    assert frozen(fake) < before + 400  # of 1,600: four arms
+
+
+def test_four_clients_at_once_get_their_own_answers(fake):
+    words = ["alpha", "beta", "gamma", "delta"]
+    jobs = [client(fake).submit(f"say {word}", max_new_tokens=6, api_name="/compare") for word in words]
+    for word, job in zip(words, jobs, strict=True):
+        expected = " ".join(f"{word}{i}" for i in range(6))
+        assert [record["text"] for record in job.result(timeout=60)] == [expected] * 4
+
+
+def test_stop_and_close_ask_no_further_token(fake):
+    bench, request = fake.bench, Request("say word", USUAL_ARMS, PAPER_HARD_PROMPT, max_new_tokens=50)
+    stop = threading.Event()
+    stream = answer(bench, bench.chosen(), request, stop)
+    for _ in range(4):
+        next(stream)
+    stop.set()
+    before = bench.tokens
+    *_, records = stream
+    assert bench.tokens == before and {record["state"] for record in records} == {"stopped"}
+    closed = answer(bench, bench.chosen(), request, threading.Event())
+    for _ in range(4):
+        next(closed)
+    before = bench.tokens
+    closed.close()
+    assert bench.tokens == before
+
+
+def test_a_failed_arm_leaves_the_others_alone(fake):
+    chosen = Chosen("atlas", fake.bench.chosen().compressed, "")
+    request = Request("say word", USUAL_ARMS, " ", max_new_tokens=3)
+    *_, records = answer(fake.bench, chosen, request, threading.Event())
+    states = {record["arm"]: record["state"] for record in records}
+    assert states == {"full": "done", "compressed": "done", "hard": "failed", "soft": "failed"}
+    assert "needs a prompt" in records[3]["error"] and "\n" not in records[3]["error"]
+
+
+def test_same_seed_same_sample(real):
+    def sample(seed):
+        return client(real).predict(
+            "Once upon a time", arms=["full"], ask=False, temperature=1.0, seed=seed, api_name="/compare"
+        )[0]["text"]
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_nearest_histogram_and_lens(real):
+    program = client(real)
+    k = real.bench.prompt(real.bench.chosen().prompt).prefix.k
+    rows = program.predict(top=3, api_name="/nearest")
+    assert len(rows) == k and all(len(row["nearest"]) == 3 for row in rows)
+    histogram = program.predict(top=10, bins=25, api_name="/histogram")
+    assert len(histogram["edges"]) == 26 and sum(histogram["counts"]["soft"]) == 10 * k
+    lens = program.predict("Q: Where is Tulsa?\nA: Oklahoma", api_name="/lens")
+    assert set(lens["arms"]) == set(USUAL_ARMS)
+    assert all(len(arm["surprisal"]) == len(lens["tokens"]) for arm in lens["arms"].values())
+    assert lens["arms"]["full"]["kl"][1:] == pytest.approx([0] * (len(lens["tokens"]) - 1), abs=1e-6)
+
+
+def test_bad_input_is_one_line(real):
+    for wrong, words in (({"arms": ["nobody"]}, "unknown arm"), ({"prompt": "nothing"}, "no prompt 'nothing'")):
+        records = client(real).predict("Where is Tulsa?", api_name="/compare", **wrong)
+        assert any(words in record["error"] for record in records)
+    with pytest.raises(Exception, match="Type a question first") as caught:
+        client(real).predict(" ", api_name="/compare")
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_wrong_pair_is_told_in_plain_words(real, tmp_path):
+    saved = real.bench.prompt(real.bench.chosen().prompt)
+    folder = tmp_path / "stranger"
+    folder.mkdir()
+    source = Path(next(path for path, kept in real.bench.prompts.values() if kept is saved))
+    info = json.loads((source / "prompt.json").read_text()) | {"tokenizer_fingerprint": "0" * 16}
+    (folder / "prompt.json").write_text(json.dumps(info))
+    (folder / "prompt.safetensors").write_bytes((source / "prompt.safetensors").read_bytes())
+    bench = Bench(tmp_path)
+    bench.models = real.bench.models
+    name = bench.load_prompt(str(folder))
+    fits, notes = bench.fit(bench.chosen(prompt=name))
+    assert not fits and "another tokenizer" in notes[0]
+    with pytest.raises(ctp.InputError, match="no model folder"):
+        bench.load_model("/nowhere/at/all")
+
+
+def test_turns_are_taken_in_order():
+    from app.turns import Turns
+
+    turns, order = Turns(), []
+
+    def work(name):
+        with turns.turn():
+            order.append(name)
+
+    with turns.turn():
+        threads = []
+        for name in range(5):
+            threads.append(threading.Thread(target=work, args=(name,)))
+            threads[-1].start()
+            while len(turns._waiting) < name + 2:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 3, 4]

@@ -1,0 +1,285 @@
+"""A real Chromium uses every tab as a person would. Each page also checks: no console error, nothing leaves the host."""
+
+import json
+import time
+import urllib.request
+
+import pytest
+
+import ctplab as ctp
+from app.bench import USUAL_ARMS
+from ctplab.demo import CORPORA
+
+SOON = 20_000  # ms: patience on a busy machine, no timing of ours
+UNNAMED = """() => [...document.querySelectorAll('input, textarea, select, button')].filter((e) => {
+  if (!e.offsetParent || e.type === 'hidden') return false;
+  const label = e.labels && [...e.labels].some((l) => l.innerText.trim());
+  const named = e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.title || e.innerText.trim();
+  return !label && !named;
+}).map((e) => e.outerHTML.slice(0, 120))"""
+
+
+def tokens(site):
+    return json.load(urllib.request.urlopen(f"{site.url}/healthz"))["tokens"]
+
+
+def tab(page, name):
+    page.get_by_role("tab", name=name).click()
+
+
+def generate(page):
+    page.click("#generate")
+    page.wait_for_selector("#answers [aria-busy=false]", timeout=SOON)
+
+
+def plot(page, place):
+    """The plot's height in px and the lengths of its traces, once it is drawn."""
+    page.wait_for_selector(f"{place} .js-plotly-plot .main-svg", timeout=SOON)
+    height = page.locator(f"{place} .js-plotly-plot").bounding_box()["height"]
+    lengths = page.evaluate("(p) => document.querySelector(p + ' .js-plotly-plot').data.map((t) => t.x.length)", place)
+    return height, lengths
+
+
+def saved(page, button):
+    with page.expect_download(timeout=SOON) as waiting:
+        page.click(button)
+    return waiting.value.suggested_filename, waiting.value.path().read_text(encoding="utf-8")
+
+
+def test_ask_and_look_closer(visit, real):
+    page = visit(real)
+    page.fill("#question textarea", "Where is Tulsa?")
+    page.locator("#question textarea").press("Control+Enter")
+    page.wait_for_selector("#answers [aria-busy=false]", timeout=SOON)
+    full = page.locator("#arm-full")
+    assert full.locator(".text").inner_text() == "Oklahoma"
+    assert "correct" in full.inner_text() and "tok/s" in full.inner_text() and "MB" in full.inner_text()
+    assert page.locator("#answers .arm").count() == len(USUAL_ARMS)
+
+    page.get_by_label("Difference from full").check()
+    page.wait_for_selector("#difference-full", timeout=SOON)
+    assert "Oklahoma" in page.locator("#difference-full").inner_text()
+    for view in ("Surprisal", "KL to full"):
+        page.get_by_label(view).check()
+        page.wait_for_selector("#lens-soft .token", timeout=SOON)
+    before = page.locator("#alternatives").inner_text()
+    page.locator("#lens-soft .token").nth(3).click()
+    page.wait_for_function("(t) => document.querySelector('#alternatives').innerText !== t", arg=before)
+    name, text = saved(page, "#as-jsonl")
+    records = [json.loads(line) for line in text.splitlines()]
+    assert name.endswith(".jsonl") and [r["arm"] for r in records] == list(USUAL_ARMS)
+    assert records[0]["text"] == "Oklahoma" and records[0]["question"] == "Where is Tulsa?"
+    name, text = saved(page, "#as-markdown")
+    assert name.endswith(".md") and "| full | atlas | Oklahoma | yes |" in text
+    assert page.evaluate(UNNAMED) == []
+
+
+def test_a_shared_link_restores_the_settings(visit, real):
+    page = visit(real)
+    page.fill("#question textarea", "What is asparagus?")
+    page.locator("#arms").get_by_label("bos").check()
+    page.locator("#arms").get_by_label("hard").uncheck()
+    page.click("#share")
+    page.wait_for_function("(document.querySelector('#link textarea, #link input') || {}).value?.startsWith('http')")
+    link = page.locator("#link textarea, #link input").first.input_value()
+    other = visit(real, query=link.removeprefix(real.url).lstrip("/"))
+    other.wait_for_function("document.querySelector('#question textarea').value === 'What is asparagus?'")
+    assert other.locator("#arms").get_by_label("bos").is_checked()
+    assert not other.locator("#arms").get_by_label("hard").is_checked()
+
+
+def test_text_grows_and_stop_stops(visit, fake):
+    page = visit(fake, query="?q=say+word&length=160")
+    page.wait_for_function("document.querySelector('#question textarea').value === 'say word'")
+    page.click("#generate")
+    text = page.locator("#arm-full .text")
+    lengths = []
+    for _ in range(3):
+        page.wait_for_function(
+            "(n) => document.querySelector('#arm-full .text:not(.empty)')?.innerText.length > n",
+            arg=max(lengths, default=5),
+        )
+        lengths.append(len(text.inner_text()))
+    page.click("#stop")
+    page.wait_for_selector("#arm-full .badge:has-text('stopped')", timeout=SOON)
+    count, shown = tokens(fake), text.inner_text()
+    time.sleep(0.5)
+    assert tokens(fake) == count and text.inner_text() == shown
+    assert lengths == sorted(set(lengths)) and len(shown.split()) < 160
+    page.click("#clear")
+    page.wait_for_function("document.querySelector('#answers').innerText.includes('Press Generate')")
+
+
+def test_a_closed_page_stops_the_model(visit, fake):
+    page = visit(fake, query="?q=say+word&length=160")
+    page.wait_for_function("document.querySelector('#question textarea').value === 'say word'")
+    before = tokens(fake)
+    page.click("#generate")
+    while tokens(fake) < before + 8:
+        time.sleep(0.02)
+    page.context.close()
+    last = tokens(fake)
+    while True:
+        time.sleep(0.5)
+        now = tokens(fake)
+        if now == last:
+            break
+        last = now
+    assert last < before + 4 * 160
+
+
+def test_two_sessions_do_not_mix(visit, fake):
+    pages = {word: visit(fake, query=f"?q=say+{word}&length=12") for word in ("left", "right")}
+    for word, page in pages.items():
+        page.wait_for_function(f"document.querySelector('#question textarea').value === 'say {word}'")
+        page.click("#generate")
+    for word, page in pages.items():
+        page.wait_for_selector("#answers [aria-busy=false]", timeout=SOON)
+        answers = page.locator("#answers .arm .text").all_inner_texts()
+        assert answers == [" ".join(f"{word}{i}" for i in range(12))] * 4
+
+
+def test_an_error_is_a_toast(visit, real):
+    page = visit(real)
+    page.fill("#question textarea", "")
+    page.click("#generate")
+    toast = page.locator(".toast-message-text").first
+    toast.wait_for(timeout=SOON)
+    assert "Type a question first" in toast.inner_text()
+
+
+def test_prompt_tokens(visit, real):
+    page = visit(real)
+    tab(page, "Prompt tokens")
+    k = real.bench.prompt(real.bench.chosen().prompt).prefix.k
+    height, lengths = plot(page, "#map")
+    assert height > 200 and lengths[1:] == [3 * k, k, k]
+    page.locator("#tokens [data-testid=cell-3-1]").click()
+    page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 3')")
+    page.get_by_label("l2").check()
+    page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 0')")
+    page.fill("#word textarea, #word input", "California")
+    page.locator("#word textarea, #word input").press("Enter")
+    page.wait_for_function("document.querySelector('#map .js-plotly-plot').data.some((t) => t.name === 'your word')")
+    assert "California" in page.locator("#nearby").inner_text()
+
+
+def test_similarity(visit, real):
+    page = visit(real)
+    tab(page, "Similarity")
+    height, lengths = plot(page, "#histogram")
+    assert height > 200 and lengths == [81] * 4
+    box = page.locator("#bins input[type=number]")
+    box.fill("40")
+    box.press("Enter")
+    box.blur()
+    page.wait_for_function("document.querySelector('#histogram .js-plotly-plot').data[0].x.length === 41")
+    page.get_by_label("Logarithmic counts").check()
+    page.wait_for_function("document.querySelector('#histogram .js-plotly-plot').layout.yaxis.type === 'log'")
+    name, text = saved(page, "#histogram-csv")
+    rows = [line.split(",") for line in text.splitlines()]
+    assert name.endswith(".csv") and rows[0] == ["from", "to", "soft", "init", "real", "random"] and len(rows) == 41
+
+
+def test_compress_then_use_it(visit, real, text_file):
+    page = visit(real)
+    tab(page, "Compress")
+    page.fill("#samples input", "4")
+    page.get_by_label("Calibration text").fill(f"file:{text_file}")
+    page.get_by_label("Calibration text").press("Enter")
+    page.click("#compress")
+    page.wait_for_selector("#compress-job [data-state=done]", timeout=60_000)
+    page.wait_for_function("document.querySelector('#layers').innerText.includes('q_proj')")
+    assert "true bits" in page.locator("#compress-summary").inner_text()
+    page.click("#compress-use")
+    page.wait_for_function("document.querySelector('#card').innerText.includes('w3')")
+
+
+def test_train_reload_and_use_it(visit, real, text_file):
+    page = visit(real)
+    tab(page, "Train")
+    for place, value in (("tokens", 4), ("steps", 6), ("batch", 2), ("every", 3)):
+        page.fill(f"#train-{place} input", str(value))
+    page.fill("#train-name textarea, #train-name input", "tiny")
+    page.get_by_label("Text", exact=True).last.fill(f"file:{text_file}")
+    page.get_by_label("Text", exact=True).last.press("Enter")
+    page.click("#train")
+    page.wait_for_selector("#train-job .job", timeout=SOON)
+    page.reload()
+    tab(page, "Train")
+    page.wait_for_selector("#train-job [data-state=done]", timeout=60_000)
+    height, lengths = plot(page, "#curves")
+    assert height > 200 and lengths == [6, 2]
+    page.click("#train-use")
+    page.wait_for_function("document.querySelector('#card').innerText.includes('tiny')")
+    tab(page, "Compare")
+    generate(page)
+    assert page.locator("#arm-soft .text").count() == 1 and "failed" not in page.locator("#arm-soft").inner_text()
+
+
+def test_results(visit, fake):
+    page = visit(fake)
+    tab(page, "Results")
+    assert "ctplab demo" in page.locator("#results-told").inner_text()
+    report = fake.bench.runs / "atlas" / "report"
+    report.mkdir(parents=True)
+    (report / "demo.json").write_text(json.dumps(made_up_report()))
+    tab(page, "Compare")
+    tab(page, "Results")
+    for place, expected in (("#levels", [1, 2, 2]), ("#recovery", [4, 4]), ("#exact", [2])):
+        height, lengths = plot(page, place)
+        assert height > 200 and lengths == expected
+    assert plot(page, "#paper")[1][2:] == [4, 4, 4]
+    page.locator("#transfer [data-testid=cell-0-1]").click()
+    page.wait_for_function("document.querySelector('#cell').innerText.includes('soft--atlas-web.json')")
+
+
+def test_latency(visit, real):
+    page = visit(real)
+    tab(page, "Latency")
+    page.fill("#latency-tokens textarea, #latency-tokens input", "0, 8")
+    page.fill("#latency-repeats input", "1")
+    page.click("#latency")
+    page.wait_for_function("(document.querySelector('#speed .js-plotly-plot') || {data: []}).data.length === 3")
+    assert plot(page, "#first-token")[1] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_narrow_pages_fit(visit, real, dark):
+    page = visit(real, width=390, height=844, dark=dark)
+    generate(page)
+    for name in ("Compare", "Prompt tokens", "Train"):
+        if page.get_by_role("tab", name=name).count():
+            tab(page, name)
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    assert ("dark" in (page.locator("body").get_attribute("class") or "")) == dark
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(
+        "\n\n".join(f"The town {n} lies on the river {n % 7}, and people like it there." for n in range(900))
+    )
+    return path
+
+
+def made_up_report():
+    def cell(x):
+        return {"value": x, "low": x - 0.1, "high": x + 0.1}
+
+    shares = {name: {"soft": cell(0.5), "bos": cell(0.0)} for name in CORPORA}
+    level = {"ppl": dict.fromkeys(CORPORA, 2.0), "bytes": 1_000_000, "bits_per_weight": 4.1}
+    answers = {"exact_match": 0.5, "low": 0.4, "high": 0.6, "n": 10}
+    return {
+        "levels": {"full": level, "w4": level, "w3": level},
+        "showcase": "w4",
+        "learned_on": "atlas-web",
+        "questions": {"full": answers, "soft": answers},
+        "perplexity": {name: {"full": 1.8, "soft": 1.9} for name in CORPORA},
+        "recovery": shares,
+        "transfer": {t: {c: {"compressed": 2.2, "soft": 2.0} for c in CORPORA} for t in ("w4", "w3")},
+        "prompt": {"spec": ctp.PromptSpec(tokens=4).to_json()},
+        "seed": 0,
+    }
