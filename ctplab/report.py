@@ -110,9 +110,7 @@ def plain_words(result: dict[str, Any]) -> str:
     if adapted["low"] > 1:
         verdict = "it gains from it too, so that much is adaptation to the corpus, not recovery"
     else:
-        verdict = (
-            "it gains nothing from it, so what the compressed model gains is recovery, not adaptation"
-        )
+        verdict = "it gains nothing from it, so what the compressed model gains is recovery, not adaptation"
     lines.append(f"- Control: the full model with this prompt is at {share} on {on}: {verdict}.")
     return "\n".join(lines)
 

@@ -103,8 +103,7 @@ def figure_5(scale: Scale, device: str | None, progress: Progress) -> list[dict[
 
 def figure_8(bench: Bench) -> dict[str, Any]:
     """The histogram at 50% sparsity, against its nulls."""
-    saved = bench.prompt("50%")
-    return cosine_histogram(bench.model("50%")[1], saved.prefix, saved.initial)
+    return cosine_histogram(bench.model("50%")[1], *bench.prompt("50%").rows())
 
 
 def run(
