@@ -93,14 +93,14 @@ class Learnable(Protocol[P_co]):
 @torch.no_grad()
 def _validate(learnable: Learnable, models: list[Halves], windows: Tensor, batch: int) -> float:
     """NLL a token on ``windows`` (N, T), the mean over the models."""
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=windows.device)
     for cut in models:
         vocabulary = cut.model.get_output_embeddings().weight.shape[0]
         kv = learnable.kv(cut.model)
         for ids in parallel.share(windows).split(batch):
             if len(ids):
                 states = cut.states(kv, ids)[:, :-1].flatten(0, 1)
-                total += nll(states, cut.head, vocabulary, ids[:, 1:].flatten()).double().cpu()
+                total += nll(states, cut.head, vocabulary, ids[:, 1:].flatten()).double()
     parallel.add_up([total])
     return float(total) / (len(models) * windows.shape[0] * (windows.shape[1] - 1))
 

@@ -1,0 +1,77 @@
+"""``ctplab learn``: its options reach the library, and what cannot work is refused in one line."""
+
+import json
+
+import pytest
+from conftest import tiny
+
+import ctplab as ctp
+from ctplab.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    """A model, the same model hurt, and a little text."""
+    root = tmp_path_factory.mktemp("learn")
+    for name, factor in (("model", 1.0), ("other", 0.5)):
+        model = tiny("llama")
+        model.model.layers[1].mlp.down_proj.weight.mul_(factor)
+        model.save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    words = [f"{a} {b} is a word pair." for a in ("red", "blue", "green") for b in ("river", "plant", "city", "metal")]
+    for name in ("train", "validation", "test"):
+        (root / f"{name}.txt").write_text("\n\n".join(words * 10))
+    return root
+
+
+def learn(folder, *options):
+    """Exit code of ``learn`` on the folder's text."""
+    corpus = "file:" + ",".join(str(folder / f"{name}.txt") for name in ("train", "validation", "test"))
+    models = () if options[0].startswith("/") else (str(folder / "model"),)
+    return main(["learn", *models, *options, "--corpus", corpus, "--device", "cpu", "--json"])
+
+
+SHORT = ("--tokens", "4", "--steps", "6", "--batch", "4", "--seq-len", "40")
+
+
+def test_two_models_a_cached_teacher_and_a_warm_start(folder, capsys):
+    models = (str(folder / "model"), str(folder / "other"))
+    cached = ("--objective", "nll,kl", "--teacher", models[0], "--teacher-cache", str(folder / "cache"))
+    options = (*SHORT, *cached, "--teacher-top", "8", "--init", "frequent", "--accumulate", "2", "--patience", "50")
+    assert learn(folder, *models, *options, "--out", str(folder / "a")) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 6
+    saved = ctp.load_prompt(folder / "a").info
+    assert saved["tag"] == "full+full" and saved["spec"]["kl"] == 0.5 and saved["spec"]["accumulate"] == 2
+    assert len(list((folder / "cache").iterdir())) == 1
+    assert learn(folder, *SHORT, "--tokens", "6", "--init-prompt", str(folder / "a"), "--out", str(folder / "b")) == 0
+    first, second = ctp.load_prompt(folder / "a"), ctp.load_prompt(folder / "b")
+    assert second.initial.rows[:4].equal(first.prefix.rows) and second.initial.rows[4:].equal(first.prefix.rows[:2])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--preset", "paper"), "100 prompt tokens + 1024 text tokens = 1124 positions, but the model takes 256"),
+        (("--accumulate", "99"), "a batch of 16 has no 99 pieces"),
+        (("--kl-weight", "2"), "kl must be in [0, 1]"),
+        (("--init", "frequent", "--init-text", "x"), "give one of --init"),
+        (("--teacher-cache", "x"), "--teacher-cache needs --teacher"),
+        (("--patience", "0"), "patience must be at least 1"),
+        (("--init-prompt", "nowhere"), "no finished prompt"),
+    ],
+)
+def test_refusals(folder, capsys, options, message):
+    assert learn(folder, *options, "--out", str(folder / "x")) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_the_preset_is_a_start_that_options_change(folder):
+    from ctplab.cli import prompts
+    from ctplab.cli.shared import Parser
+
+    parser = Parser()
+    prompts.register(parser.add_subparsers())
+    arguments = ["learn", "atlas", "--preset", "paper", "--steps", "7", "--seed", "0", "--out", "x"]
+    spec = prompts.recipe(parser.parse_args(arguments))
+    assert spec == ctp.PromptSpec(100, 7, 4, 1e-3, 500, 1e-5, evaluate_every=100)
