@@ -69,7 +69,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def spread(values: list[float]) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{middle:8.3f} [{low:.3f}, {high:.3f}]"
 
 
