@@ -14,6 +14,16 @@ ATTACHED = {"none": "#000000", "concatenated": "#D55E00", "compiled": "#0072B2"}
 GREY = "#888888"
 
 
+def _plain_log(axis: Any) -> None:
+    """A log axis with ordinary numbers, also where it spans less than a decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1,) if high > 30 * low else (1, 1.5, 2, 3, 4, 6, 8), numticks=50))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def recovery_bars(found: Recovery, corpus: str, path: Path) -> None:
     """Share of the gap closed by every arm, with 95% intervals; the dashed line is the full model."""
     figure, axes = new_axes(7, 0.4 * len(found) + 1.4)
@@ -97,7 +107,7 @@ def latency(points: Sequence[LatencyPoint], path: Path) -> None:
         title=f"Latency, batch {first.batch}, {first.length} text tokens (median, quartiles)",
     )
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", fontsize=8)
     figure.savefig(path)
 
 
@@ -152,5 +162,6 @@ def reproduced(name: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     model = rows[0]["model"]
     axes.set(xscale="log", xlabel="perplexity (log)", title=f"{name}: the paper's numbers and ours on {model}")
-    axes.legend(frameon=False, fontsize=8)
+    _plain_log(axes.xaxis)
+    figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center")
     figure.savefig(path)

@@ -1,13 +1,15 @@
 """Tasks: our arms against lm-eval's own HFLM and against a loop written out; paired tests against the textbook."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import SHARED
+from test_cli import run_json
 
 import ctplab as ctp
-from ctplab.measure import local_tasks
+from ctplab.measure import local_tasks, tasks
 from ctplab.measure.stats import mcnemar
 from ctplab.models import embed
 from ctplab.prompts import prefix
@@ -97,16 +99,17 @@ def test_generation_runs_behind_the_prefix(arms, tokenizer):
 
 
 def test_every_local_task_reads_and_unknown_ones_are_refused(arms, tokenizer, monkeypatch, tmp_path):
-    from ctplab.measure.tasks import evaluate
-
     counts = {"openbookqa": 500, "hellaswag": 10042, "piqa": 1838, "european_history_2023": 165}
     for name, n in (counts | {"mmlu_high_school_european_history": 165}).items():
         assert len(local_tasks._READERS[name][0](DATA / "tasks")) == n
-    with pytest.raises(ctp.InputError, match="knows no task 'openbokqa'"):
-        evaluate(arms[0], tokenizer, ["openbokqa"])
+    with monkeypatch.context() as patch:  # lm-eval's own list of thousands takes long to read
+        empty = SimpleNamespace(TaskManager=lambda **_: SimpleNamespace(all_tasks=[]), ConfigurableTask=None)
+        patch.setattr(tasks, "import_module", lambda _: empty)
+        with pytest.raises(ctp.InputError, match="knows no task 'openbokqa'"):
+            tasks.evaluate(arms[0], tokenizer, ["openbokqa"])
     monkeypatch.setenv("CTPLAB_DATA", str(tmp_path))
     with pytest.raises(ctp.InputError, match="cannot read the task piqa"):
-        evaluate(arms[0], tokenizer, ["piqa"])
+        tasks.evaluate(arms[0], tokenizer, ["piqa"])
     monkeypatch.delenv("CTPLAB_DATA")
     assert local_tasks.config("piqa") is None
 
@@ -121,3 +124,12 @@ def test_mcnemar_is_the_binomial_test():
     wide = mcnemar([True] * (n - k) + [False] * k, [False] * (n - k) + [True] * k)
     z = (n - 2 * k - 1) / math.sqrt(n)
     assert wide == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.05)  # the normal approximation at that size
+
+
+def test_score_takes_harness_tasks(capsys):
+    found = run_json(capsys, "score", "atlas", "--corpus", "", "--tasks", "openbookqa,piqa", "--limit", "2")
+    assert set(found["tasks"]) == {"openbookqa", "piqa"} and found["corpora"] == {}
+    assert {"value", "stderr", "n"} == set(found["tasks"]["piqa"]["acc_norm"]) and found["tasks"]["piqa"]["acc"][
+        "n"
+    ] == 2
+    assert len(found["marks"]["openbookqa"]["acc_norm"]) == 2

@@ -40,20 +40,29 @@ def score(options: argparse.Namespace) -> None:
             told += f"; as the paper's code would print it {row['ppl_as_published']:.2f}"
         result["corpora"][name] = row
         tell(told)
-    for task in filter(None, options.tasks.split(",")):
-        result["tasks"][task] = _task(options, task, arm, tokenizer)
-        for metric, value in result["tasks"][task].items():
-            tell(f"{arm.name} on {task}: {metric} {value['value']:.4f} ± {value['stderr']:.4f} ({value['n']})")
+    names = list(filter(None, options.tasks.split(",")))
+    if "atlas" in names:
+        result["tasks"]["atlas"] = _ask_atlas(arm, tokenizer)
+    harness = [name for name in names if name != "atlas"]
+    if harness:
+        from ctplab.measure.tasks import evaluate
+
+        asked = evaluate(arm, tokenizer, harness, limit=options.limit or None, batch=options.batch, seed=options.seed)
+        for name, found in asked.items():
+            result["tasks"][name] = {metric: asdict(value) for metric, value in found.metrics.items()}
+            result["marks"] = result.get("marks", {}) | {name: found.marks}
+    for name, metrics in result["tasks"].items():
+        for metric, value in metrics.items():
+            spread = "" if value["stderr"] is None else f" ± {value['stderr']:.4f}"
+            tell(f"{arm.name} on {name}: {metric} {value['value']:.4f}{spread} ({value['n']} questions)")
     finish(options, result)
 
 
-def _task(options: argparse.Namespace, task: str, arm: Any, tokenizer: Any) -> dict[str, Any]:
+def _ask_atlas(arm: Any, tokenizer: Any) -> dict[str, Any]:
     from ctplab.atlas.questions import questions
     from ctplab.measure.questions import answers, marks
     from ctplab.progress import bar
 
-    if task != "atlas":
-        raise InputError(f"unknown task {task!r}; known here is atlas, the embedded questions")
     asked = list(questions())
     right = marks(answers(arm, tokenizer, asked, progress=bar), asked)
     share = sum(right) / len(asked)
@@ -196,8 +205,9 @@ def register(commands: Any) -> None:
     sub = add_command(commands, score, "perplexity (and tasks) of one arm")
     sub.add_argument("model")
     arm_options(sub)
-    sub.add_argument("--corpus", default="atlas-web", help="names, separated by commas")
-    sub.add_argument("--tasks", default="", help="atlas: the embedded questions")
+    sub.add_argument("--corpus", default="atlas-web", help="names, separated by commas; '' for none")
+    sub.add_argument("--tasks", default="", help="atlas (the embedded questions), or any of lm-eval's by name")
+    sub.add_argument("--limit", type=int, default=0, help="the first N questions of each of lm-eval's tasks only")
     sub.add_argument("--as-published", action="store_true", help="also the paper's understated perplexity")
     _windows(sub)
 
