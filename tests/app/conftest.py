@@ -20,17 +20,23 @@ from app.server import application
 
 TICK = 0.02
 INSTALL = "no Chromium: apt-get install chromium (Debian), and pip install playwright"
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def pytest_configure(config):
     """gradio and gradio_client leave sockets and event loops to the collector, and use what others deprecated."""
     for line in (
         "ignore:.*(socket|event loop):ResourceWarning",
-        "ignore:Exception ignored in.*(socket|BaseEventLoop|Connection|Transport):pytest.PytestUnraisableExceptionWarning",
+        "ignore:Exception ignored in.*(socket|BaseEventLoop|Transport):pytest.PytestUnraisableExceptionWarning",
         "ignore::DeprecationWarning:(gradio|gradio_client|starlette|fastapi|uvicorn|websockets)",
     ):
         config.addinivalue_line("filterwarnings", line)
