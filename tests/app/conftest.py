@@ -10,16 +10,13 @@ from types import SimpleNamespace
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import pytest
-
-pytest.importorskip("gradio", reason="the dashboard needs gradio: pip install 'ctplab[app]'")
-
 import uvicorn
 
 from app.bench import Bench, shipped
 from app.server import application
 
 TICK = 0.02
-INSTALL = "no Chromium: apt-get install chromium (Debian), and pip install playwright"
+INSTALL = "no Chromium here: apt-get install chromium (Debian), and pip install 'ctplab[dev]' for playwright"
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
