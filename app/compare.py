@@ -250,8 +250,7 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
         return "", gr.update(value=views.waiting(arms), visible=True), [], "", TEXT, gr.update(visible=False)
 
     def shared(full: str, compressed: str, prompt: str | None, *values: Any) -> Any:
-        names = ("q", "arms", "hard", "ask", "temperature", "top_p", "penalty", "seed", "length")
-        found = dict(zip(names, values, strict=True)) | {"arms": ",".join(values[1]), "ask": int(values[3])}
+        found = dict(zip(LINK, values, strict=True)) | {"arms": ",".join(values[1]), "ask": int(values[3])}
         found |= {"full": full, "compressed": compressed, "prompt": prompt or ""}
         return gr.update(value="?" + urlencode(found), visible=True)
 
@@ -290,41 +289,29 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
     )
     download(as_jsonl, jsonl, [answers, asked])
     download(as_markdown, as_table, [answers, asked])
-    return [*settings, *header.chosen]
+    return settings
 
 
-def restore(query: dict[str, str], now: list[Any]) -> list[Any]:
-    """Settings of a shared link laid over the present ones; what is not a setting is left alone."""
-    names = (
-        "q",
-        "arms",
-        "hard",
-        "ask",
-        "temperature",
-        "top_p",
-        "penalty",
-        "seed",
-        "length",
-        "full",
-        "compressed",
-        "prompt",
-    )
+#: Settings of a shared link, in the order of the components that :func:`build` returns, and how each is read.
+LINK = {
+    "q": str,
+    "arms": lambda text: [arm for arm in text.split(",") if arm in ARMS],
+    "hard": str,
+    "ask": lambda text: text == "1",
+    "temperature": float,
+    "top_p": float,
+    "penalty": float,
+    "seed": int,
+    "length": int,
+}
+
+
+def restore(query: dict[str, str]) -> list[Any]:
+    """The settings that a shared link names; all others, and senseless values, leave what the page shows."""
     found = []
-    for name, value in zip(names, now, strict=True):
-        text = query.get(name)
+    for name, read in LINK.items():
         try:
-            if text is None or (name in ("full", "compressed", "prompt") and not text):
-                found.append(value)
-            elif name == "arms":
-                found.append([arm for arm in text.split(",") if arm in ARMS])
-            elif name == "ask":
-                found.append(text == "1")
-            elif name in ("temperature", "top_p", "penalty"):
-                found.append(float(text))
-            elif name in ("seed", "length"):
-                found.append(int(float(text)))
-            else:
-                found.append(text)
+            found.append(read(query[name]) if name in query else gr.skip())
         except ValueError:
-            found.append(value)
+            found.append(gr.skip())
     return found

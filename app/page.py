@@ -32,19 +32,19 @@ def build(bench: Bench) -> gr.Blocks:
                     build_tab(bench, head, tab)
         compare.api(bench)
 
-        def opened(request: gr.Request, *now: Any) -> list[Any]:
-            found = compare.restore(dict(request.query_params), list(now))
-            full, compressed, prompt = found[-3:]
-            return [*found[:-3], *header.renew(
-                bench,
+        def opened(request: gr.Request) -> list[Any]:
+            query = dict(request.query_params)
+            full, compressed, prompt = (query.get(name, "") for name in ("full", "compressed", "prompt"))
+            known = (
                 full if full in bench.models else "",
                 compressed if compressed in bench.models else "",
                 prompt if prompt in bench.prompts else "",
-            )]  # fmt: skip
+            )
+            return [*compare.restore(query), *header.renew(bench, *known)]
 
         def closed(request: gr.Request) -> None:
             bench.stop(str(request.session_hash))
 
-        page.load(opened, restored, restored, show_progress="hidden", queue=False, **PRIVATE)
+        page.load(opened, None, [*restored, *head.chosen], show_progress="hidden", queue=False, **PRIVATE)
         page.unload(closed)
     return page

@@ -40,15 +40,8 @@ def draw(data: dict[str, Any], top: int, log: bool) -> go.Figure:
             hovertemplate="cosine from %{x}: %{y} pairs",
         )
     figure.add_vline(x=LARGEST_COSINE, line={"dash": "dash", "color": figures.GREY})
-    figure.add_annotation(
-        x=LARGEST_COSINE,
-        y=1,
-        yref="paper",
-        text=f"{LARGEST_COSINE}: the paper's largest",
-        showarrow=False,
-        xanchor="left",
-        xshift=4,
-    )
+    words = f"{LARGEST_COSINE}: the paper's largest"
+    figure.add_annotation(x=LARGEST_COSINE, y=1, yref="paper", text=words, showarrow=False, xanchor="left", xshift=4)
     used = [i for counts in data["counts"].values() for i, count in enumerate(counts) if count]
     figure.update_xaxes(range=[edges[min(used)], edges[min(max(used) + 2, len(edges) - 1)]])
     if log:

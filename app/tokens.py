@@ -107,7 +107,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         with gr.Column(scale=3, min_width=320):
             overview = gr.Dataframe(
                 headers=HEADERS, label="Learned rows (click one)", elem_id="tokens", interactive=False, max_height=520,
-                column_widths=[60, 430, 80, 110, 90, 80], wrap=True,
+                column_widths=[60, 500, 90, 120, 90, 90], wrap=True,
             )  # fmt: skip
         with gr.Column(scale=1, min_width=220):
             neighbours = gr.Dataframe(

@@ -10,16 +10,13 @@ from types import SimpleNamespace
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import pytest
-
-pytest.importorskip("gradio", reason="the dashboard needs gradio: pip install 'ctplab[app]'")
-
 import uvicorn
 
 from app.bench import Bench, shipped
 from app.server import application
 
 TICK = 0.02
-INSTALL = "no Chromium: apt-get install chromium (Debian), and pip install playwright"
+INSTALL = "no Chromium here: apt-get install chromium (Debian), and pip install 'ctplab[dev]' for playwright"
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -36,7 +33,7 @@ def pytest_configure(config):
     """gradio and gradio_client leave sockets and event loops to the collector, and use what others deprecated."""
     for line in (
         "ignore:.*(socket|event loop):ResourceWarning",
-        "ignore:Exception ignored in.*(socket|BaseEventLoop|Connection|Transport):pytest.PytestUnraisableExceptionWarning",
+        "ignore:Exception ignored in.*(socket|BaseEventLoop|Transport):pytest.PytestUnraisableExceptionWarning",
         "ignore::DeprecationWarning:(gradio|gradio_client|starlette|fastapi|uvicorn|websockets)",
     ):
         config.addinivalue_line("filterwarnings", line)
