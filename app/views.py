@@ -5,18 +5,8 @@ from html import escape
 from typing import Any
 
 from app.bench import ARMS
+from ctplab.plots import COLOURS
 
-#: One colour an arm on the whole page (Okabe and Ito's set, told apart by colour-blind readers as well).
-COLOURS = {
-    "full": "#0072B2",
-    "compressed": "#D55E00",
-    "hard": "#E69F00",
-    "soft": "#009E73",
-    "bos": "#56B4E9",
-    "random": "#999999",
-    "init": "#CC79A7",
-    "full+soft": "#6A5ACD",
-}
 SAME, ADDED, MISSING = None, "only here", "only in full"
 DIFFERENCE_COLOURS = {ADDED: "#E69F00", MISSING: "#56B4E9"}
 #: Upper edges in nats -> label; a colour deepens with each.

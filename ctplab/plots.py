@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 COLOURS = {
-    "full": "#000000",
+    "full": "#0072B2",
     "compressed": "#D55E00",
     "hard": "#E69F00",
-    "soft": "#0072B2",
-    "full+soft": "#56B4E9",
-    "bos": "#999999",
-    "random": "#BBBBBB",
+    "soft": "#009E73",
+    "full+soft": "#6A5ACD",
+    "bos": "#56B4E9",
+    "random": "#999999",
     "init": "#CC79A7",
     "text": "#F0E442",
     "nearest": "#882255",
-    "lora": "#009E73",
+    "lora": "#332288",
     "full+own": "#44AA99",
 }
 
@@ -33,6 +33,16 @@ def new_axes(width: float = 6.4, height: float = 4.0) -> tuple[Any, Any]:
     return figure, axes
 
 
+def plain_log(axis: Any) -> None:
+    """A log axis with ordinary numbers, also where it spans less than a decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1,) if high > 30 * low else (1, 1.5, 2, 3, 4, 6, 8), numticks=50))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def levels(levels: dict[str, dict], full: dict[str, Any], corpus: str, path: Path) -> None:
     """Perplexity against the model's true bytes, one point a compression level (log y)."""
     figure, axes = new_axes()
@@ -44,8 +54,10 @@ def levels(levels: dict[str, dict], full: dict[str, Any], corpus: str, path: Pat
         x, y = level["bytes"] / 1e6, level["ppl"][corpus]
         axes.scatter(x, y, marker={"quantised": "o", "pruned": "s", "joint": "D"}[kind], color="#D55E00", label=label)
         kinds.pop(kind, None)
-        axes.annotate(tag, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=9)
+        axes.annotate(tag, (x, y), textcoords="offset points", xytext=(7, -3), fontsize=9)
     axes.set(yscale="log", xlabel="model on disk, MB (true bytes)", ylabel=f"perplexity on {corpus} (log)")
+    plain_log(axes.yaxis)
+    axes.margins(x=0.1, y=0.12)
     axes.set_title("What compression costs")
     axes.legend(frameon=False)
     figure.savefig(path)
@@ -112,7 +124,7 @@ def histogram(data: dict, path: Path) -> None:
     figure, axes = new_axes()
     edges = data["edges"]
     centres = [(a + b) / 2 for a, b in pairwise(edges)]
-    colours = {"soft": COLOURS["soft"], "init": COLOURS["init"], "real": "#000000", "random": "#BBBBBB"}
+    colours = {"soft": COLOURS["soft"], "init": COLOURS["init"], "real": "#000000", "random": COLOURS["random"]}
     names = {"soft": "learned rows", "init": "untrained rows", "real": "real tokens", "random": "random Gaussian"}
     for name, counts in data["counts"].items():
         axes.step(centres, counts, where="mid", color=colours[name], label=names[name])

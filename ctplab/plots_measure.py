@@ -8,20 +8,10 @@ from typing import Any
 from ctplab.measure.latency import LatencyPoint
 from ctplab.measure.recovery import Recovery
 from ctplab.measure.transfer import Cell
-from ctplab.plots import COLOURS, new_axes
+from ctplab.plots import COLOURS, new_axes, plain_log
 
 ATTACHED = {"none": "#000000", "concatenated": "#D55E00", "compiled": "#0072B2"}
 GREY = "#888888"
-
-
-def _plain_log(axis: Any) -> None:
-    """A log axis with ordinary numbers, also where it spans less than a decade."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1,) if high > 30 * low else (1, 1.5, 2, 3, 4, 6, 8), numticks=50))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def recovery_bars(found: Recovery, corpus: str, path: Path) -> None:
@@ -162,6 +152,6 @@ def reproduced(name: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     model = rows[0]["model"]
     axes.set(xscale="log", xlabel="perplexity (log)", title=f"{name}: the paper's numbers and ours on {model}")
-    _plain_log(axes.xaxis)
+    plain_log(axes.xaxis)
     figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center")
     figure.savefig(path)
