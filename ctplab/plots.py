@@ -54,7 +54,8 @@ def levels(levels: dict[str, dict], full: dict[str, Any], corpus: str, path: Pat
         x, y = level["bytes"] / 1e6, level["ppl"][corpus]
         axes.scatter(x, y, marker={"quantised": "o", "pruned": "s", "joint": "D"}[kind], color="#D55E00", label=label)
         kinds.pop(kind, None)
-        axes.annotate(tag, (x, y), textcoords="offset points", xytext=(7, -3), fontsize=9)
+        below = -9 if kind == "quantised" else 2  # 3 bits and 50% + 4 bits lie close together
+        axes.annotate(tag, (x, y), textcoords="offset points", xytext=(7, below), fontsize=9)
     axes.set(yscale="log", xlabel="model on disk, MB (true bytes)", ylabel=f"perplexity on {corpus} (log)")
     plain_log(axes.yaxis)
     axes.margins(x=0.1, y=0.12)
