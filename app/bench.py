@@ -169,9 +169,9 @@ class Bench:
         small, saved = self.model(chosen.compressed), self.prompt(chosen.prompt)
         ctp.attach(saved, small.model, small.tokenizer)
         if not hasattr(saved.prefix, "rows"):
-            raise ctp.InputError(
-                f"{chosen.prompt} is keys and values: it has no rows that could be compared with tokens"
-            )
+            raise ctp.InputError(f"{chosen.prompt} is made of keys and values: it has no rows to compare with tokens")
+        if saved.initial is None:
+            raise ctp.InputError(f"{chosen.prompt} does not say what its rows started from")
         return small, saved
 
     def arm(self, name: str, chosen: Chosen, hard_prompt: str, seed: int) -> tuple[ctp.Arm, Loaded]:
@@ -192,7 +192,10 @@ class Bench:
         if name == "random":
             return ctp.Arm(name, model, prefix.random_rows(model, saved.prefix.k, seed)), loaded
         ctp.attach(saved, model, tokenizer)
-        return ctp.Arm(name, model, saved.initial if name == "init" else saved.prefix), loaded
+        found = saved.initial if name == "init" else saved.prefix
+        if found is None:
+            raise ctp.InputError(f"{chosen.prompt} does not say what its rows started from: it has no arm init")
+        return ctp.Arm(name, model, found), loaded
 
     # Stop
 

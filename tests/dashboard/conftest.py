@@ -62,7 +62,7 @@ def loaded(runs) -> Bench:
 
 
 def serve(bench):
-    """(address, stop): uvicorn in a thread."""
+    """uvicorn in a thread: its address, its bench, and how to end it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -71,14 +71,19 @@ def serve(bench):
     thread.start()
     while not server.started:
         time.sleep(0.05)
-    return SimpleNamespace(url=f"http://127.0.0.1:{port}", bench=bench, server=server, thread=thread)
+
+    def close():
+        server.should_exit = server.force_exit = True
+        thread.join(10)
+
+    return SimpleNamespace(url=f"http://127.0.0.1:{port}", bench=bench, close=close)
 
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
     site = serve(loaded(tmp_path_factory.mktemp("runs")))
     yield site
-    site.server.should_exit = site.server.force_exit = True
+    site.close()
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +92,7 @@ def fake(real, tmp_path_factory):
     bench.models, bench.prompts = real.bench.models, real.bench.prompts
     site = serve(bench)
     yield site
-    site.server.should_exit = site.server.force_exit = True
+    site.close()
 
 
 @pytest.fixture(scope="session")
