@@ -15,10 +15,16 @@ from ctplab.inspect.nearest import nearest_hard_prompt as nearest_hard_prompt
 from ctplab.inspect.similarity import cosine_histogram as cosine_histogram
 from ctplab.inspect.similarity import project as project
 from ctplab.measure.candidates import rank as rank_hard_prompts
+from ctplab.measure.latency import latency as latency
+from ctplab.measure.lens import hurt_and_helped as hurt_and_helped
+from ctplab.measure.lens import lens as lens
 from ctplab.measure.perplexity import Score as Score
 from ctplab.measure.perplexity import perplexity as perplexity
 from ctplab.measure.perplexity import window_nll as window_nll
+from ctplab.measure.recovery import comparison as comparison
+from ctplab.measure.recovery import recover as recover
 from ctplab.measure.stats import recovery as recovery
+from ctplab.measure.transfer import transfer as transfer
 from ctplab.models import load_tokenizer as load_tokenizer
 from ctplab.prompts.exchange import export_prompt as export_prompt
 from ctplab.prompts.exchange import import_prompt as import_prompt
