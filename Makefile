@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: install demo app notebooks test lint bench interop
+.PHONY: install demo app notebooks notebooks-run test lint bench interop
 
 install: .venv/.core
 
@@ -35,6 +35,10 @@ app: .venv/.app
 
 notebooks: .venv/.notebooks
 	$(BIN)/jupyter lab notebooks
+
+# Executes all in place: what they have learned is kept in runs/, so a second time takes a minute or two.
+notebooks-run: .venv/.notebooks
+	$(BIN)/python notebooks/run.py
 
 bench: .venv/.core .venv-llm-compressor/.ready .venv-gptqmodel/.ready
 	$(BIN)/python benchmarks/learn.py

@@ -43,7 +43,14 @@ def plain_log(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def levels(levels: dict[str, dict], full: dict[str, Any], corpus: str, path: Path) -> None:
+def _kept(figure: Any, path: Path | None) -> Any:
+    """The figure itself (a notebook shows it), saved where ``path`` says."""
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def levels(levels: dict[str, dict], full: dict[str, Any], corpus: str, path: Path | None = None) -> Any:
     """Perplexity against the model's true bytes, one point a compression level (log y)."""
     figure, axes = new_axes()
     axes.axhline(full["ppl"][corpus], color=COLOURS["full"], ls="--", lw=1, label=f"full, {full['bytes'] / 1e6:.1f} MB")
@@ -61,10 +68,10 @@ def levels(levels: dict[str, dict], full: dict[str, Any], corpus: str, path: Pat
     axes.margins(x=0.1, y=0.12)
     axes.set_title("What compression costs")
     axes.legend(frameon=False)
-    figure.savefig(path)
+    return _kept(figure, path)
 
 
-def curve(records: list[dict], path: Path) -> None:
+def curve(records: list[dict], path: Path | None = None) -> Any:
     """Training loss and validation NLL against the step."""
     figure, axes = new_axes()
     axes.plot([r["step"] + 1 for r in records], [r["loss"] for r in records], color="#BBBBBB", lw=0.8, label="training")
@@ -75,10 +82,10 @@ def curve(records: list[dict], path: Path) -> None:
     axes2.plot(steps, values, color=COLOURS["soft"], marker="o", ms=3, label="validation NLL")
     axes.set(xlabel="step", ylabel="training objective (nats a token)", title="Learning the soft prompt")
     axes2.set_ylabel("validation NLL (nats a token)", color=COLOURS["soft"])
-    figure.savefig(path)
+    return _kept(figure, path)
 
 
-def recovery(table: dict[str, dict[str, dict]], learned_on: str, path: Path) -> None:
+def recovery(table: dict[str, dict[str, dict]], learned_on: str, path: Path | None = None) -> Any:
     """Share of the NLL gap closed, by corpus and arm, with 95% intervals."""
     figure, axes = new_axes(8.4, 4.2)
     arms = list(next(iter(table.values())))
@@ -100,10 +107,10 @@ def recovery(table: dict[str, dict[str, dict]], learned_on: str, path: Path) -> 
     axes.set_xticks(range(len(table)), labels)
     axes.set(ylabel="share of the NLL gap closed (1 = full)", title="Recovery and its controls, 95% intervals")
     axes.legend(frameon=False, ncols=4, fontsize=8)
-    figure.savefig(path)
+    return _kept(figure, path)
 
 
-def answers(questions: dict[str, dict], path: Path) -> None:
+def answers(questions: dict[str, dict], path: Path | None = None) -> Any:
     """Exact match by arm, seen and held-out questions apart."""
     figure, axes = new_axes()
     for i, (arm, row) in enumerate(questions.items()):
@@ -117,10 +124,10 @@ def answers(questions: dict[str, dict], path: Path) -> None:
             axes.bar(i + offset, 100 * part["exact_match"], 0.38, color=colour, alpha=alpha, yerr=error, capsize=2)
     axes.set_xticks(range(len(questions)), list(questions), rotation=20)
     axes.set(ylabel="exact match, %", ylim=(0, 105), title="Questions: seen form (solid), held-out form (pale)")
-    figure.savefig(path)
+    return _kept(figure, path)
 
 
-def histogram(data: dict, path: Path) -> None:
+def histogram(data: dict, path: Path | None = None) -> Any:
     """Cosine of rows to their nearest tokens, against the nulls (Figure 8)."""
     figure, axes = new_axes()
     edges = data["edges"]
@@ -131,4 +138,43 @@ def histogram(data: dict, path: Path) -> None:
         axes.step(centres, counts, where="mid", color=colours[name], label=names[name])
     axes.set(xlabel="cosine similarity", ylabel="count", title="Nearest tokens: the prompt against its nulls")
     axes.legend(frameon=False)
-    figure.savefig(path)
+    return _kept(figure, path)
+
+
+def images(matrices: dict[str, Any], path: Path | None = None) -> Any:
+    """Matrices side by side, each on its own scale around zero (weights, codes, errors)."""
+    figure, first = new_axes(3.2 * len(matrices), 3.2)
+    figure.delaxes(first)
+    for axes, (name, matrix) in zip(figure.subplots(1, len(matrices), squeeze=False)[0], matrices.items(), strict=True):
+        most = float(abs(matrix).max())
+        axes.imshow(matrix, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest", aspect="auto")
+        axes.set(title=name, xticks=[], yticks=[], xlabel="inputs", ylabel="outputs")
+    return _kept(figure, path)
+
+
+def shares(found: dict[str, Any], title: str, path: Path | None = None) -> Any:
+    """Intervals (value, low, high) by name, as points with whiskers."""
+    figure, axes = new_axes()
+    for i, (name, share) in enumerate(found.items()):
+        error = [[max(0, share.value - share.low)], [max(0, share.high - share.value)]]
+        axes.errorbar(i, share.value, error, fmt="o", capsize=3, color=COLOURS.get(name, COLOURS["soft"]))
+    axes.axhline(0, color="black", lw=0.8)
+    axes.set_xticks(range(len(found)), list(found), rotation=20)
+    axes.set(title=title)
+    return _kept(figure, path)
+
+
+def heat(values: list[list[float]], rows: list[str], columns: list[str], title: str, path: Path | None = None) -> Any:
+    """A table as colours around zero, blue below it, with its numbers written in."""
+    figure, axes = new_axes(1.6 + 1.2 * len(columns), 1.4 + 0.5 * len(rows))
+    most = max(abs(value) for row in values for value in row) or 1.0
+    axes.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+    axes.grid(False)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            colour = "white" if abs(value) > most / 2 else "black"
+            axes.text(j, i, f"{value:+.2f}", ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(title=title)
+    return _kept(figure, path)
