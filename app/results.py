@@ -108,7 +108,7 @@ def beside_the_paper(result: dict[str, Any], corpus: str) -> go.Figure:
         )
     figure.add_hline(y=1, line={"dash": "dot", "color": figures.GREY})
     figure.update_yaxes(type="log")
-    figure.update_layout(legend={"font": {"size": 11}})
+    figure.update_layout(legend={"font": {"size": 11}}, margin={"t": 84})
     return figure
 
 
