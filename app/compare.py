@@ -10,10 +10,11 @@ import gradio as gr
 from app import views
 from app.answers import Request, answer
 from app.bench import ARMS, DEVICE, PRIVATE, USUAL_ARMS, Bench, Chosen
+from app.closer import alternatives, look
 from app.header import Header
+from app.share import LINK, download
 from app.toast import plain_errors
 from ctplab.atlas.questions import FORM
-from ctplab.measure.lens import lens
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 
 EXAMPLES = [
@@ -25,19 +26,6 @@ EXAMPLES = [
 ]
 TEXT, DIFFERENCE, SURPRISAL, KL = "Text", "Difference from full", "Surprisal", "KL to full"
 VIEWS = (TEXT, DIFFERENCE, SURPRISAL, KL)
-DOWNLOAD = """(file) => {
-  if (!file || !file.name) return;
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([file.text], { type: file.type }));
-  link.download = file.name;
-  link.click();
-}"""
-
-
-def download(button: gr.Button, write: Any, inputs: list[Any]) -> None:
-    """Let ``button`` save what ``write(*inputs)`` gives: {"name", "type", "text"}. No file is left on the server."""
-    file = gr.JSON(visible="hidden")
-    button.click(write, inputs, file, show_progress="hidden", **PRIVATE).success(None, file, js=DOWNLOAD, **PRIVATE)
 
 
 def api(bench: Bench) -> None:
@@ -83,35 +71,6 @@ def api(bench: Bench) -> None:
 
     gr.api(compare, api_name="compare", **DEVICE)
     gr.api(lens_api, api_name="lens", **DEVICE)
-
-
-def look(
-    bench: Bench, chosen: Chosen, arms: tuple[str, ...], hard_prompt: str, seed: int, text: str, top: int = 10
-) -> dict[str, Any]:
-    """The lens on one text as plain JSON."""
-    made = [bench.arm(name, chosen, hard_prompt, seed) for name in arms]
-    with bench.turns.turn():
-        seen = lens([arm for arm, _ in made], made[0][1].tokenizer, text, top=top)
-    return {
-        "tokens": seen.tokens,
-        "arms": {
-            name: {"surprisal": arm.surprisal, "kl": arm.kl, "alternatives": arm.alternatives}
-            for name, arm in seen.arms.items()
-        },
-    }
-
-
-def alternatives(seen: dict[str, Any] | None, position: int) -> dict[str, Any]:
-    """The likeliest tokens of every arm at one place, a column an arm."""
-    if not seen or not seen["tokens"]:
-        return {"headers": ["rank"], "data": []}
-    names = list(seen["arms"])
-    columns = [seen["arms"][name]["alternatives"][position] for name in names]
-    rows = [
-        [rank + 1, *(f"{c[rank][0]!r}  {100 * c[rank][1]:.1f}%" if rank < len(c) else "" for c in columns)]
-        for rank in range(max(map(len, columns), default=0))
-    ]
-    return {"headers": ["rank", *names], "data": rows}
 
 
 def build(bench: Bench, header: Header) -> list[gr.components.Component]:
@@ -290,28 +249,3 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
     download(as_jsonl, jsonl, [answers, asked])
     download(as_markdown, as_table, [answers, asked])
     return settings
-
-
-#: Settings of a shared link, in the order of the components that :func:`build` returns, and how each is read.
-LINK = {
-    "q": str,
-    "arms": lambda text: [arm for arm in text.split(",") if arm in ARMS],
-    "hard": str,
-    "ask": lambda text: text == "1",
-    "temperature": float,
-    "top_p": float,
-    "penalty": float,
-    "seed": int,
-    "length": int,
-}
-
-
-def restore(query: dict[str, str]) -> list[Any]:
-    """The settings that a shared link names; all others, and senseless values, leave what the page shows."""
-    found = []
-    for name, read in LINK.items():
-        try:
-            found.append(read(query[name]) if name in query else gr.skip())
-        except ValueError:
-            found.append(gr.skip())
-    return found

@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import compare, compress, header, latency, results, similarity, tokens, train
+from app import compare, compress, header, latency, results, share, similarity, tokens, train
 from app.bench import PRIVATE, Bench
 
 TABS = {
@@ -40,7 +40,7 @@ def build(bench: Bench) -> gr.Blocks:
                 compressed if compressed in bench.models else "",
                 prompt if prompt in bench.prompts else "",
             )
-            return [*compare.restore(query), *header.renew(bench, *known)]
+            return [*share.restore(query), *header.renew(bench, *known)]
 
         def closed(request: gr.Request) -> None:
             bench.stop(str(request.session_hash))

@@ -15,6 +15,7 @@ from ctplab.paper import TABLES
 from ctplab.store import Store
 
 NOTHING = "No results yet in `{runs}`. Run `ctplab demo --out {runs}` (some minutes), then open this tab again."
+FILES = ["arm", "file", "windows", "tokens", "summed NLL", "windows' fingerprint"]
 NOMINAL_BITS = {"3-bit": 3.0, "50% + 4-bit": 2.0}
 SOFT = ("soft", "learned on C4")
 
@@ -108,7 +109,7 @@ def beside_the_paper(result: dict[str, Any], corpus: str) -> go.Figure:
         )
     figure.add_hline(y=1, line={"dash": "dot", "color": figures.GREY})
     figure.update_yaxes(type="log")
-    figure.update_layout(legend={"font": {"size": 11}})
+    figure.update_layout(legend={"font": {"size": 11}}, margin={"t": 84})
     return figure
 
 
@@ -178,7 +179,7 @@ def cell_runs(runs: Path, name: str, tag: str, corpus: str) -> dict[str, Any]:
             )
         except (OSError, ValueError, KeyError, TypeError):
             data.append([arm, f"{path} (not there)", "", "", "", ""])
-    return {"headers": ["arm", "file", "windows", "tokens", "summed NLL", "windows' fingerprint"], "data": data}
+    return {"headers": FILES, "data": data}
 
 
 def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
@@ -197,7 +198,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             exact = gr.Plot(label="Closed-book questions, 95% intervals", elem_id="exact", min_width=320)
         gr.Markdown("**Transfer**: perplexity without → with the prompt (* learned there; green helps, red hurts).")
         matrix = gr.Dataframe(label="Transfer (click a cell for its runs)", elem_id="transfer", interactive=False)
-        files = gr.Dataframe(label="Runs behind the cell", elem_id="cell", interactive=False, wrap=True)
+        files = gr.Dataframe(headers=FILES, label="Runs behind the cell", elem_id="cell", interactive=False, wrap=True)
 
     def refresh(name: str | None, corpus: str | None) -> list[Any]:
         names = found_runs(bench.runs)

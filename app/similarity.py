@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 
 from app import figures
 from app.bench import DEVICE, PRIVATE, Bench, Chosen
-from app.compare import download
 from app.header import Header
+from app.share import download
 from app.toast import plain_errors
 from ctplab.inspect.similarity import cosine_histogram
 from ctplab.paper import LARGEST_COSINE

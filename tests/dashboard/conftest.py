@@ -1,10 +1,13 @@
 """The dashboard on a free port, with the embedded model and with a fake one that makes a token every 20 ms."""
 
+import asyncio
+import gc
 import os
 import shutil
 import socket
 import threading
 import time
+import warnings
 from types import SimpleNamespace
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -37,6 +40,14 @@ def pytest_configure(config):
         "ignore::DeprecationWarning:(gradio|gradio_client|starlette|fastapi|uvicorn|websockets)",
     ):
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_unconfigure():
+    """Let their open event loops go in silence before pytest's own last look at what was left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        asyncio.set_event_loop(None)
+        gc.collect()
 
 
 def ticking(arm, tokenizer, text, *, max_new_tokens, sampler, stop, on_token):

@@ -1,0 +1,35 @@
+"""A closer look at one text: what every arm thinks of every token, as plain JSON."""
+
+from typing import Any
+
+from app.bench import Bench, Chosen
+from ctplab.measure.lens import lens
+
+
+def look(
+    bench: Bench, chosen: Chosen, arms: tuple[str, ...], hard_prompt: str, seed: int, text: str, top: int = 10
+) -> dict[str, Any]:
+    """The lens on one text as plain JSON."""
+    made = [bench.arm(name, chosen, hard_prompt, seed) for name in arms]
+    with bench.turns.turn():
+        seen = lens([arm for arm, _ in made], made[0][1].tokenizer, text, top=top)
+    return {
+        "tokens": seen.tokens,
+        "arms": {
+            name: {"surprisal": arm.surprisal, "kl": arm.kl, "alternatives": arm.alternatives}
+            for name, arm in seen.arms.items()
+        },
+    }
+
+
+def alternatives(seen: dict[str, Any] | None, position: int) -> dict[str, Any]:
+    """The likeliest tokens of every arm at one place, a column an arm."""
+    if not seen or not seen["tokens"]:
+        return {"headers": ["rank"], "data": []}
+    names = list(seen["arms"])
+    columns = [seen["arms"][name]["alternatives"][position] for name in names]
+    rows = [
+        [rank + 1, *(f"{c[rank][0]!r}  {100 * c[rank][1]:.1f}%" if rank < len(c) else "" for c in columns)]
+        for rank in range(max(map(len, columns), default=0))
+    ]
+    return {"headers": ["rank", *names], "data": rows}

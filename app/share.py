@@ -1,0 +1,46 @@
+"""What leaves the page: downloads made in the browser, and links that carry the settings."""
+
+from typing import Any
+
+import gradio as gr
+
+from app.bench import ARMS, PRIVATE
+
+DOWNLOAD = """(file) => {
+  if (!file || !file.name) return;
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([file.text], { type: file.type }));
+  link.download = file.name;
+  link.click();
+}"""
+
+
+def download(button: gr.Button, write: Any, inputs: list[Any]) -> None:
+    """Let ``button`` save what ``write(*inputs)`` gives: {"name", "type", "text"}. No file is left on the server."""
+    file = gr.JSON(visible="hidden")
+    button.click(write, inputs, file, show_progress="hidden", **PRIVATE).success(None, file, js=DOWNLOAD, **PRIVATE)
+
+
+#: Settings of a shared link, in the order of the components that ``compare.build`` returns, and how each is read.
+LINK = {
+    "q": str,
+    "arms": lambda text: [arm for arm in text.split(",") if arm in ARMS],
+    "hard": str,
+    "ask": lambda text: text == "1",
+    "temperature": float,
+    "top_p": float,
+    "penalty": float,
+    "seed": int,
+    "length": int,
+}
+
+
+def restore(query: dict[str, str]) -> list[Any]:
+    """The settings that a shared link names; all others, and senseless values, leave what the page shows."""
+    found = []
+    for name, read in LINK.items():
+        try:
+            found.append(read(query[name]) if name in query else gr.skip())
+        except ValueError:
+            found.append(gr.skip())
+    return found
