@@ -6,8 +6,9 @@ import pytest
 from test_cli import refused, run, run_json
 
 from ctplab.atlas.facts import data_dir
+from ctplab.demo import SHOWCASE
 
-SMALL, PROMPT = data_dir() / "w4-s50", data_dir() / "prompt"
+SMALL, PROMPT = data_dir() / SHOWCASE, data_dir() / "prompt"
 FEW = ("--windows", "4", "--seq-len", "64")
 
 
@@ -30,7 +31,7 @@ def test_transfer_json_marks_the_diagonal_and_is_kept(capsys, tmp_path):
     found = run_json(capsys, *command, "--out", out)
     assert json.loads(out.read_text()) == found and len(list(out.with_suffix(".cells").iterdir())) == 4
     cells = {(c["source"], c["target"]): c for c in found["cells"]}
-    assert cells["prompt", "w4-s50"]["diagonal"] and not cells["prompt", "atlas"]["diagonal"]
+    assert cells["prompt", SHOWCASE]["diagonal"] and not cells["prompt", "atlas"]["diagonal"]
     assert {"value", "low", "high"} == set(cells["prompt", "atlas"]["change"]) and cells["none", "atlas"]["ppl"] > 1
     assert "twice" in refused(capsys, *command[:2], PROMPT, *command[2:])
 

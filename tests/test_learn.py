@@ -263,8 +263,8 @@ def test_a_step_tells_what_bars_and_apps_show(llama, web):
     assert "validation" in steps[3].note and "tokens/s" in steps[0].note
 
 
-def test_too_short_a_context_is_refused(llama, web):
-    long = ctp.corpus("atlas-web", web.tokenizer, seq_len=1024)
+def test_too_short_a_context_is_refused(llama, tokenizer):
+    long = ctp.corpus("atlas-web", tokenizer, seq_len=1024)
     with pytest.raises(ctp.InputError, match="100 prompt tokens \\+ 1024 text tokens"):
         ctp.learn(llama, long.train, long.validation, ctp.PromptSpec.paper())
 

@@ -129,7 +129,7 @@ def test_the_matrix_has_every_cell_its_interval_and_its_reason(llama, hurt, toke
     assert {key[:2] for key, c in at.items() if c.diagonal and c.refused is None} == {("w3", "w3")}
     assert "another tokenizer" in at["foreign", "w3", "atlas-web"].refused
     assert "240 prompt tokens + 32" in at["long", "w3", "atlas-web"].refused
-    assert at["w3", "opt", "atlas-web"].refused == "this prompt has width 32, the model 16: they do not fit"
+    assert "width 32, the model 16" in at["w3", "opt", "atlas-web"].refused
     assert at["w3", "opt", "atlas-web"].ppl is None and at["none", "opt", "atlas-web"].ppl > 1
 
     def forbidden(*_):
