@@ -15,11 +15,12 @@ assert _spec is not None and _spec.loader is not None
 run = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(run)
 
+# Steps and questions stay as they are: some assertions are about differences that fewer would not show.
 SMALLER = {
     "01_compress": {"WINDOWS": 24},
-    "02_hard_prompt": {"QUESTIONS": 200, "WINDOWS": 24},
+    "02_hard_prompt": {"WINDOWS": 24},
     "03_soft_prompt": {"WINDOWS": 24, "FEWER": (8,)},
-    "04_transfer": {"QUESTIONS": 200, "WINDOWS": 24},
+    "04_transfer": {},
     "05_inspect": {"WINDOWS": 24},
 }
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
