@@ -40,8 +40,10 @@ notebooks: .venv/.notebooks
 notebooks-run: .venv/.notebooks
 	$(BIN)/python notebooks/run.py
 
-bench: .venv/.core .venv-llm-compressor/.ready .venv-gptqmodel/.ready
+bench: .venv/.dev .venv-llm-compressor/.ready .venv-gptqmodel/.ready
 	$(BIN)/python benchmarks/learn.py
+	$(BIN)/python benchmarks/serve.py --peft
+	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/compress.py --peers
 
 # Programs we check and measure against: each with an environment of its own (dependency groups in pyproject.toml).
