@@ -37,9 +37,10 @@ def tidied(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def machine_paths(notebook: nbformat.NotebookNode) -> list[str]:
-    """Absolute paths in what would be committed."""
-    texts = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
-    return re.findall(r"(?:/home/|/root/|/work/|/tmp/|/Users/)[\w./-]*", texts)
+    """Absolute paths in the text that would be committed (pictures aside: their code has slashes too)."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    texts = [json.dumps([o.get("text"), o.get("data", {}).get("text/plain"), o.get("traceback")]) for o in outputs]
+    return re.findall(r"(?<![\w/])/\w+/[\w./-]+", " ".join(texts))
 
 
 def main(names: list[str]) -> None:
