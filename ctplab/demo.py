@@ -44,11 +44,11 @@ WINDOWS = 96
 #: All KL: what the full model would say carries over to other text better than one register's next tokens do.
 PROMPT = PromptSpec(
     tokens=100,
-    steps=600,
+    steps=500,
     batch=16,
     lr=0.1,
     kl=1.0,
-    evaluate_every=60,
+    evaluate_every=50,
     validation_windows=32,
     init="text",
     init_text="\n\n".join(document("atlas-web", "train", i) for i in range(8))[:800],
