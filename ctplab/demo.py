@@ -29,7 +29,6 @@ LEVELS = (
     CompressionSpec(bits=4),
     CompressionSpec(bits=3),
     CompressionSpec(bits=2, group_size=32),
-    CompressionSpec(bits=2),
     CompressionSpec(sparsity=0.5),
     CompressionSpec(sparsity=0.625),
     CompressionSpec(sparsity=0.75),
@@ -44,11 +43,11 @@ WINDOWS = 96
 #: All KL: what the full model would say carries over to other text better than one register's next tokens do.
 PROMPT = PromptSpec(
     tokens=100,
-    steps=500,
+    steps=400,
     batch=16,
     lr=0.1,
     kl=1.0,
-    evaluate_every=50,
+    evaluate_every=40,
     validation_windows=32,
     init="text",
     init_text="\n\n".join(document("atlas-web", "train", i) for i in range(8))[:800],
