@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from ctplab.cli.shared import add_command, arm_options, attach, chosen_arm, finish, load_model, say
+from ctplab.cli.shared import add_command, arm_options, chosen_arm, finish, load_model, models_and_prompt, say
 
 
 def sampler(options: argparse.Namespace) -> Any:
@@ -37,18 +37,12 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    from ctplab.prompts import files, prefix
+    from ctplab.prompts import prefix
     from ctplab.prompts.generate import generate
     from ctplab.prompts.hard import wording
     from ctplab.prompts.kv import arms
 
-    full, tokenizer = load_model(options, options.full)
-    small, _ = load_model(options, options.compressed)
-    soft = None
-    if options.prompt is not None:
-        saved = files.load(options.prompt)
-        attach(options, options.compressed, saved, small, tokenizer)
-        soft = saved.prefix
+    full, small, soft, tokenizer = models_and_prompt(options)
     hard = prefix.hard(small, tokenizer, wording(options.hard_prompt))
     settings: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "stop": options.stop}
     settings["sampler"] = sampler(options)

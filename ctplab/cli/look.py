@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from ctplab.cli.shared import add_command, attach, finish, load_model, say, seq_len
+from ctplab.cli.shared import add_command, attach, finish, load_model, models_and_prompt, say, seq_len
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -66,17 +66,12 @@ def lens(options: argparse.Namespace) -> None:
     from ctplab import tables
     from ctplab.measure.lens import hurt_and_helped
     from ctplab.measure.lens import lens as look
-    from ctplab.prompts import files, prefix
+    from ctplab.prompts import prefix
+    from ctplab.prompts.hard import wording
     from ctplab.prompts.kv import arms
 
-    full, tokenizer = load_model(options, options.full)
-    small, _ = load_model(options, options.compressed)
-    soft = None
-    if options.prompt is not None:
-        saved = files.load(options.prompt)
-        attach(options, options.compressed, saved, small, tokenizer)
-        soft = saved.prefix
-    hard = prefix.hard(small, tokenizer, options.hard_prompt) if options.hard_prompt else None
+    full, small, soft, tokenizer = models_and_prompt(options)
+    hard = prefix.hard(small, tokenizer, wording(options.hard_prompt)) if options.hard_prompt else None
     seen = look(arms(full, small, hard, soft), tokenizer, options.text.replace("\\n", "\n"), top=options.top)
     say(options)(tables.lens_table(seen))
     moved = {}

@@ -92,6 +92,19 @@ def attach(options: argparse.Namespace, name: str, saved: Any, model: Any, token
         print(f"ctplab: {note}", file=sys.stderr)
 
 
+def models_and_prompt(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
+    """(full model, compressed model, learned prefix or None, tokenizer) of --full, --compressed and --prompt."""
+    from ctplab.prompts import files
+
+    full, tokenizer = load_model(options, options.full)
+    small, _ = load_model(options, options.compressed)
+    if options.prompt is None:
+        return full, small, None, tokenizer
+    saved = files.load(options.prompt)
+    attach(options, options.compressed, saved, small, tokenizer)
+    return full, small, saved.prefix, tokenizer
+
+
 def chosen_arm(options: argparse.Namespace, model: Any, tokenizer: Any):
     """The arm that --prompt, --hard-prompt or --control asks for."""
     from ctplab.prompts import files, prefix
