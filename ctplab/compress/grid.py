@@ -26,6 +26,16 @@ class Grid:
         """Values of ``codes``, (rows, n)."""
         return self.scale * (codes - self.zero)
 
+    def snap(self, w: Tensor, codes: Tensor, out: Tensor) -> None:
+        """One number a row: the codes of ``w`` (rows,) into ``codes``, what they decode to into ``out``.
+
+        The same as ``encode`` and ``decode``, without temporaries: the solver does this for every column.
+        """
+        scale, zero = self.scale[:, 0], self.zero[:, 0]
+        torch.div(w, scale, out=out).round_().add_(zero).clamp_(0, self.maxq)
+        codes.copy_(out)
+        out.sub_(zero).mul_(scale)
+
 
 MSE_SHRINKS = 80  # candidates: 100%, 99%, ... 21% of the range
 MSE_NORM = 2.4  # error exponent of the search, as the reference has it

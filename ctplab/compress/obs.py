@@ -120,6 +120,55 @@ def _fit(w: Tensor, spec: CompressionSpec) -> Grid:
     return grids.fit(w, spec.bits, symmetric=spec.symmetric, mse=spec.mse, reference=spec.reference)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What the column loop reads and writes, transposed: a column of W is a row here."""
+
+    Wt: Tensor  # (in, out): fixed above the current column, updated below it
+    U: Tensor  # (in, in)
+    codes: Tensor | None  # (in, out)
+    mask: Tensor | None  # (in, out)
+
+
+def _saliency(work: _Work, first: int, last: int) -> Tensor:
+    """w² / U_ii² of some columns: what setting each weight to zero would cost. (columns, rows)"""
+    return work.Wt[first:last] ** 2 / work.U.diagonal()[first:last, None] ** 2
+
+
+def _group_columns(Wt: Tensor, stale: Tensor | None, start: int, first: int, end: int, size: int) -> Tensor:
+    """The columns that a group's grid is fitted to: as they are now, or as they were when the block began."""
+    if stale is None:
+        return Wt[first : first + size]
+    past = stale[first - start : first - start + size]
+    return torch.cat([past, Wt[end : first + size]]) if len(past) < size else past
+
+
+def _fix_columns(
+    work: _Work, first: int, last: int, use: list[Grid | None], Err: Tensor, spec: CompressionSpec
+) -> None:
+    """Fix columns ``first`` to ``last`` one by one; what each costs goes to those behind it, and into ``Err``."""
+    Wt, U, codes, mask = work.Wt, work.U, work.codes, work.mask
+    n, m = spec.n_m
+    diagonal = U.diagonal()[first:last].unbind()
+    snapped = torch.empty_like(Wt[first])
+    for i, c in enumerate(range(first, last)):
+        if mask is not None and m and c % m == 0:
+            score = _saliency(work, c, c + m)
+            lowest = torch.topk(score, min(n, len(score)), dim=0, largest=False).indices
+            mask[c : c + m].scatter_(0, lowest, True)
+        w, grid = Wt[c], use[i]
+        q = w if mask is None else w.masked_fill(mask[c], 0)
+        if grid is not None and codes is not None:
+            grid.snap(q, codes[c], out=snapped)
+            q = snapped
+        elif mask is not None and not spec.reference:
+            q = q.half().to(w.dtype)  # kept weights live on disk in half precision
+        err = Err[i]
+        torch.sub(w, q, out=err).div_(diagonal[i])
+        Wt[c + 1 : last].addr_(U[c, c + 1 : last], err, alpha=-1)
+        w.copy_(q)
+
+
 def solve(W: Tensor, H: Tensor, spec: CompressionSpec, sections: tuple[int, ...] | None = None) -> Solution:
     """Compress ``W`` (out, in) against the Hessian ``H`` (in, in).
 
@@ -142,49 +191,30 @@ def solve(W: Tensor, H: Tensor, spec: CompressionSpec, sections: tuple[int, ...]
         U = torch.eye(columns, dtype=W.dtype, device=W.device)
 
     # Columns become rows, so that all that is done to a column is done to contiguous memory.
-    Wt = W.T.contiguous()
-    codes = torch.zeros_like(Wt, dtype=torch.uint8) if spec.bits else None
-    mask = torch.zeros_like(Wt, dtype=torch.bool) if spec.sparsity else None
+    work = _Work(
+        W.T.contiguous(),
+        U,
+        codes=torch.zeros(columns, rows, dtype=torch.uint8, device=W.device) if spec.bits else None,
+        mask=torch.zeros(columns, rows, dtype=torch.bool, device=W.device) if spec.sparsity else None,
+    )
+    Wt, codes, mask = work.Wt, work.codes, work.mask
     found: list[Grid] = static or ([grid] if grid else [])
     where = torch.arange(columns, device=W.device) if order is None else order
-    n, m = spec.n_m
+    source = (where // spec.group_size).tolist() if static and spec.group_size else None  # grid of every column
     block = _block_size(spec)
     for start in range(0, columns, block):
         end = min(start + block, columns)
-        d = U.diagonal()[start:end]
         Err = torch.empty_like(Wt[start:end])
         stale = Wt[start:end].clone() if spec.reference and spec.group_size else None
-        if mask is not None and not m:
-            mask[start:end] = _unstructured_mask(Wt[start:end] ** 2 / d[:, None] ** 2, spec.sparsity, sections)
-        cuts = _cuts(start, end, spec)
-        for first, last in pairwise(cuts):
-            for c in range(first, last):
-                if spec.group_size and static is None and c % spec.group_size == 0:
-                    past = c - start
-                    fresh = Wt[c : c + spec.group_size] if stale is None else stale[past : past + spec.group_size]
-                    if stale is not None and len(fresh) < spec.group_size:
-                        fresh = torch.cat([fresh, Wt[end : c + spec.group_size]])
-                    grid = _fit(fresh.T, spec)
-                    found.append(grid)
-                elif static is not None and spec.group_size:
-                    grid = static[int(where[c]) // spec.group_size]
-                if mask is not None and m and c % m == 0:
-                    score = Wt[c : c + m] ** 2 / d[c - start : c - start + m, None] ** 2
-                    lowest = torch.topk(score, min(n, len(score)), dim=0, largest=False).indices
-                    mask[c : c + m].scatter_(0, lowest, True)
-                w = Wt[c]
-                q = w if mask is None else w.masked_fill(mask[c], 0)
-                if grid is not None and codes is not None:
-                    code = grid.encode(q[:, None])
-                    codes[c] = code[:, 0]
-                    q = grid.decode(code)[:, 0]
-                elif mask is not None and not spec.reference:
-                    q = q.half().to(w.dtype)  # kept weights live on disk in half precision
-                err = Err[c - start]
-                torch.sub(w, q, out=err).div_(d[c - start])
-                Wt[c + 1 : last].addr_(U[c, c + 1 : last], err, alpha=-1)
-                Wt[c] = q
+        if mask is not None and not spec.pattern:
+            mask[start:end] = _unstructured_mask(_saliency(work, start, end), spec.sparsity, sections)
+        for first, last in pairwise(_cuts(start, end, spec)):
+            if spec.group_size and static is None and first % spec.group_size == 0:
+                grid = _fit(_group_columns(Wt, stale, start, first, end, spec.group_size).T, spec)
+                found.append(grid)
+            use = [static[source[c]] for c in range(first, last)] if static and source else [grid] * (last - first)
             done = Err[first - start : last - start]
+            _fix_columns(work, first, last, use, done, spec)
             Wt[last:end].addmm_(U[first:last, last:end].T, done, alpha=-1)
         Wt[end:].addmm_(U[start:end, end:].T, Err, alpha=-1)
 

@@ -8,19 +8,27 @@ from ctplab.errors import InputError
 
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:
-    """Pack unsigned integers (any shape, each < 2^bits) into bytes, (ceil(n · bits / 8),) uint8."""
-    powers = torch.arange(bits, device=values.device)
-    stream = ((values.flatten().to(torch.int32)[:, None] >> powers) & 1).flatten().to(torch.uint8)
-    stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)
-    weights = (1 << torch.arange(8, device=values.device)).to(torch.uint8)
-    return (stream * weights).sum(1).to(torch.uint8)
+    """Pack unsigned integers (any shape, each < 2^bits, bits <= 8) into bytes, (ceil(n · bits / 8),) uint8.
+
+    Eight values are ``bits`` whole bytes: they go into one 64-bit word, of which the low bytes are kept.
+    """
+    n = values.numel()
+    eights = torch.nn.functional.pad(values.flatten().to(torch.uint8), (0, -n % 8)).view(-1, 8)
+    words = torch.zeros(len(eights), dtype=torch.int64, device=values.device)
+    for i in range(8):  # ends in the sign bit at 8 bits, which is as good as any other
+        words |= eights[:, i].to(torch.int64) << (i * bits)
+    return words.view(torch.uint8).view(-1, 8)[:, :bits].flatten()[: -(-n * bits // 8)]
 
 
 def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
     """The inverse: the first ``n`` values, (n,) uint8."""
-    stream = (packed[:, None] >> torch.arange(8, device=packed.device).to(torch.uint8)) & 1
-    stream = stream.flatten()[: n * bits].view(n, bits).to(torch.int32)
-    return (stream << torch.arange(bits, device=packed.device)).sum(1).to(torch.uint8)
+    count = -(-n // 8)
+    low = torch.nn.functional.pad(packed[: count * bits], (0, max(0, count * bits - len(packed)))).view(count, bits)
+    words = torch.nn.functional.pad(low, (0, 8 - bits)).view(torch.int64)[:, 0]
+    values = torch.empty(count, 8, dtype=torch.uint8, device=packed.device)
+    for i in range(8):
+        values[:, i] = (words >> (i * bits)) & (2**bits - 1)
+    return values.flatten()[:n]
 
 
 def pack(solution: Solution, bits: int | None) -> dict[str, Tensor]:
@@ -80,9 +88,13 @@ def unpack(parts: dict[str, Tensor], bits: int | None, dtype: torch.dtype = torc
         flat[kept] = parts["values"].to(dtype)
         return flat.view(rows, columns)
     assert bits is not None
-    codes, group = full_codes(parts, bits).float(), group_of(parts)
-    scale, zero = parts["scale"].float()[:, group], parts["zero"].float()[:, group]  # (out, in)
-    return (scale * (codes - zero)).to(dtype)
+    codes = full_codes(parts, bits)
+    scale, zero = parts["scale"].float(), parts["zero"].float()
+    if "group" in parts:
+        group = group_of(parts)
+        return (scale[:, group] * (codes.float() - zero[:, group])).to(dtype)
+    grouped = codes.view(rows, scale.shape[1], -1).float()  # (out, groups, columns a group)
+    return grouped.sub_(zero[..., None]).mul_(scale[..., None]).view(rows, columns).to(dtype)
 
 
 def packed_bytes(parts: dict[str, Tensor]) -> int:
