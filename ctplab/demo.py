@@ -33,21 +33,24 @@ LEVELS = (
     CompressionSpec(sparsity=0.625),
     CompressionSpec(sparsity=0.75),
     CompressionSpec(bits=4, sparsity=0.5),
+    CompressionSpec(bits=4, sparsity=0.55),
 )
-#: The paper's headline, 50% + 4 bits, costs this model too little: 2 bits in groups of 32 halve what it knows.
-SHOWCASE = "w2-g32"
+#: A little more than the paper's headline, 50% + 4 bits, which leaves this model over half of what it knows.
+SHOWCASE = "w4-s55"
 CORPORA = ("atlas-web", "atlas-wiki", "atlas-news", "docs")
 LEARNED_ON = "atlas-web"
+#: General English, as compressed models are calibrated on: whoever learns a prompt has seldom compressed the model.
+CALIBRATED_ON = "docs"
 SEQ_LEN = 128
 WINDOWS = 96
 #: All KL: what the full model would say carries over to other text better than one register's next tokens do.
 PROMPT = PromptSpec(
     tokens=100,
-    steps=400,
+    steps=350,
     batch=16,
     lr=0.1,
     kl=1.0,
-    evaluate_every=40,
+    evaluate_every=35,
     validation_windows=32,
     init="text",
     init_text="\n\n".join(document("atlas-web", "train", i) for i in range(8))[:800],
@@ -76,7 +79,7 @@ def run(
     study = Study(Store(root, "atlas"), full, tokenizer, progress)
     texts = {name: corpus(name, tokenizer, SEQ_LEN) for name in CORPORA}
     splits = {name: text.test for name, text in texts.items()}
-    calibration = texts[LEARNED_ON].train.sample(128, seed)
+    calibration = texts[CALIBRATED_ON].train.sample(128, seed)
     none = prefix.none(full)
 
     def nll(tag: str, arm: Arm) -> dict[str, torch.Tensor]:
@@ -85,7 +88,7 @@ def run(
     def ppl(scores: dict[str, torch.Tensor]) -> dict[str, float]:
         return {name: round(score_of(values, SEQ_LEN).ppl, 4) for name, values in scores.items()}
 
-    say("1. Compress: what each level costs (perplexity on held-out text)")
+    say(f"1. Compress, calibrated on {CALIBRATED_ON}: what each level costs (perplexity on held-out text)")
     scores = {"full": nll("full", Arm("full", full, none))}
     weights = sum(p.numel() for p in full.parameters())
     size = model_bytes("atlas")
@@ -174,6 +177,7 @@ def run(
     result = {
         "levels": levels,
         "showcase": SHOWCASE,
+        "calibrated_on": CALIBRATED_ON,
         "learned_on": LEARNED_ON,
         "questions": exact,
         "answers": side_by_side,

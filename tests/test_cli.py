@@ -251,4 +251,4 @@ def test_a_model_and_text_that_we_did_not_make(capsys, tmp_path):
         )
     }
     assert ppl["full"] < ppl["compressed"] and ppl["soft"] < ppl["compressed"]
-    assert "width 128, the model 192" in refused(capsys, "score", "atlas", "--prompt", tmp_path / "p")
+    assert "width 128, the model 256" in refused(capsys, "score", "atlas", "--prompt", tmp_path / "p")

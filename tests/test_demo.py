@@ -15,7 +15,8 @@ from ctplab.specs import CompressionSpec
 def short(monkeypatch):
     monkeypatch.setattr(demo, "LEVELS", (CompressionSpec(bits=3), CompressionSpec(bits=4, sparsity=0.5)))
     monkeypatch.setattr(demo, "SHOWCASE", "w4-s50")
-    monkeypatch.setattr(demo, "CORPORA", ("atlas-web", "atlas-news"))  # docs: harvested in its own test
+    monkeypatch.setattr(demo, "CORPORA", ("atlas-web", "atlas-news"))
+    monkeypatch.setattr(demo, "CALIBRATED_ON", demo.LEARNED_ON)  # docs: harvested in its own test
     monkeypatch.setattr(demo, "WINDOWS", 6)
     monkeypatch.setattr(demo, "PROMPT", replace(demo.PROMPT, tokens=8, steps=12, batch=4, evaluate_every=4))
     monkeypatch.setattr(demo, "questions", lambda: questions()[:40])

