@@ -22,15 +22,22 @@ COLOURS = {
 
 def new_axes(width: float = 6.4, height: float = 4.0) -> tuple[Any, Any]:
     """A figure and its axes, without any global state."""
+    figure, panels = new_panels(1, 1, width, height)
+    return figure, panels[0][0]
+
+
+def new_panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure and its (rows, columns) axes, each of this size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    figure = Figure(figsize=(columns * width, rows * height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
-    return figure, axes
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+    return figure, panels
 
 
 def plain_log(axis: Any) -> None:

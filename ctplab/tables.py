@@ -83,17 +83,39 @@ def lens_table(seen: Lens) -> str:
 
 
 def reproduced_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The paper's number as printed and as corrected, ours, and ours as the released evaluator would print it."""
+    """The paper's number as printed and as corrected, ours, and ours as the released evaluator would print it.
+
+    The last column is the change in nats a token against the same model with nothing in front.
+    """
 
     def cell(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}"
 
     body = [
         [row["model"], row["level"], row["method"], row["corpus"], str(row["k"]),
-         *(cell(row[key]) for key in ("printed", "corrected", "ours", "ours_as_published"))]
+         *(cell(row[key]) for key in ("printed", "corrected", "ours", "ours_as_published")), _bounds(row["change"])]
         for row in rows
     ]  # fmt: skip
-    return table(["model", "level", "prompt", "corpus", "k", "printed", "corrected", "ours", "ours as published"], body)
+    header = ["model", "level", "prompt", "corpus", "k", "printed", "corrected", "ours", "ours as published"]
+    return table([*header, "change [95%]"], body)
+
+
+def _bounds(share: dict[str, float] | None) -> str:
+    """A change with its interval, from JSON."""
+    return "-" if share is None else f"{share['value']:+.3f} [{share['low']:+.3f}, {share['high']:+.3f}]"
+
+
+def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Table 8: right answers in %, the paper's beside them, and the paired difference of prompted to unprompted."""
+    body = []
+    for row in rows:
+        share, paired = row["ours"], row.get("against_none")
+        printed = "-" if row["printed"] is None else f"{100 * row['printed']:.1f} ± {100 * row['printed_stderr']:.1f}"
+        ours = f"{100 * share['value']:.1f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+        against = "-" if paired is None else f"{_bounds(paired['difference'])}, p {paired['p']:.2g}"
+        body.append([row["level"], row["method"], row["task"], row["metric"], printed, ours, against])
+    header = ["level", "prompt", "task", "metric", "printed, %", "ours, % [95%]", "against none [95%], McNemar"]
+    return table(header, body)
 
 
 def records_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,4 +1,5 @@
-"""Zero-shot tasks through lm-eval, for any arm: the harness asks, the arm answers behind its compiled prefix.
+"""Zero-shot tasks for any arm. lm-eval asks, the arm answers behind its compiled prefix; ``atlas``, the embedded
+closed-book questions, are asked without it.
 
 Differences to giving lm-eval a PEFT adapter: the context is shortened by k (learned positions would overflow), the
 embeddings are never resized (every arm keeps the same softmax), and the prefix is computed once. As everywhere in the
@@ -10,15 +11,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ctplab.atlas.questions import questions
 from ctplab.errors import InputError
 from ctplab.measure import local_tasks
-from ctplab.measure.stats import Interval, mcnemar, paired_change
+from ctplab.measure.questions import answers, marks
+from ctplab.measure.stats import Interval, mcnemar, paired_change, wilson
 from ctplab.models import Tokenizer, check_context, context_length
+from ctplab.progress import Progress, silent
 from ctplab.prompts.kv import Arm, compile_prefix, expand, logits_after
 
 
@@ -38,6 +43,19 @@ class TaskResult:
     metrics: dict[str, Metric]
     marks: dict[str, list[float]]
     """Metric -> one value a question, in the task's order: what paired tests need."""
+
+    @property
+    def main(self) -> str:
+        """The metric to report: the paper's normalised accuracy where there is one."""
+        return next(iter([m for m in ("acc_norm", "acc", "exact_match") if m in self.marks] or self.metrics))
+
+    @property
+    def share(self) -> Interval:
+        """Share of right answers by the main metric, with its 95% interval (Wilson)."""
+        right = self.marks.get(self.main)
+        if right is None:
+            raise InputError(f"{self.main} is no share of right answers")
+        return wilson(round(sum(right)), len(right))
 
 
 @dataclass(frozen=True)
@@ -94,14 +112,42 @@ def _only_errors() -> Iterator[None]:
 
 
 def evaluate(
-    arm: Arm, tokenizer: Tokenizer, tasks: Sequence[str], *, limit: int | None = None, batch: int = 8, seed: int = 0
+    arm: Arm,
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    batch: int = 8,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> dict[str, TaskResult]:
-    """Ask ``tasks`` by their lm-eval names; ``limit`` takes the first questions only.
+    """Ask ``tasks``: ``atlas``, lm-eval's by name, or custom ones by the path of their YAML file.
 
-    The tasks of ``local_tasks`` are read from ``CTPLAB_DATA`` where that is set; everything else, and everything where
-    it is not, is lm-eval's own and may need the hub. Raises InputError where lm-eval is missing or knows no such task.
+    ``limit`` takes the first questions only. The tasks of ``local_tasks`` are read from ``CTPLAB_DATA`` where that is
+    set; everything else, and everything where it is not, is lm-eval's own and may need the hub. Raises InputError
+    where lm-eval is missing or knows no such task.
     """
     check_context(arm.model, arm.prefix.k, 2)
+    found = {}
+    if "atlas" in tasks:
+        found["atlas"] = _closed_book(arm, tokenizer, limit, progress)
+    named = [name for name in dict.fromkeys(tasks) if name != "atlas"]
+    if named:
+        found |= _ask(arm, tokenizer, named, limit, batch, seed)
+    return found
+
+
+def _closed_book(arm: Arm, tokenizer: Tokenizer, limit: int | None, progress: Progress) -> TaskResult:
+    asked = list(questions())[:limit]
+    right = [float(mark) for mark in marks(answers(arm, tokenizer, asked, progress=progress), asked)]
+    share, n = sum(right) / len(asked), len(asked)
+    return TaskResult({"exact_match": Metric(share, (share * (1 - share) / n) ** 0.5, n)}, {"exact_match": right})
+
+
+def _ask(
+    arm: Arm, tokenizer: Tokenizer, names: list[str], limit: int | None, batch: int, seed: int
+) -> dict[str, TaskResult]:
+    """lm-eval's results for tasks by name or YAML file."""
     try:
         harness: Any = import_module("lm_eval")
         ConfigurableTask: Any = import_module("lm_eval.api.task").ConfigurableTask
@@ -109,13 +155,14 @@ def evaluate(
     except ImportError:
         raise InputError("tasks need lm-eval: pip install 'ctplab[tasks]'") from None
     with _only_errors():
-        asked: list[Any] = []
-        for name in tasks:
-            config = local_tasks.config(name)
-            asked.append(name if config is None else ConfigurableTask(config=config))
         try:
-            manager = TaskManager(include_defaults=any(isinstance(task, str) for task in asked))
-            unknown = [task for task in asked if isinstance(task, str) and task not in manager.all_tasks]
+            asked: list[Any] = []
+            for name in names:
+                config = local_tasks.config(name)
+                asked.append(name if config is None else ConfigurableTask(config=config))
+            theirs = [task for task in asked if isinstance(task, str) and not _is_file(task)]
+            manager = TaskManager(include_defaults=bool(theirs))
+            unknown = [name for name in theirs if name not in manager.all_tasks]
             if unknown:
                 raise InputError(f"lm-eval knows no task {unknown[0]!r}; 'lm-eval ls tasks' names them all")
             loaded: Any = manager.load(asked)
@@ -133,6 +180,15 @@ def evaluate(
     return {name: _result(values, found["samples"][name]) for name, values in found["results"].items()}
 
 
+def _is_file(name: str) -> bool:
+    """True for a custom task's YAML file. Raises InputError where there is none."""
+    if not name.endswith((".yaml", ".yml")):
+        return False
+    if not Path(name).is_file():
+        raise InputError(f"there is no task file {name}")
+    return True
+
+
 def _result(values: dict[str, Any], samples: list[dict[str, Any]]) -> TaskResult:
     samples = sorted(samples, key=lambda sample: sample["doc_id"])
     metrics, marks = {}, {}
@@ -147,8 +203,12 @@ def _result(values: dict[str, Any], samples: list[dict[str, Any]]) -> TaskResult
     return TaskResult(metrics, marks)
 
 
-def compare(first: TaskResult, second: TaskResult, metric: str = "acc", *, seed: int = 0) -> Paired:
-    """Two arms' results on one task, question by question. Raises InputError where the questions differ."""
+def compare(first: TaskResult, second: TaskResult, metric: str | None = None, *, seed: int = 0) -> Paired:
+    """Two arms' results on one task by the main metric, or another, question by question.
+
+    Raises InputError where the questions differ.
+    """
+    metric = metric or first.main
     a, b = first.marks.get(metric), second.marks.get(metric)
     if a is None or b is None or len(a) != len(b):
         raise InputError(f"these results have no {metric} of the same questions")
