@@ -45,7 +45,8 @@ def plain_log(axis: Any) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1,) if high > 30 * low else (1, 1.5, 2, 3, 4, 6, 8), numticks=50))
+    subs = (1, 1.5, 2, 3, 4, 6, 8) if high <= 30 * low else (1, 2, 5) if high <= 1000 * low else (1,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=50))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

@@ -41,12 +41,16 @@ def transfer_matrix(cells: Sequence[Cell], path: Path) -> None:
     corpora = list(dict.fromkeys(cell.corpus for cell in cells))
     targets = len({cell.target for cell in cells})
     sources = len({cell.source for cell in cells})
-    figure, panels = new_panels(len(corpora), 1, 2.4 + 0.95 * targets, 1.5 + 0.5 * sources)
-    changes = [abs(cell.change.value) for cell in cells if cell.change]
-    largest = min(max(changes, default=1), 1) or 1  # beyond one nat a token all is equally lost, or won
-    for corpus, axes in zip(corpora, panels[:, 0], strict=True):
+    figure, panels = new_panels(1, len(corpora), 1.6 + 0.7 * targets, 1.5 + 0.5 * sources)
+    most = max([abs(cell.change.value) for cell in cells if cell.change], default=0) or 1
+    largest = min(most, 1)  # beyond one nat a token all is equally lost, or won
+    for corpus, axes in zip(corpora, panels[0], strict=True):
         image = _matrix(axes, [cell for cell in cells if cell.corpus == corpus], largest)
-    figure.colorbar(image, ax=panels[:, 0].tolist(), label="change, nats a token (below 0: helps)", extend="both")
+    panels[0][0].set_ylabel("prompt learned on")
+    figure.colorbar(
+        image, ax=panels[0].tolist(), label="change, nats a token (below 0: helps)", aspect=30,
+        extend="both" if most > largest else "neither",
+    )  # fmt: skip
     figure.savefig(path)
 
 
@@ -71,7 +75,7 @@ def _matrix(axes: Any, cells: Sequence[Cell], largest: float) -> Any:
     axes.axhline(0.5, color="black", lw=0.8)
     axes.set_xticks(range(len(targets)), targets)
     axes.set_yticks(range(len(lines)), ["no prompt", *sources])
-    axes.set(xlabel="target", ylabel="prompt learned on", title=f"Perplexity on {cells[0].corpus}; framed: home")
+    axes.set(xlabel="target", title=f"Perplexity on {cells[0].corpus}; framed: home")
     axes.title.set_fontsize(10)
     return image
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ctplab.plots import COLOURS, new_axes, new_panels, plain_log
 
-PRINTED = {"marker": "o", "facecolors": "none", "edgecolors": "#000000", "label": "paper, as printed"}
+PRINTED = {"marker": "o", "facecolors": "none", "edgecolors": "#000000", "zorder": 3, "label": "paper, as printed"}
 CORRECTED = {"marker": "o", "color": "#E69F00", "label": "paper, as corrected"}
 ARMS = {"none": ("compressed", "o", "compressed"), "soft": ("soft", "s", "with a prompt")}
 """Method -> colour's name, marker, label."""
@@ -24,24 +24,30 @@ def beside_the_paper(name: str, rows: Rows, path: Path) -> None:
     figure, axes = new_axes(7.2, 0.27 * len(rows) + 1.6)
     axes.grid(axis="x", alpha=0.3)
     marks = {
-        "printed": PRINTED,
-        "corrected": CORRECTED,
-        "ours": {"marker": "D", "color": "#0072B2", "label": "here"},
+        "printed": PRINTED | {"s": 70},
+        "corrected": CORRECTED | {"s": 26},
+        "ours": {"marker": "D", "color": "#0072B2", "s": 30, "label": "here"},
     }
     for key, style in marks.items():
         found = [(i, row[key]) for i, row in enumerate(rows) if row[key] is not None]
         if found:
-            axes.scatter([value for _, value in found], [i for i, _ in found], s=30, **style)
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    several = len(models) > 1
-    labels = [f"{row['model'] + '  ' if several else ''}{row['what']}  {row['level']}  {row['method']}" for row in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+            axes.scatter([value for _, value in found], [i for i, _ in found], **style)
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
+    axes.margins(y=0.6 / len(rows))
     axes.invert_yaxis()
-    where = "" if several else f" on {models[0]}"
-    axes.set(xscale="log", xlabel="perplexity (log)", title=f"{name}: the paper's numbers and ours{where}")
+    theirs, ours = (", ".join(dict.fromkeys(row[key] for row in rows)) for key in ("paper_model", "model"))
+    title = f"{name}: {theirs}" if theirs == ours else f"{name}: the paper's {theirs}, and {ours} here"
+    axes.set(xscale="log", xlabel="perplexity (log)", title=title)
+    axes.title.set_fontsize(11)
     plain_log(axes.xaxis)
     figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center")
     figure.savefig(path)
+
+
+def _label(row: dict[str, Any]) -> str:
+    corpus = row["what"] if row["what"].lower() == row["corpus"] else f"{row['what']} ({row['corpus']})"
+    model = f"{row['model']}  " if row["model"] == row["paper_model"] else ""
+    return f"{model}{corpus}  {row['level']}  {row['method']}"
 
 
 def by_level(name: str, rows: Rows, path: Path) -> None:
@@ -117,7 +123,10 @@ def accuracies(name: str, rows: Rows, path: Path) -> None:
 def answers(name: str, rows: Rows, path: Path, width: int = 30) -> None:
     """What every arm answers: a block a level, a column an arm, a line a question."""
     levels, names, asked = (list(dict.fromkeys(row[key] for row in rows)) for key in ("level", "arm", "question"))
-    text = {(row["level"], row["arm"], row["question"]): textwrap.fill(row["answer"], width) or "-" for row in rows}
+    text = {
+        (row["level"], row["arm"], row["question"]): textwrap.fill(_printable(row["answer"]), width) or "-"
+        for row in rows
+    }
     heights = {
         (level, question): 1 + max(text[level, arm, question].count("\n") + 1 for arm in names)
         for level in levels
@@ -137,7 +146,12 @@ def answers(name: str, rows: Rows, path: Path, width: int = 30) -> None:
             axes.axhline(y - 0.3, color="#DDDDDD", lw=0.8)
             axes.text(-0.85, y, textwrap.fill(question, 24), va="top", fontsize=8)
             for x, arm in enumerate(names):
-                axes.text(x, y, text[level, arm, question], va="top", fontsize=8)
+                axes.text(x, y, text[level, arm, question], va="top", fontsize=8, parse_math=False)
             y += heights[level, question]
     axes.set_title(f"{name}: the same questions to every arm", fontsize=11)
     figure.savefig(path)
+
+
+def _printable(text: str) -> str:
+    """What a broken model writes may be control characters, for which fonts have nothing."""
+    return "".join(letter if letter.isprintable() else "·" for letter in text)

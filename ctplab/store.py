@@ -5,6 +5,7 @@
     adapters/<name>/                         a LoRA adapter, likewise
     scores/<arm>--<corpus>.json              results, each written when it is known
     tasks/<arm>--<task>.json                 marks question by question, likewise
+    recovery/<prompt>/                       sums of every arm beside one prompt, likewise
 <runs>/<model>/transfer/                     cells of the transfer matrix
 <runs>/<model>/report/                       figures, report.md, demo.json
 """
@@ -83,6 +84,10 @@ class Store:
     def tasks(self, tag: str) -> Path:
         """Folder of results on tasks."""
         return self._home / tag / "tasks"
+
+    def recovery(self, tag: str, prompt: str) -> Path:
+        """Folder of the arms beside one prompt."""
+        return self._home / tag / "recovery" / slug(prompt)
 
     def report(self) -> Path:
         """Folder of figures and tables."""

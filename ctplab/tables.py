@@ -1,6 +1,7 @@
 """Measurements as text tables. Formats numbers; computes none."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ctplab.measure.latency import LatencyPoint, Spread
@@ -8,6 +9,7 @@ from ctplab.measure.lens import Lens
 from ctplab.measure.recovery import OverSeeds, Recovery
 from ctplab.measure.stats import Interval
 from ctplab.measure.transfer import Cell
+from ctplab.measure.transfer_tasks import TaskCell
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -44,16 +46,33 @@ def seeds_table(spread: dict[str, OverSeeds]) -> str:
 
 def matrix_table(cells: Sequence[Cell]) -> str:
     """Source x target of one corpus: perplexity and the change against no prompt; * marks the diagonal."""
+
+    def text(cell: Cell) -> str:
+        change = "" if cell.change is None else f"  {_bounds(asdict(cell.change))}"
+        return f"{cell.ppl:.2f}{change}"
+
+    return _matrix(cells, text)
+
+
+def task_matrix_table(cells: Sequence[TaskCell]) -> str:
+    """Source x target of one task: right answers in %, the difference to no prompt in points, and McNemar's p."""
+
+    def text(cell: TaskCell) -> str:
+        found, paired = cell.share, cell.against_none
+        share = "" if found is None else f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        return share if paired is None else f"{share}  {100 * paired.difference.value:+.1f}, p {paired.p:.2g}"
+
+    return _matrix(cells, text)
+
+
+def _matrix(cells: Sequence[Any], text: Callable[[Any], str]) -> str:
+    """A line a source, a column a target; below it, why pairs were refused."""
     targets = list(dict.fromkeys(cell.target for cell in cells))
     rows: dict[str, dict[str, str]] = {}
-    refused = []
     for cell in cells:
-        text = "refused" if cell.ppl is None else f"{cell.ppl:.2f}"
-        if cell.change is not None:
-            text += f"  {cell.change.value:+.3f} [{cell.change.low:+.3f}, {cell.change.high:+.3f}]"
-        rows.setdefault(cell.source, {})[cell.target] = f"{text} *" if cell.diagonal else text
-        if cell.refused:
-            refused.append(f"{cell.source} on {cell.target}: {cell.refused}")
+        shown = "refused" if cell.refused else text(cell)
+        rows.setdefault(cell.source, {})[cell.target] = f"{shown} *" if cell.diagonal else shown
+    refused = [f"{cell.source} on {cell.target}: {cell.refused}" for cell in cells if cell.refused]
     body = [[source, *(row[target] for target in targets)] for source, row in rows.items()]
     return "\n".join([table(["source (* learned on this target)", *targets], body), *refused])
 

@@ -112,6 +112,32 @@ def test_every_local_task_reads_and_unknown_ones_are_refused(arms, tokenizer, mo
         tasks.evaluate(arms[0], tokenizer, ["piqa"])
     monkeypatch.delenv("CTPLAB_DATA")
     assert local_tasks.config("piqa") is None
+    with pytest.raises(ctp.InputError, match="set CTPLAB_DATA to a folder that has tasks/mmlu"):
+        local_tasks.config("european_history_2023")
+
+
+def test_custom_tasks_come_as_yaml(arms, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(f'{{"q": "{i} + 1 =", "choices": ["{i + 1}", "no"], "gold": 0}}\n' for i in range(4))
+    )
+    file = tmp_path / "sums.yaml"
+    file.write_text(
+        "task: sums\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        f"    test: {tmp_path / 'rows.jsonl'}\ntest_split: test\noutput_type: multiple_choice\n"
+        'doc_to_text: "{{q}}"\ndoc_to_choice: choices\ndoc_to_target: gold\nmetric_list:\n  - metric: acc\n'
+    )
+    found = tasks.evaluate(arms[1], tokenizer, [str(file)])
+    assert list(found) == ["sums"] and found["sums"].main == "acc" and len(found["sums"].marks["acc"]) == 4
+    with pytest.raises(ctp.InputError, match="no task file"):
+        tasks.evaluate(arms[1], tokenizer, [str(tmp_path / "none.yaml")])
+
+
+def test_the_embedded_questions_need_no_harness(arms, tokenizer, monkeypatch):
+    monkeypatch.setattr(tasks, "import_module", lambda name: pytest.fail(f"{name} is not needed"))
+    found = tasks.evaluate(arms[1], tokenizer, ["atlas"], limit=5)["atlas"]
+    assert found.main == "exact_match" and found.metrics["exact_match"].n == len(found.marks["exact_match"]) == 5
+    assert found.metrics["exact_match"].value == found.share.value == sum(found.marks["exact_match"]) / 5
 
 
 def test_mcnemar_is_the_binomial_test():

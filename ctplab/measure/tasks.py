@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -43,6 +43,11 @@ class TaskResult:
     metrics: dict[str, Metric]
     marks: dict[str, list[float]]
     """Metric -> one value a question, in the task's order: what paired tests need."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict``."""
+        return cls({name: Metric(**metric) for name, metric in data["metrics"].items()}, data["marks"])
 
     @property
     def main(self) -> str:
@@ -177,7 +182,7 @@ def _ask(
         except (ConnectionError, FileNotFoundError) as error:
             reason = str(error).split("\n")[0]
             raise InputError(f"a task's data cannot be had ({reason}); set CTPLAB_DATA to a folder of tasks") from error
-    return {name: _result(values, found["samples"][name]) for name, values in found["results"].items()}
+    return {name: _result(found["results"][name], samples) for name, samples in found["samples"].items()}
 
 
 def _is_file(name: str) -> bool:

@@ -4,8 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ctplab import paper
-from ctplab.measure.keep import arm_key
-from ctplab.measure.tasks import Metric, TaskResult, compare, evaluate
+from ctplab.measure.keep import kept_tasks
+from ctplab.measure.tasks import TaskResult, compare
 from ctplab.prompts.kv import Arm
 from ctplab.prompts.prefix import none
 from ctplab.reproduce.bench import Bench
@@ -34,19 +34,14 @@ def table_8(bench: Bench, limit: int | None) -> list[dict[str, Any]]:
 
 def _ask(bench: Bench, tag: str, arm: Arm, limit: int | None) -> dict[str, TaskResult]:
     """The arm's results, task by task, each kept in the run folder when it is known."""
-    keep = kept_in(bench.study.store.tasks(tag))
-    key = {"arm": arm_key(arm), "limit": limit, "seed": bench.seed}
-    found = {}
+    keep, tokenizer = kept_in(bench.study.store.tasks(tag)), bench.study.tokenizer
+    found: dict[str, TaskResult] = {}
     for task in bench.scale.tasks:
         bench.say(f"{bench.name} {tag}: {task}, {arm.name}")
-
-        def ask(task: str = task) -> dict[str, Any]:
-            tokenizer, progress = bench.study.tokenizer, bench.study.progress
-            return asdict(evaluate(arm, tokenizer, [task], limit=limit, seed=bench.seed, progress=progress)[task])
-
-        kept = keep(f"{arm.name}--{task}", key, ask)
-        metrics = {name: Metric(**metric) for name, metric in kept["metrics"].items()}
-        found[task] = TaskResult(metrics, kept["marks"])
+        found |= kept_tasks(
+            keep, f"{arm.name}--{task}", arm, tokenizer, task,
+            limit=limit, batch=8, seed=bench.seed, progress=bench.study.progress,
+        )  # fmt: skip
     return found
 
 
