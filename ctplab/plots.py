@@ -4,6 +4,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ctplab.paper import LARGEST_COSINE
+
 COLOURS = {
     "full": "#0072B2",
     "compressed": "#D55E00",
@@ -144,6 +146,9 @@ def histogram(data: dict, path: Path | None = None) -> Any:
     names = {"soft": "learned rows", "init": "untrained rows", "real": "real tokens", "random": "random Gaussian"}
     for name, counts in data["counts"].items():
         axes.step(centres, counts, where="mid", color=colours[name], label=names[name])
+    axes.axvline(LARGEST_COSINE, color="black", lw=0.8, ls=":", label="the paper's ceiling")
+    seen = [i for i in range(len(centres)) if any(counts[i] for counts in data["counts"].values())] or [0]
+    axes.set_xlim(edges[max(0, seen[0] - 1)], edges[seen[-1] + 1])
     axes.set(xlabel="cosine similarity", ylabel="count", title="Nearest tokens: the prompt against its nulls")
     axes.legend(frameon=False)
     return _kept(figure, path)
