@@ -41,7 +41,7 @@ def forbidden(*_, **__):
     raise AssertionError("what was kept is computed again")
 
 
-@pytest.mark.parametrize("name", [*recipes.PERPLEXITIES, *recipes.OTHER])
+@pytest.mark.parametrize("name", recipes.ROWS)
 def test_every_recipe_runs_and_resumes(name, model, runs, capsys, monkeypatch):
     pytest.importorskip("peft", reason="the LoRA rows need PEFT (pip install 'ctplab[baselines]')")
     command = ("reproduce", name, *SMALL, "--model", model, "--tasks", "atlas", "--limit", "2", "--out", runs)
@@ -98,6 +98,9 @@ def test_bad_recipes_are_said_in_one_line(model, runs, capsys):
     assert code == 2 and "table9 is about PTB" in err
     code, out, _ = run(capsys, "reproduce", "table1", "--dry-run")
     assert code == 0 and "2 LoRA adapters" in out
+    for name in recipes.ROWS:
+        code, out, _ = run(capsys, "reproduce", name, "--dry-run")
+        assert code == 0 and "GB of GPU memory" in out and "hours of learning" in out
 
 
 def test_table_8_says_which_folder_it_needs(model, runs, capsys, monkeypatch):

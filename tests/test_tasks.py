@@ -80,7 +80,7 @@ def test_prompted_marks_are_those_of_a_plain_loop(arms, tokenizer):
         acc.append(float(max(range(4), key=lambda i: scores[i]) == gold))
         acc_norm.append(float(max(range(4), key=lambda i: scores[i] / lengths[i]) == gold))
     assert (results[1].marks["acc"], results[1].marks["acc_norm"]) == (acc, acc_norm)
-    paired = compare(results[1], results[0])
+    paired = compare(results[1], results[0], "acc")
     assert paired.difference.value == pytest.approx(sum(acc) / FEW - results[0].metrics["acc"].value)
     assert 0 < paired.p <= 1
 

@@ -12,7 +12,7 @@ from ctplab.errors import InputError
 def reproduce(options: argparse.Namespace) -> None:
     from ctplab import paper
     from ctplab.compress.checkpoint import write_json
-    from ctplab.reproduce.recipes import PERPLEXITIES, chosen, needs
+    from ctplab.reproduce.recipes import chosen, needs
     from ctplab.reproduce.run import run
 
     captions = {name: table.caption for name, table in paper.TABLES.items()} | paper.FIGURES
@@ -25,15 +25,11 @@ def reproduce(options: argparse.Namespace) -> None:
     if options.name not in captions:
         raise InputError(f"unknown table or figure {options.name!r}; 'ctplab reproduce list' names them all")
     scale = _scale(options)
-    tell(f"{options.name}: {captions[options.name]}")
-    if options.name in PERPLEXITIES:
-        needed = needs(chosen(options.name, scale), scale)
-        tell(f"needs {needed}")
-        if options.dry_run:
-            finish(options, {"needs": needed})
-            return
-    elif options.dry_run:
-        raise InputError("--dry-run is for the perplexity recipes")
+    needed = needs(chosen(options.name, scale), scale)
+    tell(f"{options.name}: {captions[options.name]}\nneeds {needed}")
+    if options.dry_run:
+        finish(options, {"needs": needed})
+        return
     found = run(
         options.name,
         scale,

@@ -11,7 +11,7 @@ from ctplab.prompts.generate import generate
 from ctplab.prompts.kv import Arm, arms
 from ctplab.prompts.prefix import hard, none
 from ctplab.reproduce.bench import Bench
-from ctplab.reproduce.recipes import HUB, Scale
+from ctplab.reproduce.recipes import HUB, OTHER, Scale, chosen
 
 QUESTIONS = ("Where is Long Beach?", "Where is Tulsa?", "What is asparagus?")
 
@@ -19,7 +19,7 @@ QUESTIONS = ("Where is Long Beach?", "Where is Tulsa?", "What is asparagus?")
 def figure_1(bench: Bench) -> list[dict[str, Any]]:
     """Three questions to four arms at 62.5% sparsity (Figures 1, 6) and at 4 bits (Figure 7)."""
     rows = []
-    for level in ("62.5%", "4-bit"):
+    for level in (row.level for row in OTHER["figure1"]):
         soft = bench.prompt(level).prefix
         _, model = bench.model(level)
         for arm in arms(bench.study.full, model, hard(model, bench.study.tokenizer), soft):
@@ -32,9 +32,9 @@ def figure_1(bench: Bench) -> list[dict[str, Any]]:
 
 def figure_5(scale: Scale, device: str | None, seed: int, progress: Progress) -> list[dict[str, Any]]:
     """Latency of the paper's four models (or the one given) against k, behind texts of the windows' length."""
-    names = [scale.model] if scale.model else [HUB[m][0] for m in ("OPT-1.3B", "OPT-2.7B", "OPT-6.7B", "LLaMA-7B")]
     points = []
-    for name in names:
+    for row in chosen("figure5", scale):
+        name = scale.model or HUB[row.model][0]
         model, _ = load(name, device=device)
         arm = Arm(name, model, none(model))
         points += latency(arm, length=scale.seq_len, new_tokens=16, seed=seed, progress=progress)

@@ -1,7 +1,7 @@
 """Recipes for the paper's tables and figures: which numbers to measure, at what size, and what that takes.
 
 A recipe is a list of rows: model, compression level, what stands in front, corpus. A row's prompt is learned through
-the weights of its own level, or of ``source`` (Figure 4). What is no perplexity has no rows: see :data:`OTHER`.
+the weights of its own level, or of ``source`` (Figure 4). What is no perplexity stands in :data:`OTHER`.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,6 @@ CORPORA = ("C4", "Wikitext2", "PTB")
 LEARNED_ON = "C4"
 TASKS = ("openbookqa", "hellaswag", "piqa", "european_history_2023")
 """In the order of Table 8's columns."""
-OTHER = ("table8", "figure1", "figure5", "figure8")
-"""Accuracies, answers, latency and cosines: recipes without rows, each a function of its own."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +130,14 @@ PERPLEXITIES: dict[str, list[Row]] = {
     "figure3": _figure_3(),
     "figure4": _figure_4(),
 }
+OTHER: dict[str, list[Row]] = {
+    "table8": [Row("LLaMA-7B", level, "soft", LEARNED_ON, paper.K) for level in list(LEVELS)[:6]],
+    "figure1": [Row("LLaMA-7B", level, "soft", LEARNED_ON, paper.K) for level in ("62.5%", "4-bit")],
+    "figure5": [Row(m, "fp16", "none", LEARNED_ON, 0) for m in ("OPT-1.3B", "OPT-2.7B", "OPT-6.7B", "LLaMA-7B")],
+    "figure8": [Row("LLaMA-7B", "50%", "soft", LEARNED_ON, paper.K)],
+}
+"""Accuracies, answers, latency and cosines, each a function of its own: here are the models and prompts they take."""
+ROWS = PERPLEXITIES | OTHER
 
 
 def chosen(name: str, scale: Scale) -> list[Row]:
@@ -140,14 +146,14 @@ def chosen(name: str, scale: Scale) -> list[Row]:
     Raises InputError where no row is left.
     """
     given = {None, *scale.corpora}
-    rows = [row for row in PERPLEXITIES[name] if row.what in given and row.learned_on in given]
+    rows = [row for row in ROWS[name] if row.what in given and row.learned_on in given]
     if scale.model is not None:
         first: dict[tuple, Row] = {}
         for row in rows:
             first.setdefault((row.level, row.method, row.what, row.k, row.source), row)
         rows = list(first.values())
     if not rows:
-        wanted = dict.fromkeys(row.what for row in PERPLEXITIES[name])
+        wanted = dict.fromkeys(row.what for row in ROWS[name])
         raise InputError(f"{name} is about {', '.join(wanted)}; give corpora for {', '.join(CORPORA)}, in this order")
     return rows
 
@@ -157,8 +163,12 @@ def needs(rows: Sequence[Row], scale: Scale) -> str:
     prompts = {(r.model, r.source or r.level, r.learned_on, r.k) for r in rows if r.learned_on and r.method != "lora"}
     adapters = {(r.model, r.level, r.learned_on) for r in rows if r.method == "lora"}
     levels = {(r.model, r.level) for r in rows if r.level != "fp16"}
-    work = f"{len(levels)} compressed models, {len(prompts)} prompts of {scale.prompt.steps} steps"
-    work += f" and {len(adapters)} LoRA adapters of as many" if adapters else ""
+    parts = {
+        "compressed models": len(levels),
+        f"prompts of {scale.prompt.steps} steps": len(prompts),
+        f"LoRA adapters of {scale.prompt.steps} steps": len(adapters),
+    }
+    work = ", ".join(f"{n} {what}" for what, n in parts.items() if n) or "nothing to learn"
     if scale.model is not None:
         return f"{work} on {scale.model}, windows of {scale.seq_len} tokens"
     sizes = {row.model: HUB[row.model][1] for row in rows}

@@ -9,7 +9,7 @@ from ctplab.measure.tasks import TaskResult, compare
 from ctplab.prompts.kv import Arm
 from ctplab.prompts.prefix import none
 from ctplab.reproduce.bench import Bench
-from ctplab.reproduce.recipes import LEVELS, TASKS
+from ctplab.reproduce.recipes import OTHER, TASKS
 from ctplab.store import kept_in
 
 
@@ -19,7 +19,7 @@ def table_8(bench: Bench, limit: int | None) -> list[dict[str, Any]]:
     The paper's accuracies stand beside ours where the task is one of its four. ``limit``: the first questions only.
     """
     rows = []
-    for level in ("full", *list(LEVELS)[:6]):
+    for level in ("full", *(row.level for row in OTHER["table8"])):
         tag, model = bench.model(level)
         alone = _ask(bench, tag, Arm("none", model, none(model)), limit)
         rows += [_row(level, "none", task, result) for task, result in alone.items()]
