@@ -3,7 +3,8 @@
     full+own    the full model behind a prompt of its own: the same recipe, steps and text
     lora        the compressed model with a LoRA adapter, learned for as many steps on the same text
 
-Both are learned from what the prompt's file says about its recipe and corpus, and kept in the run folder.
+Both are learned from what the prompt's file says about its recipe and corpus, and kept in the run folder. A recipe
+that is all KL to the full model leaves the full model's own prompt nothing to gain: its target is what it does already.
 """
 
 from collections.abc import Collection, Sequence
@@ -43,10 +44,13 @@ def recipe_of(saved: SavedPrompt, tokenizer: Tokenizer) -> tuple[PromptSpec, Spl
     info = saved.info
     if not isinstance(info.get("spec"), dict) or not info.get("corpus"):
         raise InputError("the prompt's file does not say by which recipe and on which corpus it was learned")
-    spec = PromptSpec.from_json(info["spec"])
+    try:
+        spec = PromptSpec.from_json(info["spec"])
+    except TypeError:
+        raise InputError("the recipe in the prompt's file is damaged") from None
     if info.get("kind", "rows") != "rows" or spec.init == "prompt":
         raise InputError("the prompt was not learned from a fresh start as rows, which is what can be repeated")
-    lengths = [info["seq_len"]] if info.get("seq_len") else list(USUAL_LENGTHS)
+    lengths = [info["seq_len"]] if isinstance(info.get("seq_len"), int) else USUAL_LENGTHS
     text = corpus(info["corpus"], tokenizer, lengths[0])
     for length in lengths:
         train = replace(text.train, seq_len=length)

@@ -128,12 +128,12 @@ def answers(name: str, rows: Rows, path: Path, width: int = 30) -> None:
         for row in rows
     }
     heights = {
-        (level, question): 1 + max(text[level, arm, question].count("\n") + 1 for arm in names)
+        (level, question): 0.8 + max(text[level, arm, question].count("\n") + 1 for arm in names)
         for level in levels
         for question in asked
     }
     lines = sum(heights.values()) + 1.6 * len(levels)
-    figure, axes = new_axes(1.9 + 2.1 * len(names), 0.6 + 0.17 * lines)
+    figure, axes = new_axes(1.9 + 2.1 * len(names), 0.5 + 0.14 * lines)
     axes.set_axis_off()
     axes.set(xlim=(-0.85, len(names)), ylim=(lines, -0.4))
     y = 0.0

@@ -99,4 +99,5 @@ def test_interactive_curve_and_levels():
     figure = plots_interactive.levels(found, full, "x")
     packed, dense = (trace for trace in figure.data if trace.name in ("packed", "dense"))
     assert (list(packed.x), list(dense.x), list(packed.y)) == ([1.0, 3.0], [4.0, 4.0], [2.5, 3.0])
-    assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
+    (best,) = (trace for trace in figure.data if trace.name == "full")
+    assert figure.layout.yaxis.type == "log" and list(best.y) == [2.0, 2.0]

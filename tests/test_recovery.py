@@ -1,5 +1,7 @@
 """Recovery with its controls, over seeds, in plain words; and the transfer matrix."""
 
+import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -158,7 +160,7 @@ def little(monkeypatch, tokenizer):
 
 
 def test_learned_controls_follow_the_prompts_recipe_and_are_kept(llama, hurt, tokenizer, little, tmp_path, monkeypatch):
-    pytest.importorskip("peft", reason="LoRA needs PEFT (pip install 'ctplab[baselines]')")
+    PeftModel = pytest.importorskip("peft", reason="LoRA needs PEFT (pip install 'ctplab[baselines]')").PeftModel
     study = Study(Store(tmp_path, "tiny"), llama, tokenizer, silent)
     spec = ctp.PromptSpec(tokens=4, steps=6, batch=4, warmup=1, evaluate_every=3, validation_windows=4)
     soft = study.prompt("w3", "p", hurt, little.train, little.validation, spec)
@@ -180,6 +182,11 @@ def test_learned_controls_follow_the_prompts_recipe_and_are_kept(llama, hurt, to
     alone = ctp.perplexity(ctp.Arm("lora", hurt, prefix.none(hurt)), news.test, limit=3)
     adapter.remove()
     assert done.corpora["atlas-news"]["lora"].ppl == pytest.approx(alone.ppl)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by old names
+        theirs = PeftModel.from_pretrained(hurt, kept).eval()  # reads the folder as well
+    assert ctp.perplexity(ctp.Arm("peft", theirs, prefix.none(hurt)), news.test, limit=3).ppl == alone.ppl
+    theirs.unload()
 
     def forbidden(*_, **__):
         raise AssertionError("a control was learned twice")
@@ -188,6 +195,28 @@ def test_learned_controls_follow_the_prompts_recipe_and_are_kept(llama, hurt, to
     monkeypatch.setattr("ctplab.study.lora.learn_lora", forbidden)
     monkeypatch.setattr("ctplab.measure.keep.window_nll", forbidden)
     assert recover_with_controls(*arguments, limit=3) == done
+
+
+def test_an_interrupted_adapter_goes_on_where_it_was(hurt, llama, tokenizer, little, tmp_path):
+    pytest.importorskip("peft", reason="LoRA needs PEFT (pip install 'ctplab[baselines]')")
+    spec = ctp.PromptSpec(steps=6, batch=2, warmup=1, lr=0.01, evaluate_every=2, validation_windows=2)
+
+    def stop_at_five(items, total=None, label=""):
+        for i, item in enumerate(items):
+            if i == 4:
+                raise KeyboardInterrupt
+            yield item
+
+    def curve(name, progress):
+        study = Study(Store(tmp_path / name, "tiny"), llama, tokenizer, progress)
+        with study.adapted("w3", "a", hurt, little.train, little.validation, spec):
+            kept = json.loads((study.store.adapter("w3", "a") / "adapter.json").read_text())
+        return [step["loss"] for step in kept["curve"]]
+
+    with pytest.raises(KeyboardInterrupt):
+        curve("resumed", stop_at_five)
+    assert not any("lora" in name for name, _ in hurt.named_modules())
+    assert curve("resumed", silent) == curve("whole", silent)
 
 
 def test_lora_gets_a_prompts_budget_and_the_papers_rate():
@@ -206,6 +235,8 @@ def test_controls_that_cannot_be_learned_say_why(llama, tokenizer, little):
     assert (spec.tokens, train.fingerprint, validation.seq_len) == (4, little.train.fingerprint, 48)
     with pytest.raises(ctp.InputError, match="not the same text"):
         recipe_of(replace(made, info=info | {"corpus_fingerprint": "other"}), tokenizer)
+    with pytest.raises(ctp.InputError, match="damaged"):
+        recipe_of(replace(made, info=info | told | {"spec": info["spec"] | {"steps": "many"}}), tokenizer)
     with pytest.raises(ctp.InputError, match="fresh start"):
         recipe_of(replace(made, info=info | told | {"kind": "kv"}), tokenizer)
 

@@ -98,33 +98,33 @@ NAMES = tuple(_READERS)
 
 
 def config(name: str) -> dict[str, Any] | None:
-    """lm-eval's configuration of a local task; None where it is not one, or lm-eval's own takes its place because no
-    ``CTPLAB_DATA`` is set.
+    """lm-eval's configuration of a task that is read from ``CTPLAB_DATA``.
 
-    Raises InputError where the folder is set and its files are missing or damaged, or is needed and not set.
+    None where the task is not one of these, or where no folder is set and lm-eval's own takes its place. The one that
+    lm-eval has not is then asked from the hub. Raises InputError where the folder's files are missing or damaged.
     """
     root = os.environ.get("CTPLAB_DATA")
-    if name == OURS and not root:
-        raise InputError(
-            f"{name} is read from files: set CTPLAB_DATA to a folder that has tasks/mmlu/{HISTORY}_test.csv"
-        )
-    if name not in _READERS or not root:
+    if name not in _READERS or not (root or name == OURS):
         return None
     read, prompts = _READERS[name]
-    try:
-        rows = read(Path(root) / "tasks")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read the task {name} from {root}/tasks: {error}") from None
+    if root:
+        try:
+            rows = read(Path(root) / "tasks")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"cannot read the task {name} from {root}/tasks: {error}") from None
 
-    def dataset(**_: Any) -> dict[str, Any]:
-        Dataset: Any = import_module("datasets").Dataset  # optional
+        def dataset(**_: Any) -> dict[str, Any]:
+            Dataset: Any = import_module("datasets").Dataset  # optional
 
-        return {"test": Dataset.from_list(rows)}
+            return {"test": Dataset.from_list(rows)}
 
+        source: dict[str, Any] = {"custom_dataset": dataset}
+    else:
+        source = {"dataset_path": "cais/mmlu", "dataset_name": HISTORY}
     metrics = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")]
     return {
         "task": name,
-        "custom_dataset": dataset,
+        **source,
         "test_split": "test",
         "output_type": "multiple_choice",
         "num_fewshot": 0,

@@ -181,7 +181,10 @@ def _ask(
             )
         except (ConnectionError, FileNotFoundError) as error:
             reason = str(error).split("\n")[0]
-            raise InputError(f"a task's data cannot be had ({reason}); set CTPLAB_DATA to a folder of tasks") from error
+            raise InputError(
+                f"a task's data cannot be had ({reason}); {', '.join(local_tasks.NAMES)} can be read from the folder "
+                "tasks of CTPLAB_DATA"
+            ) from error
     return {name: _result(found["results"][name], samples) for name, samples in found["samples"].items()}
 
 
