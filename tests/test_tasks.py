@@ -127,6 +127,9 @@ def test_custom_tasks_come_as_yaml(arms, tokenizer, tmp_path, monkeypatch):
         'doc_to_text: "{{q}}"\ndoc_to_choice: choices\ndoc_to_target: gold\nmetric_list:\n  - metric: acc\n'
     )
     found = tasks.evaluate(arms[1], tokenizer, [str(file)])
+    before = tasks.asked_from(str(file))
+    file.write_text(file.read_text() + "num_fewshot: 0\n")
+    assert tasks.asked_from(str(file)) != before  # what was kept of the old task is not taken for the new one
     assert list(found) == ["sums"] and found["sums"].main == "acc" and len(found["sums"].marks["acc"]) == 4
     with pytest.raises(ctp.InputError, match="no task file"):
         tasks.evaluate(arms[1], tokenizer, [str(tmp_path / "none.yaml")])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctplab.measure.perplexity import window_nll
-from ctplab.measure.tasks import TaskResult, evaluate
+from ctplab.measure.tasks import TaskResult, asked_from, evaluate
 from ctplab.models import Tokenizer, tensor_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.kv import Arm
@@ -57,5 +57,6 @@ def kept_tasks(
         found = evaluate(arm, tokenizer, [task], limit=limit, batch=batch, seed=seed, progress=progress)
         return {part: asdict(result) for part, result in found.items()}
 
-    kept = keep(name, {"arm": arm_key(arm), "task": task, "limit": limit, "seed": seed}, ask)
+    key = {"arm": arm_key(arm), "task": task, "from": asked_from(task), "limit": limit, "seed": seed}
+    kept = keep(name, key, ask)
     return {part: TaskResult.from_json(result) for part, result in kept.items()}
