@@ -86,10 +86,10 @@ def test_prompted_marks_are_those_of_a_plain_loop(arms, tokenizer):
 
 
 def test_generation_runs_behind_the_prefix(arms, tokenizer):
-    from ctplab.measure.tasks import _harness, _only_errors
+    from ctplab.measure.harness import as_lm, only_errors
 
-    with _only_errors():
-        harness = _harness(arms[1], tokenizer, 2)
+    with only_errors():
+        harness = as_lm(arms[1], tokenizer, 2)
     texts = ["Where is Tulsa?", "The capital"]
     context, mask = harness.tok_batch_encode(texts)
     out = harness._model_generate(context, context.shape[1] + 6, ["zzz"], attention_mask=mask)

@@ -1,32 +1,26 @@
 """Zero-shot tasks for any arm. lm-eval asks, the arm answers behind its compiled prefix; ``atlas``, the embedded
 closed-book questions, are asked without it.
-
-Differences to giving lm-eval a PEFT adapter: the context is shortened by k (learned positions would overflow), the
-embeddings are never resized (every arm keeps the same softmax), and the prefix is computed once. As everywhere in the
-lab, a text behind a prefix has no start token of its own; without a prefix the tokenizer's own rule holds.
 """
 
 import hashlib
-import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from ctplab.atlas.questions import questions
 from ctplab.errors import InputError
 from ctplab.measure import local_tasks
+from ctplab.measure.harness import as_lm, only_errors
 from ctplab.measure.questions import answers, marks
 from ctplab.measure.stats import Interval, mcnemar, paired_change, wilson
-from ctplab.models import Tokenizer, check_context, context_length
+from ctplab.models import Tokenizer, check_context
 from ctplab.progress import Progress, silent
-from ctplab.prompts.kv import Arm, compile_prefix, expand, logits_after
+from ctplab.prompts.kv import Arm
 
 
 @dataclass(frozen=True)
@@ -73,49 +67,6 @@ class Paired:
     """Mean of the first minus mean of the second, paired bootstrap over questions."""
     p: float
     """Exact McNemar test: how likely so uneven a split of the questions on which they differ is by chance."""
-
-
-def _harness(arm: Arm, tokenizer: Tokenizer, batch: int) -> Any:
-    """An lm-eval model that answers as ``arm`` does."""
-    HFLM: Any = import_module("lm_eval.models.huggingface").HFLM
-
-    class PrefixLM(HFLM):
-        """HFLM with live objects and a prefix in front of every input."""
-
-        def _model_call(self, inps: Tensor, attn_mask: Any = None, labels: Any = None) -> Tensor:
-            with torch.no_grad():  # inputs are padded on the right: what is scored never sees it
-                return logits_after(arm.model, kv, inps)
-
-        def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
-            cache = expand(arm.model, kv, len(context))
-            if cache is not None:
-                mask = settings["attention_mask"]
-                settings["attention_mask"] = torch.cat([mask.new_ones(len(mask), arm.prefix.k), mask], 1)
-                settings["past_key_values"] = cache
-            return super()._model_generate(context, max_length, stop, **settings)
-
-    with torch.no_grad():
-        kv = compile_prefix(arm.model, arm.prefix)
-    limit = context_length(arm.model)
-    return PrefixLM(
-        pretrained=arm.model,
-        tokenizer=tokenizer,
-        max_length=None if limit is None else limit - arm.prefix.k,
-        batch_size=batch,
-        add_bos_token=False if arm.prefix.k else None,
-    )
-
-
-@contextmanager
-def _only_errors() -> Iterator[None]:
-    """lm-eval warns about live model objects and local data, which are what is wanted here."""
-    logger = logging.getLogger("lm_eval")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def evaluate(
@@ -170,7 +121,7 @@ def _ask(
         TaskManager: Any = import_module("lm_eval.tasks").TaskManager
     except ImportError:
         raise InputError("tasks need lm-eval: pip install 'ctplab[tasks]'") from None
-    with _only_errors():
+    with only_errors():
         try:
             asked: list[Any] = []
             for name in names:
@@ -188,7 +139,7 @@ def _ask(
                 task.set_fewshot_seed(seed=seed)
             # not simple_evaluate: that also reseeds the whole process and interrogates the machine for seconds
             found: Any = harness.evaluate(
-                lm=_harness(arm, tokenizer, batch), task_dict=loaded, limit=limit, bootstrap_iters=1000
+                lm=as_lm(arm, tokenizer, batch), task_dict=loaded, limit=limit, bootstrap_iters=1000
             )
         except (ConnectionError, FileNotFoundError) as error:
             reason = str(error).split("\n")[0]
