@@ -25,6 +25,7 @@ from ctplab.measure.recovery import comparison as comparison
 from ctplab.measure.recovery import recover as recover
 from ctplab.measure.stats import recovery as recovery
 from ctplab.measure.transfer import transfer as transfer
+from ctplab.measure.transfer_tasks import transfer_tasks as transfer_tasks
 from ctplab.models import load_tokenizer as load_tokenizer
 from ctplab.prompts.exchange import export_prompt as export_prompt
 from ctplab.prompts.exchange import import_prompt as import_prompt

@@ -4,6 +4,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ctplab.paper import LARGEST_COSINE
+
 COLOURS = {
     "full": "#0072B2",
     "compressed": "#D55E00",
@@ -22,15 +24,22 @@ COLOURS = {
 
 def new_axes(width: float = 6.4, height: float = 4.0) -> tuple[Any, Any]:
     """A figure and its axes, without any global state."""
+    figure, panels = new_panels(1, 1, width, height)
+    return figure, panels[0][0]
+
+
+def new_panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure and its (rows, columns) axes, each of this size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    figure = Figure(figsize=(columns * width, rows * height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
-    return figure, axes
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+    return figure, panels
 
 
 def plain_log(axis: Any) -> None:
@@ -38,7 +47,8 @@ def plain_log(axis: Any) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1,) if high > 30 * low else (1, 1.5, 2, 3, 4, 6, 8), numticks=50))
+    subs = (1, 1.5, 2, 3, 4, 6, 8) if high <= 30 * low else (1, 2, 5) if high <= 1000 * low else (1,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=50))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
@@ -136,6 +146,9 @@ def histogram(data: dict, path: Path | None = None) -> Any:
     names = {"soft": "learned rows", "init": "untrained rows", "real": "real tokens", "random": "random Gaussian"}
     for name, counts in data["counts"].items():
         axes.step(centres, counts, where="mid", color=colours[name], label=names[name])
+    axes.axvline(LARGEST_COSINE, color="black", lw=0.8, ls=":", label="the paper's ceiling")
+    seen = [i for i in range(len(centres)) if any(counts[i] for counts in data["counts"].values())] or [0]
+    axes.set_xlim(edges[max(0, seen[0] - 1)], edges[seen[-1] + 1])
     axes.set(xlabel="cosine similarity", ylabel="count", title="Nearest tokens: the prompt against its nulls")
     axes.legend(frameon=False)
     return _kept(figure, path)

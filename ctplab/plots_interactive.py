@@ -81,6 +81,51 @@ def latency(points: Sequence[LatencyPoint]) -> Any:
     return figure.update_yaxes(rangemode="tozero")
 
 
+def curve(records: Sequence[dict[str, Any]]) -> Any:
+    """Training loss and validation NLL against the step: ``records`` as in a prompt's file."""
+    figure = _figure("step", "training objective, nats a token", "Learning the soft prompt")
+    figure.add_scatter(
+        x=[r["step"] + 1 for r in records], y=[r["loss"] for r in records], line_color="#BBBBBB", name="training"
+    )
+    measured = [r for r in records if r["validation"] is not None]
+    figure.add_scatter(
+        x=[r["step"] + 1 for r in measured], y=[r["validation"] for r in measured], yaxis="y2",
+        line_color=COLOURS["soft"], mode="lines+markers", name="validation NLL",
+    )  # fmt: skip
+    right = {"title": "validation NLL, nats a token", "overlaying": "y", "side": "right", "tickmode": "auto"}
+    right |= {"showgrid": False, "tickformat": ".2f"}
+    return figure.update_layout(yaxis2=right, legend={"orientation": "h", "y": 1.1})
+
+
+def levels(levels: dict[str, dict[str, Any]], full: dict[str, Any], corpus: str) -> Any:
+    """Perplexity (log) against bytes; the line to the right of a level is what packing saves.
+
+    ``levels``: tag -> {"bytes": packed, "ppl": {corpus: x}}, ``full`` likewise; unpacked, every level has its bytes.
+    """
+    figure = _figure("model on disk, MB", f"perplexity on {corpus} (log)", "What compression costs")
+    dense = full["bytes"] / 1e6
+    names = list(levels)
+    packed, y = [levels[n]["bytes"] / 1e6 for n in names], [levels[n]["ppl"][corpus] for n in names]
+    for x, value in zip(packed, y, strict=True):
+        figure.add_scatter(
+            x=[x, dense], y=[value, value], mode="lines", line={"color": "#CCCCCC", "width": 1}, showlegend=False,
+            hoverinfo="skip",
+        )  # fmt: skip
+    best = full["ppl"][corpus]  # not add_hline, whose label a log axis puts elsewhere
+    figure.add_scatter(
+        x=[min([*packed, dense]), dense], y=[best, best], mode="lines", name="full",
+        line={"color": COLOURS["full"], "dash": "dash"},
+    )  # fmt: skip
+    spots = (("packed", packed, "circle", "markers+text"), ("dense", [dense] * len(names), "circle-open", "markers"))
+    for kind, x, symbol, mode in spots:
+        figure.add_scatter(
+            x=x, y=y, mode=mode, name=kind, text=names, hovertext=names, cliponaxis=False,
+            textposition=["top center" if i % 2 == 0 else "bottom center" for i in range(len(names))],
+            marker={"color": COLOURS["compressed"], "symbol": symbol, "size": 9},
+        )  # fmt: skip
+    return figure.update_yaxes(type="log", dtick="D2")
+
+
 def histogram(data: dict[str, Any]) -> Any:
     """Cosines to the nearest tokens against their nulls (Figure 8); the line at 0.16 is the paper's ceiling."""
     from ctplab.paper import LARGEST_COSINE

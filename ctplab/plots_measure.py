@@ -1,5 +1,5 @@
-"""Paper-like figures of measurements: recovery, transfer, latency, accuracy against bytes, the map of rows, and the
-paper's tables beside ours. Data in, file out; nothing is computed here."""
+"""Paper-like figures of measurements: recovery, transfer, latency, accuracy against bytes, the map of rows. Data in,
+file out; nothing is computed here."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 from ctplab.measure.latency import LatencyPoint
 from ctplab.measure.recovery import Recovery
 from ctplab.measure.transfer import Cell
-from ctplab.plots import COLOURS, new_axes, plain_log
+from ctplab.plots import COLOURS, new_axes, new_panels
 
 ATTACHED = {"none": "#000000", "concatenated": "#D55E00", "compiled": "#0072B2"}
 GREY = "#888888"
@@ -37,28 +37,47 @@ def recovery_bars(found: Recovery, corpus: str, path: Path) -> None:
 
 
 def transfer_matrix(cells: Sequence[Cell], path: Path) -> None:
-    """Heat map of one corpus: change of NLL a token by prompt and target; framed where it was learned."""
-    figure, axes = new_axes(7, 4.2)
+    """Heat maps, one a corpus: change of NLL a token by prompt and target; framed where it was learned (Figure 4)."""
+    corpora = list(dict.fromkeys(cell.corpus for cell in cells))
+    targets = len({cell.target for cell in cells})
+    sources = len({cell.source for cell in cells})
+    figure, panels = new_panels(1, len(corpora), 1.6 + 0.7 * targets, 1.5 + 0.5 * sources)
+    most = max([abs(cell.change.value) for cell in cells if cell.change], default=0) or 1
+    largest = min(most, 1)  # beyond one nat a token all is equally lost, or won
+    for corpus, axes in zip(corpora, panels[0], strict=True):
+        image = _matrix(axes, [cell for cell in cells if cell.corpus == corpus], largest)
+    panels[0][0].set_ylabel("prompt learned on")
+    figure.colorbar(
+        image, ax=panels[0].tolist(), label="change, nats a token (below 0: helps)", aspect=30,
+        extend="both" if most > largest else "neither",
+    )  # fmt: skip
+    figure.savefig(path)
+
+
+def _matrix(axes: Any, cells: Sequence[Cell], largest: float) -> Any:
+    """One corpus; the first line is every target alone."""
     axes.grid(visible=False)
     targets = list(dict.fromkeys(cell.target for cell in cells))
     sources = [source for source in dict.fromkeys(cell.source for cell in cells) if source != "none"]
     at = {(cell.source, cell.target): cell for cell in cells}
-    changes = [[_change(at[source, target]) for target in targets] for source in sources]
-    largest = max((abs(x) for row in changes for x in row if x == x), default=1) or 1
+    lines = ["none", *sources]
+    changes = [[_change(at[source, target]) for target in targets] for source in lines]
     image = axes.imshow(changes, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
-    for y, source in enumerate(sources):
+    for y, source in enumerate(lines):
         for x, target in enumerate(targets):
             cell = at[source, target]
-            text = "refused" if cell.ppl is None else f"{cell.ppl:.2f}\n{_change(cell):+.3f}"
+            text = "refused" if cell.ppl is None else f"{cell.ppl:.2f}"
+            text += f"\n{cell.change.value:+.3f}" if cell.change else ""
             dark = abs(_change(cell)) > 0.6 * largest
-            axes.text(x, y, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
             if cell.diagonal:
                 axes.add_patch(_frame(x, y))
-    axes.set_xticks(range(len(targets)), [f"{t}\n(alone {at['none', t].ppl:.2f})" for t in targets])
-    axes.set_yticks(range(len(sources)), sources)
-    axes.set(xlabel="target", ylabel="prompt", title=f"Perplexity with each prompt on {cells[0].corpus}; framed: home")
-    figure.colorbar(image, label="change, nats a token (below 0: helps)")
-    figure.savefig(path)
+    axes.axhline(0.5, color="black", lw=0.8)
+    axes.set_xticks(range(len(targets)), targets)
+    axes.set_yticks(range(len(lines)), ["no prompt", *sources])
+    axes.set(xlabel="target", title=f"Perplexity on {cells[0].corpus}; framed: home")
+    axes.title.set_fontsize(10)
+    return image
 
 
 def _change(cell: Cell) -> float:
@@ -131,27 +150,4 @@ def row_map(found: dict[str, Any], path: Path) -> None:
     x, y = (100 * share for share in found["explained"])
     axes.set(xlabel=f"first axis ({x:.0f}% of variance)", ylabel=f"second axis ({y:.0f}%)", title="Where the rows went")
     axes.legend(frameon=False)
-    figure.savefig(path)
-
-
-def reproduced(name: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Perplexities of a table or figure: hollow as printed, half-pale as corrected, solid ours (log scale)."""
-    figure, axes = new_axes(8, max(3.0, 0.24 * len(rows) + 1.2))
-    axes.grid(axis="x", alpha=0.3)
-    marks = {
-        "printed": {"marker": "o", "facecolors": "none", "edgecolors": "#D55E00", "label": "paper, as printed"},
-        "corrected": {"marker": "o", "color": "#E69F00", "label": "paper, as corrected"},
-        "ours": {"marker": "D", "color": "#0072B2", "label": "here"},
-    }
-    for key, style in marks.items():
-        found = [(i, row[key]) for i, row in enumerate(rows) if row[key] is not None]
-        if found:
-            axes.scatter([value for _, value in found], [i for i, _ in found], s=30, **style)
-    labels = [f"{row['what']}  {row['level']}  {row['method']}" for row in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=8)
-    axes.invert_yaxis()
-    model = rows[0]["model"]
-    axes.set(xscale="log", xlabel="perplexity (log)", title=f"{name}: the paper's numbers and ours on {model}")
-    plain_log(axes.xaxis)
-    figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center")
     figure.savefig(path)

@@ -2,7 +2,10 @@
 
 <runs>/<model>/<tag>/                        a compressed model (or tag ``full``: results only)
     prompts/<name>/                          a prompt folder; ``state.safetensors`` while it is learned
+    adapters/<name>/                         a LoRA adapter, likewise
     scores/<arm>--<corpus>.json              results, each written when it is known
+    tasks/<arm>--<task>.json                 marks question by question, likewise
+    recovery/<prompt>/                       sums of every arm beside one prompt, likewise
 <runs>/<model>/transfer/                     cells of the transfer matrix
 <runs>/<model>/report/                       figures, report.md, demo.json
 """
@@ -70,9 +73,21 @@ class Store:
         """Where learning keeps what it needs to resume."""
         return self.prompt(tag, name) / "state.safetensors"
 
+    def adapter(self, tag: str, name: str) -> Path:
+        """Folder of a LoRA adapter learned on the model ``tag``."""
+        return self._home / tag / "adapters" / slug(name)
+
     def score(self, tag: str, arm: str, what: str) -> Path:
         """File of one arm's result on one corpus or question set."""
         return self._home / tag / "scores" / f"{slug(arm)}--{slug(what)}.json"
+
+    def tasks(self, tag: str) -> Path:
+        """Folder of results on tasks."""
+        return self._home / tag / "tasks"
+
+    def recovery(self, tag: str, prompt: str) -> Path:
+        """Folder of the arms beside one prompt."""
+        return self._home / tag / "recovery" / slug(prompt)
 
     def report(self) -> Path:
         """Folder of figures and tables."""

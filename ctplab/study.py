@@ -1,5 +1,7 @@
 """The pipeline compress -> learn -> measure as steps that are kept on disk and resumed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +16,10 @@ from ctplab.measure.perplexity import Score, window_nll
 from ctplab.measure.questions import answers, marks
 from ctplab.models import Model, Tokenizer, tensor_fingerprint
 from ctplab.progress import Progress
-from ctplab.prompts import files, learn
+from ctplab.prompts import files, learn, lora
 from ctplab.prompts.kv import Arm
 from ctplab.prompts.prefix import tensors
-from ctplab.specs import CompressionSpec, PromptSpec
+from ctplab.specs import CompressionSpec, LoraSpec, PromptSpec
 from ctplab.store import Store
 
 
@@ -63,17 +65,46 @@ class Study:
             state=state,
             progress=self.progress,
         )
-        if learned.stopped and learned.stopped.startswith("interrupted"):
-            raise KeyboardInterrupt
+        _go_on(learned)
         provenance = {
             "base": self.store.model,
             "tag": tag,
             "corpus": train.name,
             "corpus_fingerprint": train.fingerprint,
+            "seq_len": train.seq_len,
         }
         files.save(folder, learned, spec, model, self.tokenizer, **provenance)
         state.unlink(missing_ok=True)
         return files.load(folder)
+
+    @contextmanager
+    def adapted(
+        self, tag: str, name: str, model: Model, train: Split, validation: Split, spec: PromptSpec
+    ) -> Iterator[Model]:
+        """``model`` with a learned LoRA adapter in it while the context lasts; kept and resumed as prompts are."""
+        folder = self.store.adapter(tag, name)
+        made_from = {
+            "spec": spec.to_json(),
+            "lora": LoraSpec().to_json(),
+            "corpus": [train.fingerprint, validation.fingerprint],
+            "model": tensor_fingerprint(*model.state_dict().values()),
+        }
+        adapter = lora.Adapter(model, LoraSpec(), spec.seed)
+        try:
+            if lora.made_from(folder) == made_from:
+                adapter.load(folder)
+            else:
+                state = folder / "state.safetensors"
+                teacher = self.full if spec.kl > 0 else None
+                learned = lora.learn_lora(
+                    adapter, train, validation, spec, teacher=teacher, state=state, progress=self.progress
+                )
+                _go_on(learned)
+                adapter.save(folder, made_from, learned)
+                state.unlink(missing_ok=True)
+            yield adapter.model
+        finally:
+            adapter.remove()
 
     def nll(self, tag: str, arm: Arm, split: Split, limit: int | None) -> Tensor:
         """(N,) summed NLL of the first ``limit`` windows."""
@@ -96,6 +127,12 @@ class Study:
             lambda: {"answers": answers(arm, self.tokenizer, questions, progress=self.progress)},
         )
         return result["answers"], marks(result["answers"], questions)
+
+
+def _go_on(learned: learn.Learned) -> None:
+    """An interrupt ends the study, not only the learning."""
+    if learned.stopped and learned.stopped.startswith("interrupted"):
+        raise KeyboardInterrupt
 
 
 def _arm_key(arm: Arm) -> str:

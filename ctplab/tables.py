@@ -1,6 +1,7 @@
 """Measurements as text tables. Formats numbers; computes none."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ctplab.measure.latency import LatencyPoint, Spread
@@ -8,6 +9,7 @@ from ctplab.measure.lens import Lens
 from ctplab.measure.recovery import OverSeeds, Recovery
 from ctplab.measure.stats import Interval
 from ctplab.measure.transfer import Cell
+from ctplab.measure.transfer_tasks import TaskCell
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -44,16 +46,33 @@ def seeds_table(spread: dict[str, OverSeeds]) -> str:
 
 def matrix_table(cells: Sequence[Cell]) -> str:
     """Source x target of one corpus: perplexity and the change against no prompt; * marks the diagonal."""
+
+    def text(cell: Cell) -> str:
+        change = "" if cell.change is None else f"  {_bounds(asdict(cell.change))}"
+        return f"{cell.ppl:.2f}{change}"
+
+    return _matrix(cells, text)
+
+
+def task_matrix_table(cells: Sequence[TaskCell]) -> str:
+    """Source x target of one task: right answers in %, the difference to no prompt in points, and McNemar's p."""
+
+    def text(cell: TaskCell) -> str:
+        found, paired = cell.share, cell.against_none
+        share = "" if found is None else f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        return share if paired is None else f"{share}  {100 * paired.difference.value:+.1f}, p {paired.p:.2g}"
+
+    return _matrix(cells, text)
+
+
+def _matrix(cells: Sequence[Any], text: Callable[[Any], str]) -> str:
+    """A line a source, a column a target; below it, why pairs were refused."""
     targets = list(dict.fromkeys(cell.target for cell in cells))
     rows: dict[str, dict[str, str]] = {}
-    refused = []
     for cell in cells:
-        text = "refused" if cell.ppl is None else f"{cell.ppl:.2f}"
-        if cell.change is not None:
-            text += f"  {cell.change.value:+.3f} [{cell.change.low:+.3f}, {cell.change.high:+.3f}]"
-        rows.setdefault(cell.source, {})[cell.target] = f"{text} *" if cell.diagonal else text
-        if cell.refused:
-            refused.append(f"{cell.source} on {cell.target}: {cell.refused}")
+        shown = "refused" if cell.refused else text(cell)
+        rows.setdefault(cell.source, {})[cell.target] = f"{shown} *" if cell.diagonal else shown
+    refused = [f"{cell.source} on {cell.target}: {cell.refused}" for cell in cells if cell.refused]
     body = [[source, *(row[target] for target in targets)] for source, row in rows.items()]
     return "\n".join([table(["source (* learned on this target)", *targets], body), *refused])
 
@@ -83,17 +102,39 @@ def lens_table(seen: Lens) -> str:
 
 
 def reproduced_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The paper's number as printed and as corrected, ours, and ours as the released evaluator would print it."""
+    """The paper's number as printed and as corrected, ours, and ours as the released evaluator would print it.
+
+    The last column is the change in nats a token against the same model with nothing in front.
+    """
 
     def cell(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}"
 
     body = [
         [row["model"], row["level"], row["method"], row["corpus"], str(row["k"]),
-         *(cell(row[key]) for key in ("printed", "corrected", "ours", "ours_as_published"))]
+         *(cell(row[key]) for key in ("printed", "corrected", "ours", "ours_as_published")), _bounds(row["change"])]
         for row in rows
     ]  # fmt: skip
-    return table(["model", "level", "prompt", "corpus", "k", "printed", "corrected", "ours", "ours as published"], body)
+    header = ["model", "level", "prompt", "corpus", "k", "printed", "corrected", "ours", "ours as published"]
+    return table([*header, "change [95%]"], body)
+
+
+def _bounds(share: dict[str, float] | None) -> str:
+    """A change with its interval, from JSON."""
+    return "-" if share is None else f"{share['value']:+.3f} [{share['low']:+.3f}, {share['high']:+.3f}]"
+
+
+def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Table 8: right answers in %, the paper's beside them, and the paired difference of prompted to unprompted."""
+    body = []
+    for row in rows:
+        share, paired = row["ours"], row.get("against_none")
+        printed = "-" if row["printed"] is None else f"{100 * row['printed']:.1f} ± {100 * row['printed_stderr']:.1f}"
+        ours = f"{100 * share['value']:.1f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+        against = "-" if paired is None else f"{_bounds(paired['difference'])}, p {paired['p']:.2g}"
+        body.append([row["level"], row["method"], row["task"], row["metric"], printed, ours, against])
+    header = ["level", "prompt", "task", "metric", "printed, %", "ours, % [95%]", "against none [95%], McNemar"]
+    return table(header, body)
 
 
 def records_table(rows: Sequence[dict[str, Any]]) -> str:

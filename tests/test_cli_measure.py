@@ -14,6 +14,8 @@ FEW = ("--windows", "4", "--seq-len", "64")
 
 def test_recover_json_and_words(capsys, tmp_path):
     command = ("recover", "--full", "atlas", "--compressed", SMALL, "--prompt", PROMPT, "--out", tmp_path, *FEW)
+    assert "--skip takes full+own, lora" in refused(capsys, *command, "--skip", "soft")
+    command += ("--skip", "full+own,lora")  # as long as the prompt took: learned on tiny models in test_recovery.py
     found = run_json(capsys, *command)
     rows = found["corpora"]["atlas-web"]
     arms = {"full", "compressed", "hard", "soft", "bos", "random", "init", "text", "full+soft"}
@@ -34,6 +36,15 @@ def test_transfer_json_marks_the_diagonal_and_is_kept(capsys, tmp_path):
     assert cells["prompt", SHOWCASE]["diagonal"] and not cells["prompt", "atlas"]["diagonal"]
     assert {"value", "low", "high"} == set(cells["prompt", "atlas"]["change"]) and cells["none", "atlas"]["ppl"] > 1
     assert "twice" in refused(capsys, *command[:2], PROMPT, *command[2:])
+
+
+def test_transfer_across_tasks(capsys, tmp_path):
+    command = ("transfer", "--prompts", PROMPT, "--targets", SMALL)
+    assert "--corpora, --tasks or both" in refused(capsys, *command)
+    found = run_json(capsys, *command, "--tasks", "atlas", "--limit", "8", "--out", tmp_path / "m.json")
+    alone, cell = found["task_cells"]
+    assert (alone["source"], cell["diagonal"], cell["n"], cell["metric"]) == ("none", True, 8, "exact_match")
+    assert {"value", "low", "high"} == set(cell["share"]) and {"difference", "p"} == set(cell["against_none"])
 
 
 def test_lens_json(capsys):

@@ -13,9 +13,8 @@ LAYERS = [
     {"atlas", "models", "paper", "texts", "published", "corpora"},
     {"compress", "prompts"},
     {"measure", "inspect"},
-    {"store", "study", "plots", "plots_measure", "plots_interactive", "tables", "report"},
-    {"demo", "reproduce"},
-    {"reproduce_other"},
+    {"store", "study", "plots", "plots_measure", "plots_paper", "plots_interactive", "tables", "report"},
+    {"demo", "controls", "reproduce"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

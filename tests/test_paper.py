@@ -3,12 +3,11 @@
 import math
 
 import pytest
-import torch
-from conftest import tiny
 
 import ctplab as ctp
-from ctplab import corpora, paper, reproduce
+from ctplab import paper
 from ctplab.prompts import prefix
+from ctplab.reproduce import recipes
 
 ALL = [value for table in paper.TABLES.values() for value in table.values]
 
@@ -64,41 +63,13 @@ def test_recipes_cover_every_table_and_say_what_they_need():
     for name, table in paper.TABLES.items():
         if name == "table8":
             continue
-        rows = reproduce.PERPLEXITIES[name]
+        rows = recipes.PERPLEXITIES[name]
         assert [row.value for row in rows] == list(table.values)
-        assert {row.level for row in rows} <= {"fp16", *reproduce.LEVELS}
-        told = reproduce.needs(rows, reproduce.PAPER)
+        assert {row.level for row in rows} <= {"fp16", *recipes.LEVELS}
+        told = recipes.needs(rows, recipes.PAPER)
         assert "GB of GPU memory" in told and "hours" in told and "30000 steps" in told
+        assert ("LoRA" in told) == any(value.method == "lora" for value in table.values)
         assert {(row.model, row.k) for row in rows} == {(v.model, v.k) for v in table.values}
-    assert [row.value.printed for row in reproduce.PERPLEXITIES["figure2"] if row.value] == [11, 691, 14, 53]
-    assert len(reproduce.PERPLEXITIES["figure4"]) == 6 * 7 * 3
-    assert {row.learned_on for row in reproduce.PERPLEXITIES["table6"]} == {None, "C4", "Wikitext2"}
-
-
-def test_a_recipe_runs_small_and_resumes(monkeypatch, tmp_path, tokenizer, quiet):
-    """Table 9 on a tiny model: our numbers are those of the public functions, a second run computes nothing."""
-    from dataclasses import replace
-
-    monkeypatch.setitem(corpora.ATLAS_DOCUMENTS, "train", 60)
-    monkeypatch.setattr(reproduce, "load", lambda name, device=None: (tiny("llama"), tokenizer))
-    spec = replace(reproduce.EMBEDDED.prompt, tokens=8, steps=3, evaluate_every=3, batch=2, validation_windows=2)
-    scale = replace(reproduce.EMBEDDED, seq_len=32, windows=3, prompt=spec, model="tiny")
-    rows = [row for row in reproduce.PERPLEXITIES["table9"] if row.k in (0, 25, 100)]
-    said = []
-    found = reproduce.measure(rows, scale, tmp_path, say=said.append, **quiet)
-    assert [(r["k"], r["printed"]) for r in found] == [(0, 15.74), (2, 9.26), (8, 7.76)] and len(said) == 2
-    assert all(r["n_tokens"] == 3 * 31 and r["ours"] > 1 for r in found)
-    assert found[2]["ours_as_published"] == pytest.approx(found[2]["ours"] ** (31 / 39))
-    saved = ctp.load_prompt(tmp_path / "tiny" / "w3" / "prompts" / "atlas-news-k8")
-    model, _ = ctp.load(tmp_path / "tiny" / "w3", device="cpu", dtype="float32")
-    windows = ctp.corpus("atlas-news", tokenizer, 32).test.windows[:3]
-    assert found[2]["ours"] == pytest.approx(ctp.perplexity(ctp.Arm("x", model, saved.prefix), windows).ppl, rel=1e-6)
-
-    def forbidden(*_, **__):
-        raise AssertionError("a kept result was computed again")
-
-    monkeypatch.setattr("ctplab.study.window_nll", forbidden)
-    assert reproduce.measure(rows, scale, tmp_path, say=said.append, **quiet) == found
-    with pytest.raises(ctp.InputError, match="none of this recipe's corpora"):
-        reproduce.measure(rows, replace(scale, corpora={"C4": "atlas-web"}), tmp_path, say=said.append, **quiet)
-    assert torch.isfinite(saved.prefix.rows).all()
+    assert [row.value.printed for row in recipes.PERPLEXITIES["figure2"] if row.value] == [11, 691, 14, 53]
+    assert len(recipes.PERPLEXITIES["figure4"]) == 6 * 7 * 3
+    assert {row.learned_on for row in recipes.PERPLEXITIES["table6"]} == {None, "C4", "Wikitext2"}

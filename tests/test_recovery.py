@@ -1,5 +1,7 @@
 """Recovery with its controls, over seeds, in plain words; and the transfer matrix."""
 
+import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -7,12 +9,18 @@ import torch
 from conftest import tiny
 
 import ctplab as ctp
+from ctplab import corpora, tables
+from ctplab.controls import recipe_of, recover_with_controls
 from ctplab.measure.recovery import comparison, from_sums, in_words, over_seeds, recover
 from ctplab.measure.transfer import Target, home, transfer
+from ctplab.measure.transfer_tasks import transfer_tasks
 from ctplab.models import base_fingerprint, tokenizer_fingerprint
+from ctplab.progress import silent
 from ctplab.prompts import prefix
 from ctplab.prompts.files import SavedPrompt
-from ctplab.store import kept_in
+from ctplab.prompts.lora import same_budget
+from ctplab.store import Store, kept_in
+from ctplab.study import Study
 
 
 @pytest.fixture
@@ -60,6 +68,9 @@ def test_the_words_follow_from_the_numbers():
     assert "costs 1.000 nats" in words and "The prompt closes the gap: +50% [+50, +50]" in words
     assert "bos does best: +10%" in words and "gains 0.100 nats a token from the same prompt" in words
     assert "70% of the gap remains" in words  # (0.5 + 0.2) / 1
+    assert "Of the 0.500 nats" in words and "0.200 are adaptation" in words and "the other 0.300 are recovery" in words
+    assert "no recovery beyond that" in " ".join(in_words(from_sums(sums | {"full+own": base - 0.6}, n)))
+    assert "LoRA" not in words and "closes +25%" in in_words(from_sums(sums | {"lora": base + 0.75}, n))[-1]
     assert "widens" in " ".join(in_words(from_sums(sums | {"soft": base + 2}, n)))
     assert in_words(from_sums({"full": base + 1, "compressed": base}, n)) == [
         "Compression did not raise the NLL here: there is nothing to recover."
@@ -79,6 +90,8 @@ def test_recovery_refuses_what_it_cannot_compare(llama, hurt, tokenizer, web):
     arms = comparison(llama, hurt, tokenizer, prefix.random_rows(hurt, 4))
     with pytest.raises(ctp.InputError, match="'full' and 'compressed'"):
         recover(arms[1:], web.test, limit=2)
+    with pytest.raises(ctp.InputError, match="a name of its own"):
+        recover([*arms, arms[0]], web.test, limit=2)
     with pytest.raises(ctp.InputError, match="needs 4 tokens of text"):
         comparison(llama, hurt, tokenizer, prefix.random_rows(hurt, 4), text=torch.tensor([5]))
 
@@ -137,3 +150,119 @@ def test_the_matrix_has_every_cell_its_interval_and_its_reason(llama, hurt, toke
 
     kept = kept_in(tmp_path)
     assert transfer(*arguments, seq_len=32, limit=4, keep=lambda n, k, _: kept(n, k, forbidden)) == cells
+
+
+@pytest.fixture
+def little(monkeypatch, tokenizer):
+    """``atlas-web`` with few documents."""
+    monkeypatch.setattr(corpora, "ATLAS_DOCUMENTS", {"train": 60, "validation": 12, "test": 12})
+    return ctp.corpus("atlas-web", tokenizer, 48)
+
+
+def test_learned_controls_follow_the_prompts_recipe_and_are_kept(llama, hurt, tokenizer, little, tmp_path, monkeypatch):
+    PeftModel = pytest.importorskip("peft", reason="LoRA needs PEFT (pip install 'ctplab[baselines]')").PeftModel
+    study = Study(Store(tmp_path, "tiny"), llama, tokenizer, silent)
+    spec = ctp.PromptSpec(tokens=4, steps=6, batch=4, warmup=1, evaluate_every=3, validation_windows=4)
+    soft = study.prompt("w3", "p", hurt, little.train, little.validation, spec)
+    news = ctp.corpus("atlas-news", tokenizer, 40)
+    weights = [p.clone() for p in hurt.parameters()]
+    arguments = (study, "w3", hurt, soft, [little, news], kept_in(study.store.recovery("w3", "p")))
+    done = recover_with_controls(*arguments, limit=3)
+    assert not done.left_out and list(done.corpora) == ["atlas-web", "atlas-news"]
+    assert {"full+own", "lora", "init", "text"} <= set(done.corpora["atlas-news"])
+    assert all(torch.equal(a, b) for a, b in zip(weights, hurt.parameters(), strict=True))  # the adapter is gone
+    (own,) = (study.store.compressed("full") / "prompts").iterdir()
+    own = ctp.load_prompt(own)
+    assert own.info["spec"] == soft.info["spec"] and own.info["tag"] == "full"
+    behind = ctp.perplexity(ctp.Arm("x", llama, own.prefix), news.test, limit=3)
+    assert done.corpora["atlas-news"]["full+own"].ppl == pytest.approx(behind.ppl)
+    (kept,) = (study.store.compressed("w3") / "adapters").iterdir()
+    adapter = ctp.LoraAdapter(hurt, ctp.LoraSpec())  # what is kept is what was scored
+    adapter.load(kept)
+    alone = ctp.perplexity(ctp.Arm("lora", hurt, prefix.none(hurt)), news.test, limit=3)
+    adapter.remove()
+    assert done.corpora["atlas-news"]["lora"].ppl == pytest.approx(alone.ppl)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by old names
+        theirs = PeftModel.from_pretrained(hurt, kept).eval()  # reads the folder as well
+    assert ctp.perplexity(ctp.Arm("peft", theirs, prefix.none(hurt)), news.test, limit=3).ppl == alone.ppl
+    theirs.unload()
+
+    def forbidden(*_, **__):
+        raise AssertionError("a control was learned twice")
+
+    monkeypatch.setattr("ctplab.study.learn.learn", forbidden)
+    monkeypatch.setattr("ctplab.study.lora.learn_lora", forbidden)
+    monkeypatch.setattr("ctplab.measure.keep.window_nll", forbidden)
+    assert recover_with_controls(*arguments, limit=3) == done
+
+
+def test_an_interrupted_adapter_goes_on_where_it_was(hurt, llama, tokenizer, little, tmp_path):
+    pytest.importorskip("peft", reason="LoRA needs PEFT (pip install 'ctplab[baselines]')")
+    spec = ctp.PromptSpec(steps=6, batch=2, warmup=1, lr=0.01, evaluate_every=2, validation_windows=2)
+
+    def stop_at_five(items, total=None, label=""):
+        for i, item in enumerate(items):
+            if i == 4:
+                raise KeyboardInterrupt
+            yield item
+
+    def curve(name, progress):
+        study = Study(Store(tmp_path / name, "tiny"), llama, tokenizer, progress)
+        with study.adapted("w3", "a", hurt, little.train, little.validation, spec):
+            kept = json.loads((study.store.adapter("w3", "a") / "adapter.json").read_text())
+        return [step["loss"] for step in kept["curve"]]
+
+    with pytest.raises(KeyboardInterrupt):
+        curve("resumed", stop_at_five)
+    assert not any("lora" in name for name, _ in hurt.named_modules())
+    assert curve("resumed", silent) == curve("whole", silent)
+
+
+def test_lora_gets_a_prompts_budget_and_the_papers_rate():
+    paper, lora = ctp.PromptSpec.paper(), same_budget(ctp.PromptSpec.paper())
+    assert (lora.steps, lora.batch, lora.kl, lora.seed) == (paper.steps, paper.batch, paper.kl, paper.seed)
+    assert lora.lr == ctp.PromptSpec.lora().lr == 2e-4 and lora.weight_decay == 0
+
+
+def test_controls_that_cannot_be_learned_say_why(llama, tokenizer, little):
+    made = saved(llama, tokenizer, "w3")
+    with pytest.raises(ctp.InputError, match="by which recipe"):
+        recipe_of(made, tokenizer)
+    info = made.info | {"spec": ctp.PromptSpec(tokens=4).to_json(), "corpus": "atlas-web", "seq_len": 48}
+    told = {"corpus_fingerprint": little.train.fingerprint}
+    spec, train, validation = recipe_of(replace(made, info=info | told), tokenizer)
+    assert (spec.tokens, train.fingerprint, validation.seq_len) == (4, little.train.fingerprint, 48)
+    with pytest.raises(ctp.InputError, match="not the same text"):
+        recipe_of(replace(made, info=info | {"corpus_fingerprint": "other"}), tokenizer)
+    with pytest.raises(ctp.InputError, match="damaged"):
+        recipe_of(replace(made, info=info | told | {"spec": info["spec"] | {"steps": "many"}}), tokenizer)
+    with pytest.raises(ctp.InputError, match="fresh start"):
+        recipe_of(replace(made, info=info | told | {"kind": "kv"}), tokenizer)
+
+
+def test_the_task_matrix_has_its_intervals_paired_tests_and_reasons(llama, hurt, tokenizer, tmp_path):
+    sources = {"w3": saved(hurt, tokenizer, "w3")}
+    sources["foreign"] = replace(sources["w3"], info=sources["w3"].info | {"tokenizer_fingerprint": "other"})
+    loaded = [("w3", hurt), ("full", llama)]
+    targets = [
+        Target(n, home({"base": "tiny", "tag": n}), lambda model=model: (model, tokenizer)) for n, model in loaded
+    ]
+    asked = []
+
+    def keep(name, key, compute):
+        return kept_in(tmp_path)(name, key, lambda: asked.append(name) or compute())
+
+    cells = transfer_tasks(sources, targets, ["atlas"], limit=6, keep=keep)
+    assert len(asked) == 4 and transfer_tasks(sources, targets, ["atlas"], limit=6, keep=keep) == cells
+    assert len(asked) == 4  # nothing was asked twice
+    at = {(c.source, c.target): c for c in cells}
+    assert len(cells) == len(at) == 6
+    assert {key for key, c in at.items() if c.diagonal and not c.refused} == {("w3", "w3")}
+    cell, alone = at["w3", "full"], at["none", "full"]
+    assert (cell.metric, cell.n, alone.against_none) == ("exact_match", 6, None)
+    assert cell.share.low <= cell.share.value <= cell.share.high
+    assert cell.against_none.difference.value == pytest.approx(cell.share.value - alone.share.value)
+    assert "another tokenizer" in at["foreign", "full"].refused and at["foreign", "full"].share is None
+    told = tables.task_matrix_table(cells)
+    assert told.count("refused") == 2 and " *" in told

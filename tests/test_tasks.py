@@ -80,16 +80,16 @@ def test_prompted_marks_are_those_of_a_plain_loop(arms, tokenizer):
         acc.append(float(max(range(4), key=lambda i: scores[i]) == gold))
         acc_norm.append(float(max(range(4), key=lambda i: scores[i] / lengths[i]) == gold))
     assert (results[1].marks["acc"], results[1].marks["acc_norm"]) == (acc, acc_norm)
-    paired = compare(results[1], results[0])
+    paired = compare(results[1], results[0], "acc")
     assert paired.difference.value == pytest.approx(sum(acc) / FEW - results[0].metrics["acc"].value)
     assert 0 < paired.p <= 1
 
 
 def test_generation_runs_behind_the_prefix(arms, tokenizer):
-    from ctplab.measure.tasks import _harness, _only_errors
+    from ctplab.measure.harness import as_lm, only_errors
 
-    with _only_errors():
-        harness = _harness(arms[1], tokenizer, 2)
+    with only_errors():
+        harness = as_lm(arms[1], tokenizer, 2)
     texts = ["Where is Tulsa?", "The capital"]
     context, mask = harness.tok_batch_encode(texts)
     out = harness._model_generate(context, context.shape[1] + 6, ["zzz"], attention_mask=mask)
@@ -112,6 +112,34 @@ def test_every_local_task_reads_and_unknown_ones_are_refused(arms, tokenizer, mo
         tasks.evaluate(arms[0], tokenizer, ["piqa"])
     monkeypatch.delenv("CTPLAB_DATA")
     assert local_tasks.config("piqa") is None
+    assert local_tasks.config("european_history_2023")["dataset_path"] == "cais/mmlu"  # lm-eval has no such task
+
+
+def test_custom_tasks_come_as_yaml(arms, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(f'{{"q": "{i} + 1 =", "choices": ["{i + 1}", "no"], "gold": 0}}\n' for i in range(4))
+    )
+    file = tmp_path / "sums.yaml"
+    file.write_text(
+        "task: sums\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        f"    test: {tmp_path / 'rows.jsonl'}\ntest_split: test\noutput_type: multiple_choice\n"
+        'doc_to_text: "{{q}}"\ndoc_to_choice: choices\ndoc_to_target: gold\nmetric_list:\n  - metric: acc\n'
+    )
+    found = tasks.evaluate(arms[1], tokenizer, [str(file)])
+    before = tasks.asked_from(str(file))
+    file.write_text(file.read_text() + "num_fewshot: 0\n")
+    assert tasks.asked_from(str(file)) != before  # what was kept of the old task is not taken for the new one
+    assert list(found) == ["sums"] and found["sums"].main == "acc" and len(found["sums"].marks["acc"]) == 4
+    with pytest.raises(ctp.InputError, match="no task file"):
+        tasks.evaluate(arms[1], tokenizer, [str(tmp_path / "none.yaml")])
+
+
+def test_the_embedded_questions_need_no_harness(arms, tokenizer, monkeypatch):
+    monkeypatch.setattr(tasks, "import_module", lambda name: pytest.fail(f"{name} is not needed"))
+    found = tasks.evaluate(arms[1], tokenizer, ["atlas"], limit=5)["atlas"]
+    assert found.main == "exact_match" and found.metrics["exact_match"].n == len(found.marks["exact_match"]) == 5
+    assert found.metrics["exact_match"].value == found.share.value == sum(found.marks["exact_match"]) / 5
 
 
 def test_mcnemar_is_the_binomial_test():

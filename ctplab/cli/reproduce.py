@@ -10,10 +10,10 @@ from ctplab.errors import InputError
 
 
 def reproduce(options: argparse.Namespace) -> None:
-    from ctplab import paper, tables
-    from ctplab import reproduce as recipes
-    from ctplab import reproduce_other as other
+    from ctplab import paper
     from ctplab.compress.checkpoint import write_json
+    from ctplab.reproduce.recipes import chosen, needs
+    from ctplab.reproduce.run import run
 
     captions = {name: table.caption for name, table in paper.TABLES.items()} | paper.FIGURES
     tell = say(options)
@@ -25,23 +25,23 @@ def reproduce(options: argparse.Namespace) -> None:
     if options.name not in captions:
         raise InputError(f"unknown table or figure {options.name!r}; 'ctplab reproduce list' names them all")
     scale = _scale(options)
-    folder = Path(options.out) / "reproduce" / options.name
-    rows = recipes.PERPLEXITIES.get(options.name)
-    if rows is not None:
-        tell(f"{options.name}: {captions[options.name]}\nneeds {recipes.needs(rows, scale)}")
-        if options.dry_run:
-            finish(options, {"needs": recipes.needs(rows, scale)})
-            return
-        found: Any = recipes.measure(rows, scale, Path(options.out), device=options.device, seed=options.seed, say=tell)
-        text = tables.reproduced_table(found)
-    else:
-        tell(f"{options.name}: {captions[options.name]}")
-        if options.dry_run:
-            raise InputError("--dry-run is for the perplexity recipes")
-        limit = options.limit or None
-        found = other.run(options.name, scale, Path(options.out), device=options.device, seed=options.seed, limit=limit)
-        text = tables.records_table(found) if isinstance(found, list) else ""
+    needed = needs(chosen(options.name, scale), scale)
+    tell(f"{options.name}: {captions[options.name]}\nneeds {needed}")
+    if options.dry_run:
+        finish(options, {"needs": needed})
+        return
+    found = run(
+        options.name,
+        scale,
+        Path(options.out),
+        device=options.device,
+        seed=options.seed,
+        limit=options.limit or None,
+        say=tell,
+    )
+    text = _table(options.name, found)
     tell(text)
+    folder = Path(options.out) / "reproduce" / options.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(f"# {options.name}: {captions[options.name]}\n\n{text}\n")
     _draw(options.name, found, folder / "figure.png")
@@ -51,34 +51,53 @@ def reproduce(options: argparse.Namespace) -> None:
     finish(options, result)
 
 
+def _table(name: str, found: Any) -> str:
+    from ctplab import tables
+    from ctplab.reproduce.recipes import PERPLEXITIES
+
+    if name in PERPLEXITIES:
+        return tables.reproduced_table(found)
+    if name == "table8":
+        return tables.accuracy_table(found)
+    if name == "figure8":
+        return tables.records_table([{"rows": rows, "mean cosine": mean} for rows, mean in found["mean"].items()])
+    return tables.records_table(found)
+
+
 def _draw(name: str, found: Any, path: Path) -> None:
-    from ctplab import plots, plots_measure
-    from ctplab.measure.latency import LatencyPoint, Spread
+    from ctplab import plots, plots_measure, plots_paper
+    from ctplab.measure.latency import LatencyPoint
+    from ctplab.reproduce.perplexities import cells
 
     if name == "figure8":
         plots.histogram(found, path)
     elif name == "figure5":
-        points = []
-        for row in found:
-            spreads = {key: Spread(**row[key]) for key in ("first_token_ms", "tokens_per_second")}
-            values: dict[str, Any] = row | spreads
-            points.append(LatencyPoint(**values))
-        plots_measure.latency(points, path)
-    elif name not in ("figure1", "table8"):  # answers are text; accuracies stand in the table with their intervals
-        plots_measure.reproduced(name, found, path)
+        plots_measure.latency([LatencyPoint.from_json(row) for row in found], path)
+    elif name == "figure4":
+        plots_measure.transfer_matrix(cells(found), path)
+    elif name == "figure1":
+        plots_paper.answers(name, found, path)
+    elif name == "table8":
+        plots_paper.accuracies(name, found, path)
+    elif name in ("figure2", "figure3"):
+        plots_paper.by_level(name, found, path)
+    else:
+        plots_paper.beside_the_paper(name, found, path)
 
 
 def _scale(options: argparse.Namespace) -> Any:
-    from ctplab.reproduce import CORPORA, EMBEDDED, PAPER
+    from ctplab.reproduce.recipes import CORPORA, EMBEDDED, PAPER, TASKS
 
     scale = EMBEDDED if options.scale == "embedded" else PAPER
     if options.model:
-        scale = replace(scale, model=options.model)
+        scale = replace(scale, model=options.model, tasks=scale.tasks if options.model == "atlas" else TASKS)
     if options.corpus:
         names = options.corpus.split(",")
         if len(names) > len(CORPORA):
             raise InputError(f"--corpus takes one to three names, for {', '.join(CORPORA)}")
         scale = replace(scale, corpora=dict(zip(CORPORA, names, strict=False)))
+    if options.tasks:
+        scale = replace(scale, tasks=tuple(options.tasks.split(",")))
     if options.seq_len:
         scale = replace(scale, seq_len=options.seq_len)
     if options.windows:
@@ -94,9 +113,10 @@ def register(commands: Any) -> None:
     sub.add_argument("--scale", choices=("paper", "embedded"), default="paper")
     sub.add_argument("--model", help="run the recipe on this model instead")
     sub.add_argument("--corpus", help="one to three corpora in place of C4, Wikitext2 and PTB")
+    sub.add_argument("--tasks", help="table8: these instead, by name or YAML file (embedded: atlas, its own questions)")
     sub.add_argument("--seq-len", type=int, default=0)
     sub.add_argument("--windows", type=int, default=0, help="score the first N windows only")
-    sub.add_argument("--steps", type=int, default=0, help="steps of learning a prompt")
+    sub.add_argument("--steps", type=int, default=0, help="steps of learning a prompt or an adapter")
     sub.add_argument("--tokens", type=int, default=0, help="prompt tokens where the paper has 100")
     sub.add_argument("--limit", type=int, default=0, help="table8: the first N questions of a task only")
     sub.add_argument("--dry-run", action="store_true", help="say what it needs, and stop")

@@ -75,6 +75,14 @@ def arm_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--force", action="store_true", help="use a prompt of unknown origin")
 
 
+def window_options(sub: argparse.ArgumentParser, default_length: int = 0) -> None:
+    """Which windows are scored, and how many at a time."""
+    text = "tokens a window" + ("" if default_length else " (default: 1024, or what fits behind the prompt)")
+    sub.add_argument("--seq-len", type=int, default=default_length, help=text)
+    sub.add_argument("--windows", type=int, default=0, help="score the first N windows only")
+    sub.add_argument("--batch", type=int, default=16, help="windows a forward pass")
+
+
 def manifest_of(model: str) -> dict[str, Any]:
     from ctplab.compress import checkpoint
     from ctplab.models import resolve

@@ -4,13 +4,15 @@ Measuring knows no files; whoever calls it says how results are kept (``ctplab.s
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctplab.measure.perplexity import window_nll
-from ctplab.models import tensor_fingerprint
+from ctplab.measure.tasks import TaskResult, asked_from, evaluate
+from ctplab.models import Tokenizer, tensor_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.kv import Arm
 from ctplab.prompts.prefix import tensors
@@ -35,3 +37,26 @@ def kept_nll(keep: Keep, name: str, arm: Arm, windows: Tensor, *, batch: int, pr
     key = {"arm": arm_key(arm), "windows": tensor_fingerprint(windows), "shape": list(windows.shape)}
     kept = keep(name, key, lambda: {"nll": window_nll(arm, windows, batch=batch, progress=progress).tolist()})
     return torch.tensor(kept["nll"], dtype=torch.float64)
+
+
+def kept_tasks(
+    keep: Keep,
+    name: str,
+    arm: Arm,
+    tokenizer: Tokenizer,
+    task: str,
+    *,
+    limit: int | None,
+    batch: int,
+    seed: int,
+    progress: Progress,
+) -> dict[str, TaskResult]:
+    """The arm's results on ``task`` (one, or the members of a group), kept under ``name``."""
+
+    def ask() -> dict[str, Any]:
+        found = evaluate(arm, tokenizer, [task], limit=limit, batch=batch, seed=seed, progress=progress)
+        return {part: asdict(result) for part, result in found.items()}
+
+    key = {"arm": arm_key(arm), "task": task, "from": asked_from(task), "limit": limit, "seed": seed}
+    kept = keep(name, key, ask)
+    return {part: TaskResult.from_json(result) for part, result in kept.items()}

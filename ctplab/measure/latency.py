@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -45,6 +46,12 @@ class LatencyPoint:
     first_token_ms: Spread
     tokens_per_second: Spread
     """New tokens after the first, over the whole batch."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict``."""
+        spreads = {key: Spread(**data[key]) for key in ("first_token_ms", "tokens_per_second")}
+        return cls(**{**data, **spreads})
 
 
 def spread(values: list[float]) -> Spread:

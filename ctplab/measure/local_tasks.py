@@ -3,6 +3,11 @@
 The files are those of ``CTPLAB_DATA``/tasks. Prompts, targets and metrics are upstream's (lm-eval 0.4.13), with one
 task more: ``european_history_2023`` asks as lm-eval did when the paper was written, with the answers' texts as
 choices. That is the only form for which "normalized accuracy" (Table 8) differs from plain accuracy.
+
+lm-eval takes these configurations as they are. As YAML files they would read through ``datasets``' JSON builder, which
+takes absolute paths only, keeps a copy of every file in its cache, and can read neither PIQA's labels, which are a
+file of their own, nor the CSV's column a choice: converted copies would be needed. Custom tasks whose data fit a
+builder can be given as YAML all the same (``tasks.evaluate``).
 """
 
 import csv
@@ -17,6 +22,8 @@ from ctplab.errors import InputError
 
 Rows = list[dict[str, Any]]
 HISTORY = "high_school_european_history"
+OURS = "european_history_2023"
+"""Not among lm-eval's own."""
 LETTERS = "\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:"
 
 
@@ -78,7 +85,7 @@ _READERS: dict[str, tuple[Callable[[Path], Rows], dict[str, Any]]] = {
             "doc_to_choice": ["A", "B", "C", "D"],
         },
     ),
-    "european_history_2023": (
+    OURS: (
         _history,
         {
             "doc_to_text": "Question: {{question.strip()}}\nChoices:" + LETTERS,
@@ -91,28 +98,33 @@ NAMES = tuple(_READERS)
 
 
 def config(name: str) -> dict[str, Any] | None:
-    """lm-eval's configuration of a local task; None where it is not one, or no ``CTPLAB_DATA`` is set.
+    """lm-eval's configuration of a task that is read from ``CTPLAB_DATA``.
 
-    Raises InputError where the folder is set and its files are missing or damaged.
+    None where the task is not one of these, or where no folder is set and lm-eval's own takes its place. The one that
+    lm-eval has not is then asked from the hub. Raises InputError where the folder's files are missing or damaged.
     """
     root = os.environ.get("CTPLAB_DATA")
-    if name not in _READERS or not root:
+    if name not in _READERS or not (root or name == OURS):
         return None
     read, prompts = _READERS[name]
-    try:
-        rows = read(Path(root) / "tasks")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read the task {name} from {root}/tasks: {error}") from None
+    if root:
+        try:
+            rows = read(Path(root) / "tasks")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"cannot read the task {name} from {root}/tasks: {error}") from None
 
-    def dataset(**_: Any) -> dict[str, Any]:
-        Dataset: Any = import_module("datasets").Dataset  # optional
+        def dataset(**_: Any) -> dict[str, Any]:
+            Dataset: Any = import_module("datasets").Dataset  # optional
 
-        return {"test": Dataset.from_list(rows)}
+            return {"test": Dataset.from_list(rows)}
 
+        source: dict[str, Any] = {"custom_dataset": dataset}
+    else:
+        source = {"dataset_path": "cais/mmlu", "dataset_name": HISTORY}
     metrics = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")]
     return {
         "task": name,
-        "custom_dataset": dataset,
+        **source,
         "test_split": "test",
         "output_type": "multiple_choice",
         "num_fewshot": 0,

@@ -6,7 +6,8 @@ for it.
 0 is the compressed model, 1 the full one. The controls: ``bos`` (the start token alone), ``random`` (k random
 vocabulary rows), ``init`` (the untrained prompt) and ``text`` (k tokens of real text) show what any rows in front do;
 ``full+soft`` (the same prompt on the full model) and ``full+own`` (a prompt learned on the full model with the same
-budget) show how much of the gain the full model enjoys as well: that is adaptation to the text, not recovery.
+budget) show how much of the gain the full model enjoys as well: that is adaptation to the text, not recovery. ``lora``
+is what as many steps buy in the weights. ``ctplab/controls.py`` learns the last two.
 """
 
 import statistics
@@ -99,16 +100,35 @@ def recover(
     own model and no prefix). Raises InputError without the arms ``full`` and ``compressed``.
     """
     names = [arm.name for arm in arms]
-    if not {"full", "compressed"} <= set(names) or len(set(names)) < len(names):
-        raise InputError("recovery needs the arms 'full' and 'compressed', and every arm a name of its own")
+    if len(set(names)) < len(names):
+        raise InputError("recovery needs every arm to have a name of its own")
     rows = (windows.windows if isinstance(windows, Split) else windows)[:limit]
-    label = windows.name if isinstance(windows, Split) else "windows"
-    sums = {arm.name: kept_nll(keep, f"{label}--{arm.name}", arm, rows, batch=batch, progress=progress) for arm in arms}
+    sums = arm_sums(arms, windows, batch=batch, limit=limit, keep=keep, progress=progress)
     return from_sums(sums, rows.shape[0] * (rows.shape[1] - 1), seed=seed)
 
 
+def arm_sums(
+    arms: Sequence[Arm],
+    windows: Split | Tensor,
+    *,
+    batch: int = 16,
+    limit: int | None = None,
+    keep: Keep = compute_always,
+    progress: Progress = silent,
+) -> dict[str, Tensor]:
+    """(N,) summed NLL of every arm on the first ``limit`` windows, each kept as soon as it is known."""
+    rows = (windows.windows if isinstance(windows, Split) else windows)[:limit]
+    label = windows.name if isinstance(windows, Split) else "windows"
+    return {arm.name: kept_nll(keep, f"{label}--{arm.name}", arm, rows, batch=batch, progress=progress) for arm in arms}
+
+
 def from_sums(sums: dict[str, Tensor], n_tokens: int, *, seed: int = 0) -> Recovery:
-    """The same from (N,) summed NLL of every arm, however they were had."""
+    """The same from (N,) summed NLL of every arm, however they were had.
+
+    Raises InputError without the arms ``full`` and ``compressed``.
+    """
+    if not {"full", "compressed"} <= set(sums):
+        raise InputError("recovery needs the arms 'full' and 'compressed'")
     return {
         name: ArmRecovery(float(nll.sum()), n_tokens, share_of_gap(sums["full"], sums["compressed"], nll, seed=seed))
         for name, nll in sums.items()
@@ -158,13 +178,32 @@ def in_words(found: Recovery) -> list[str]:
                 f"({_ppl(found, name)})" + ("; that much is adaptation to this text." if gain > 0 else ".")
             )
     if {"soft", "full+own"} <= set(found):
-        left = found["soft"].nll - found["full+own"].nll
-        start = found["compressed"].nll - found["full"].nll
+        lines += _recovery_and_adaptation(found)
+    if "lora" in found:
+        share = found["lora"].recovery
         lines.append(
-            f"With equal treatment of both models {100 * left / start:.0f}% of the gap remains: "
-            f"{_ppl(found, 'soft')} against {_ppl(found, 'full+own')}."
+            f"LoRA, which changes weights and not the input, closes {_percent(share)} in as many steps, "
+            f"{_ppl(found, 'lora')}."
         )
     return lines
+
+
+def _recovery_and_adaptation(found: Recovery) -> list[str]:
+    """The prompt's gain in two parts: what the full model gains from the same treatment, and the rest."""
+    tokens = found["full"].n_tokens
+    gain = (found["compressed"].nll - found["soft"].nll) / tokens
+    adaptation = max(0.0, (found["full"].nll - found["full+own"].nll) / tokens)
+    left = (found["soft"].nll - found["full+own"].nll) / (found["compressed"].nll - found["full"].nll)
+    lines = []
+    if gain > 0:
+        rest = gain - adaptation
+        lines.append(
+            f"Of the {gain:.3f} nats a token that the prompt gains the compressed model, {min(gain, adaptation):.3f} "
+            "are adaptation, which the full model enjoys as well when it is treated alike; "
+            + (f"the other {rest:.3f} are recovery." if rest > 0 else "there is no recovery beyond that.")
+        )
+    remains = f"With equal treatment of both models {100 * left:.0f}% of the gap remains: "
+    return [*lines, f"{remains}{_ppl(found, 'soft')} against {_ppl(found, 'full+own')}."]
 
 
 def _ppl(found: Recovery, name: str) -> str:

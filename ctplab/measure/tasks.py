@@ -1,25 +1,26 @@
-"""Zero-shot tasks through lm-eval, for any arm: the harness asks, the arm answers behind its compiled prefix.
-
-Differences to giving lm-eval a PEFT adapter: the context is shortened by k (learned positions would overflow), the
-embeddings are never resized (every arm keeps the same softmax), and the prefix is computed once. As everywhere in the
-lab, a text behind a prefix has no start token of its own; without a prefix the tokenizer's own rule holds.
+"""Zero-shot tasks for any arm. lm-eval asks, the arm answers behind its compiled prefix; ``atlas``, the embedded
+closed-book questions, are asked without it.
 """
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import hashlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-from torch import Tensor
 
+from ctplab.atlas.questions import questions
 from ctplab.errors import InputError
 from ctplab.measure import local_tasks
-from ctplab.measure.stats import Interval, mcnemar, paired_change
-from ctplab.models import Tokenizer, check_context, context_length
-from ctplab.prompts.kv import Arm, compile_prefix, expand, logits_after
+from ctplab.measure.harness import as_lm, only_errors
+from ctplab.measure.questions import answers, marks
+from ctplab.measure.stats import Interval, mcnemar, paired_change, wilson
+from ctplab.models import Tokenizer, check_context
+from ctplab.progress import Progress, silent
+from ctplab.prompts.kv import Arm
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,24 @@ class TaskResult:
     marks: dict[str, list[float]]
     """Metric -> one value a question, in the task's order: what paired tests need."""
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict``."""
+        return cls({name: Metric(**metric) for name, metric in data["metrics"].items()}, data["marks"])
+
+    @property
+    def main(self) -> str:
+        """The metric to report: the paper's normalised accuracy where there is one."""
+        return next(iter([m for m in ("acc_norm", "acc", "exact_match") if m in self.marks] or self.metrics))
+
+    @property
+    def share(self) -> Interval:
+        """Share of right answers by the main metric, with its 95% interval (Wilson)."""
+        right = self.marks.get(self.main)
+        if right is None:
+            raise InputError(f"{self.main} is no share of right answers")
+        return wilson(round(sum(right)), len(right))
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -50,72 +69,67 @@ class Paired:
     """Exact McNemar test: how likely so uneven a split of the questions on which they differ is by chance."""
 
 
-def _harness(arm: Arm, tokenizer: Tokenizer, batch: int) -> Any:
-    """An lm-eval model that answers as ``arm`` does."""
-    HFLM: Any = import_module("lm_eval.models.huggingface").HFLM
-
-    class PrefixLM(HFLM):
-        """HFLM with live objects and a prefix in front of every input."""
-
-        def _model_call(self, inps: Tensor, attn_mask: Any = None, labels: Any = None) -> Tensor:
-            with torch.no_grad():  # inputs are padded on the right: what is scored never sees it
-                return logits_after(arm.model, kv, inps)
-
-        def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
-            cache = expand(arm.model, kv, len(context))
-            if cache is not None:
-                mask = settings["attention_mask"]
-                settings["attention_mask"] = torch.cat([mask.new_ones(len(mask), arm.prefix.k), mask], 1)
-                settings["past_key_values"] = cache
-            return super()._model_generate(context, max_length, stop, **settings)
-
-    with torch.no_grad():
-        kv = compile_prefix(arm.model, arm.prefix)
-    limit = context_length(arm.model)
-    return PrefixLM(
-        pretrained=arm.model,
-        tokenizer=tokenizer,
-        max_length=None if limit is None else limit - arm.prefix.k,
-        batch_size=batch,
-        add_bos_token=False if arm.prefix.k else None,
-    )
-
-
-@contextmanager
-def _only_errors() -> Iterator[None]:
-    """lm-eval warns about live model objects and local data, which are what is wanted here."""
-    logger = logging.getLogger("lm_eval")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
 def evaluate(
-    arm: Arm, tokenizer: Tokenizer, tasks: Sequence[str], *, limit: int | None = None, batch: int = 8, seed: int = 0
+    arm: Arm,
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    batch: int = 8,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> dict[str, TaskResult]:
-    """Ask ``tasks`` by their lm-eval names; ``limit`` takes the first questions only.
+    """Ask ``tasks``: ``atlas``, lm-eval's by name, or custom ones by the path of their YAML file.
 
-    The tasks of ``local_tasks`` are read from ``CTPLAB_DATA`` where that is set; everything else, and everything where
-    it is not, is lm-eval's own and may need the hub. Raises InputError where lm-eval is missing or knows no such task.
+    ``limit`` takes the first questions only. The tasks of ``local_tasks`` are read from ``CTPLAB_DATA`` where that is
+    set; everything else, and everything where it is not, is lm-eval's own and may need the hub. Raises InputError
+    where lm-eval is missing or knows no such task.
     """
     check_context(arm.model, arm.prefix.k, 2)
+    found = {}
+    if "atlas" in tasks:
+        found["atlas"] = _closed_book(arm, tokenizer, limit, progress)
+    named = [name for name in dict.fromkeys(tasks) if name != "atlas"]
+    if named:
+        found |= _ask(arm, tokenizer, named, limit, batch, seed)
+    return found
+
+
+def asked_from(task: str) -> str:
+    """Where a task's questions come from: kept results of the same name are good while this stays the same."""
+    if task == "atlas":
+        return hashlib.sha256("\n".join(question.text for question in questions()).encode()).hexdigest()[:16]
+    if _is_file(task):
+        return hashlib.sha256(Path(task).read_bytes()).hexdigest()[:16]
+    return os.environ.get("CTPLAB_DATA", "") if task in local_tasks.NAMES else ""
+
+
+def _closed_book(arm: Arm, tokenizer: Tokenizer, limit: int | None, progress: Progress) -> TaskResult:
+    asked = list(questions())[:limit]
+    right = [float(mark) for mark in marks(answers(arm, tokenizer, asked, progress=progress), asked)]
+    share, n = sum(right) / len(asked), len(asked)
+    return TaskResult({"exact_match": Metric(share, (share * (1 - share) / n) ** 0.5, n)}, {"exact_match": right})
+
+
+def _ask(
+    arm: Arm, tokenizer: Tokenizer, names: list[str], limit: int | None, batch: int, seed: int
+) -> dict[str, TaskResult]:
+    """lm-eval's results for tasks by name or YAML file."""
     try:
         harness: Any = import_module("lm_eval")
         ConfigurableTask: Any = import_module("lm_eval.api.task").ConfigurableTask
         TaskManager: Any = import_module("lm_eval.tasks").TaskManager
     except ImportError:
         raise InputError("tasks need lm-eval: pip install 'ctplab[tasks]'") from None
-    with _only_errors():
-        asked: list[Any] = []
-        for name in tasks:
-            config = local_tasks.config(name)
-            asked.append(name if config is None else ConfigurableTask(config=config))
+    with only_errors():
         try:
-            manager = TaskManager(include_defaults=any(isinstance(task, str) for task in asked))
-            unknown = [task for task in asked if isinstance(task, str) and task not in manager.all_tasks]
+            asked: list[Any] = []
+            for name in names:
+                config = local_tasks.config(name)
+                asked.append(name if config is None else ConfigurableTask(config=config))
+            theirs = [task for task in asked if isinstance(task, str) and not _is_file(task)]
+            manager = TaskManager(include_defaults=bool(theirs))
+            unknown = [name for name in theirs if name not in manager.all_tasks]
             if unknown:
                 raise InputError(f"lm-eval knows no task {unknown[0]!r}; 'lm-eval ls tasks' names them all")
             loaded: Any = manager.load(asked)
@@ -125,12 +139,24 @@ def evaluate(
                 task.set_fewshot_seed(seed=seed)
             # not simple_evaluate: that also reseeds the whole process and interrogates the machine for seconds
             found: Any = harness.evaluate(
-                lm=_harness(arm, tokenizer, batch), task_dict=loaded, limit=limit, bootstrap_iters=1000
+                lm=as_lm(arm, tokenizer, batch), task_dict=loaded, limit=limit, bootstrap_iters=1000
             )
         except (ConnectionError, FileNotFoundError) as error:
             reason = str(error).split("\n")[0]
-            raise InputError(f"a task's data cannot be had ({reason}); set CTPLAB_DATA to a folder of tasks") from error
-    return {name: _result(values, found["samples"][name]) for name, values in found["results"].items()}
+            raise InputError(
+                f"a task's data cannot be had ({reason}); {', '.join(local_tasks.NAMES)} can be read from the folder "
+                "tasks of CTPLAB_DATA"
+            ) from error
+    return {name: _result(found["results"][name], samples) for name, samples in found["samples"].items()}
+
+
+def _is_file(name: str) -> bool:
+    """True for a custom task's YAML file. Raises InputError where there is none."""
+    if not name.endswith((".yaml", ".yml")):
+        return False
+    if not Path(name).is_file():
+        raise InputError(f"there is no task file {name}")
+    return True
 
 
 def _result(values: dict[str, Any], samples: list[dict[str, Any]]) -> TaskResult:
@@ -147,8 +173,12 @@ def _result(values: dict[str, Any], samples: list[dict[str, Any]]) -> TaskResult
     return TaskResult(metrics, marks)
 
 
-def compare(first: TaskResult, second: TaskResult, metric: str = "acc", *, seed: int = 0) -> Paired:
-    """Two arms' results on one task, question by question. Raises InputError where the questions differ."""
+def compare(first: TaskResult, second: TaskResult, metric: str | None = None, *, seed: int = 0) -> Paired:
+    """Two arms' results on one task by the main metric, or another, question by question.
+
+    Raises InputError where the questions differ.
+    """
+    metric = metric or first.main
     a, b = first.marks.get(metric), second.marks.get(metric)
     if a is None or b is None or len(a) != len(b):
         raise InputError(f"these results have no {metric} of the same questions")

@@ -60,6 +60,12 @@ def home(info: Mapping[str, Any]) -> str:
     return f"{info.get('base', 'unknown')} {info.get('tag', 'full')}"
 
 
+def check_names(sources: Mapping[str, SavedPrompt], targets: Sequence[Target]) -> None:
+    """Raise InputError where names do not tell the cells apart."""
+    if len({target.name for target in targets}) < len(targets) or "none" in sources:
+        raise InputError("every target needs a name of its own, and 'none' is no name for a source")
+
+
 def transfer(
     sources: Mapping[str, SavedPrompt],
     targets: Sequence[Target],
@@ -77,8 +83,7 @@ def transfer(
     ``corpora`` are names as in :func:`ctplab.corpora.corpus`, scored on their test splits in windows of ``seq_len``
     (the first ``limit``), the same windows for every source.
     """
-    if len({target.name for target in targets}) < len(targets) or "none" in sources:
-        raise InputError("every target needs a name of its own, and 'none' is no name for a source")
+    check_names(sources, targets)
     cells = []
     for target in targets:
         model, tokenizer = target.load()

@@ -3,11 +3,15 @@
 PEFT is an optional extra. The base weights are frozen; :meth:`Adapter.remove` puts the model back as it was.
 """
 
+import json
+import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ctplab.corpora import Split
@@ -22,6 +26,7 @@ from ctplab.specs import LoraSpec, PromptSpec
 #: Names of the query and value projections: apart, or fused with the keys (BLOOM, GPT-NeoX, Falcon; GPT-2; Phi-3).
 APART = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"))
 FUSED = ("query_key_value", "c_attn", "qkv_proj", "Wqkv")
+MANIFEST = "adapter.json"
 
 
 def targets(model: Model) -> list[str]:
@@ -100,6 +105,28 @@ class Adapter:
             module.eval()
         return self.model
 
+    def save(self, folder: Path, made_from: dict[str, Any], learned: Learned[Weights]) -> None:
+        """Write PEFT's own files, and last ``adapter.json``: what it was made from, and how learning went."""
+        info = {
+            "made_from": made_from,
+            "best_step": learned.best_step,
+            "validation_nll": learned.best_validation,
+            "stopped": learned.stopped,
+            "curve": [vars(step) for step in learned.steps],
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a base without a name
+            self._peft.save_pretrained(str(folder), save_embedding_layers=False)
+        ready = folder / f"{MANIFEST}.{os.getpid()}.partial"
+        ready.write_text(json.dumps(info, indent=1) + "\n")
+        os.replace(ready, folder / MANIFEST)
+
+    def load(self, folder: Path) -> None:
+        """Put the weights of a saved adapter into this one."""
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(self._peft, load_file(folder / "adapter_model.safetensors"))
+
     def remove(self) -> Model:
         """The model without the adapter: the very modules and weights it had before."""
         self._peft.unload()
@@ -124,3 +151,19 @@ def learn_lora(
     finish(steps, result, spec, progress)
     adapter.put(result.prefix)
     return result
+
+
+def same_budget(spec: PromptSpec) -> PromptSpec:
+    """The recipe for an adapter beside a prompt's ``spec``: the same steps, tokens, loss and validations.
+
+    The rate is a fifth, which is how the paper's two rates differ (2e-4 and 1e-3).
+    """
+    return replace(spec, tokens=1, lr=spec.lr / 5, weight_decay=0.0, init="vocab-random", init_text=None)
+
+
+def made_from(folder: Path) -> dict[str, Any] | None:
+    """What a saved adapter was made from; None where there is no finished one."""
+    try:
+        return json.loads((folder / MANIFEST).read_text())["made_from"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

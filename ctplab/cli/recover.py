@@ -1,0 +1,92 @@
+"""``recover``: how much of the loss a prompt recovers, beside every control."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ctplab.cli.shared import add_command, attach, finish, load_model, manifest_of, say, seq_len, window_options
+from ctplab.errors import InputError
+
+
+def recover(options: argparse.Namespace) -> None:
+    from ctplab import tables
+    from ctplab.controls import LEARNED, recover_with_controls
+    from ctplab.corpora import corpus
+    from ctplab.measure.recovery import in_words, over_seeds
+    from ctplab.progress import bar
+    from ctplab.prompts import files, prefix
+    from ctplab.store import Store, kept_in, slug
+    from ctplab.study import Study
+
+    skip = list(filter(None, options.skip.split(",")))
+    if not set(skip) <= set(LEARNED):
+        raise InputError(f"--skip takes {', '.join(LEARNED)}, not {options.skip!r}")
+    saved = [files.load(folder) for folder in options.prompt]
+    own = files.load(options.full_prompt) if options.full_prompt else None
+    full, tokenizer = load_model(options, options.full)
+    small, _ = load_model(options, options.compressed)
+    for prompt in saved:
+        attach(options, options.compressed, prompt, small, tokenizer)
+    if own is not None:
+        attach(options, options.full, own, full, tokenizer)
+    longest = max(prefix.hard(small, tokenizer).k, *(prompt.prefix.k for prompt in saved))
+    length = seq_len(small, options.seq_len, longest)
+    study = Study(Store(Path(options.out), options.full), full, tokenizer, bar)
+    tag = manifest_of(options.compressed).get("tag") or slug(options.compressed)
+    texts = [corpus(name, tokenizer, length) for name in options.corpus.split(",")]
+    tell = say(options)
+    runs = []
+    for i, (folder, prompt) in enumerate(zip(options.prompt, saved, strict=True)):
+        done = recover_with_controls(
+            study,
+            tag,
+            small,
+            prompt,
+            texts,
+            kept_in(study.store.recovery(tag, folder)),
+            own=own.prefix if own else None,
+            skip=skip,
+            limit=options.windows or None,
+            batch=options.batch,
+            seed=options.seed + i,
+        )
+        runs.append(done)
+        for name, found in done.corpora.items():
+            tell(f"{name}, {folder}\n{tables.arms_table(found)}")
+            for line in in_words(found):
+                tell(f"- {line}")
+        for arm, reason in done.left_out.items():
+            tell(f"Without {arm}: {reason}.")
+    result: dict[str, Any] = {"seq_len": length, "corpora": {}, "words": {}, "seeds": {}}
+    result["left_out"] = {arm: reason for run in runs for arm, reason in run.left_out.items()}
+    for text in texts:
+        found = [run.corpora[text.name] for run in runs]
+        rows = [{name: asdict(arm) | {"ppl": arm.ppl} for name, arm in run.items()} for run in found]
+        result["corpora"][text.name] = rows if len(rows) > 1 else rows[0]
+        result["words"][text.name] = in_words(found[0])
+        if len(found) > 1:
+            spread = over_seeds(found)
+            result["seeds"][text.name] = {arm: asdict(value) for arm, value in spread.items()}
+            tell(f"{text.name}\n{tables.seeds_table(spread)}")
+    finish(options, result)
+
+
+def register(commands: Any) -> None:
+    """Add the subcommand of this file."""
+    sub = add_command(commands, recover, "how much of the loss a prompt recovers, beside its controls")
+    sub.add_argument("--full", required=True, metavar="MODEL")
+    sub.add_argument("--compressed", required=True, metavar="MODEL")
+    sub.add_argument("--prompt", required=True, nargs="+", metavar="DIR", help="several: the same recipe, other seeds")
+    sub.add_argument(
+        "--full-prompt", metavar="DIR", help="for full+own: learned on the full model already (default: learned now)"
+    )
+    sub.add_argument(
+        "--skip", default="", metavar="ARMS", help="full+own,lora: controls not to learn, each as long as the prompt"
+    )
+    sub.add_argument("--corpus", default="atlas-web", help="names, separated by commas")
+    sub.add_argument("--force", action="store_true", help="use prompts of unknown origin")
+    sub.add_argument(
+        "--out", default="runs", metavar="DIR", help="run folder: what is learned and scored; run again to go on"
+    )
+    window_options(sub)

@@ -1,0 +1,57 @@
+"""Table 8: accuracy of the full, the compressed and the prompted model at six levels."""
+
+from dataclasses import asdict
+from typing import Any
+
+from ctplab import paper
+from ctplab.measure.keep import kept_tasks
+from ctplab.measure.tasks import TaskResult, compare
+from ctplab.prompts.kv import Arm
+from ctplab.prompts.prefix import none
+from ctplab.reproduce.bench import Bench
+from ctplab.reproduce.recipes import OTHER, TASKS
+from ctplab.store import kept_in
+
+
+def table_8(bench: Bench, limit: int | None) -> list[dict[str, Any]]:
+    """A dict for every level, method and task, in the paper's order; prompted ones with the paired test against none.
+
+    The paper's accuracies stand beside ours where the task is one of its four. ``limit``: the first questions only.
+    """
+    rows = []
+    for level in ("full", *(row.level for row in OTHER["table8"])):
+        tag, model = bench.model(level)
+        alone = _ask(bench, tag, Arm("none", model, none(model)), limit)
+        rows += [_row(level, "none", task, result) for task, result in alone.items()]
+        if level == "full":
+            continue
+        prompt = bench.prompt(level).prefix
+        soft = _ask(bench, tag, Arm("soft", model, prompt), limit)
+        for task, result in soft.items():
+            rows.append(_row(level, "soft", task, result) | {"against_none": asdict(compare(result, alone[task]))})
+    return rows
+
+
+def _ask(bench: Bench, tag: str, arm: Arm, limit: int | None) -> dict[str, TaskResult]:
+    """The arm's results, task by task, each kept in the run folder when it is known."""
+    keep, tokenizer = kept_in(bench.study.store.tasks(tag)), bench.study.tokenizer
+    found: dict[str, TaskResult] = {}
+    for task in bench.scale.tasks:
+        bench.say(f"{bench.name} {tag}: {task}, {arm.name}")
+        found |= kept_tasks(
+            keep, f"{arm.name}--{task}", arm, tokenizer, task,
+            limit=limit, batch=8, seed=bench.seed, progress=bench.study.progress,
+        )  # fmt: skip
+    return found
+
+
+def _row(level: str, method: str, task: str, result: TaskResult) -> dict[str, Any]:
+    printed = None
+    if task in TASKS:
+        what = paper.TASKS[TASKS.index(task)]
+        (printed,) = (v for v in paper.TABLES["table8"].values if (v.level, v.method, v.what) == (level, method, what))
+    return {
+        "level": level, "method": method, "task": task, "metric": result.main, "ours": asdict(result.share),
+        "metrics": {name: asdict(metric) for name, metric in result.metrics.items()},
+        "printed": printed.printed if printed else None, "printed_stderr": printed.stderr if printed else None,
+    }  # fmt: skip
