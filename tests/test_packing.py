@@ -67,3 +67,32 @@ def test_packed_linear_is_the_dense_linear_forward_and_backward(spec):
     out.square().sum().backward()
     reference.square().sum().backward()
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("group_size", [None, 32, 64])
+def test_few_bfloat16_tokens_take_torchs_int4_product(group_size):
+    generator = torch.Generator().manual_seed(0)
+    W, X = torch.randn(48, 128, generator=generator), torch.randn(512, 128, generator=generator)
+    found = solve(W, X.T @ X / 256, CompressionSpec(bits=4, group_size=group_size))
+    layer = PackedLinear(pack(found, 4), 4, torch.randn(48).bfloat16())
+    x = X[:6].bfloat16().view(2, 3, 128)
+    exact = torch.nn.functional.linear(x.double(), found.W_hat.double(), layer.bias.double())
+    with torch.no_grad():
+        unpacked = layer(X.bfloat16())  # more tokens than the int4 product is worth
+        assert layer.int4 is None
+        out = layer(x)
+    assert layer.int4 is not None and out.shape == (2, 3, 48)
+    size = exact.abs().max()
+    assert (out.double() - exact).abs().max() < 0.02 * size  # bfloat16 scales and offsets: 8 bits
+    assert (unpacked[:6].view(2, 3, 48).double() - exact).abs().max() < 0.02 * size
+    layer.int4 = None
+    layer(x.requires_grad_(True)).sum().backward()  # gradients: unpacked
+    assert layer.int4 is None and x.grad is not None
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.tag)
+def test_shapes_that_int4_does_not_take_are_unpacked(spec):
+    parts = pack(solution(spec), spec.bits)  # 24 x 40: neither rows nor groups fit
+    dense, x = unpack(parts, spec.bits, torch.bfloat16), torch.randn(3, 40).bfloat16()
+    with torch.no_grad():
+        assert torch.equal(PackedLinear(parts, spec.bits, None)(x), x @ dense.T)
