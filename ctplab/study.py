@@ -12,7 +12,7 @@ from ctplab.corpora import Split
 from ctplab.errors import InputError
 from ctplab.measure.perplexity import Score, window_nll
 from ctplab.measure.questions import answers, marks
-from ctplab.models import Model, Tokenizer, tensor_fingerprint
+from ctplab.models import Model, Tokenizer, base_fingerprint, tensor_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts import files, learn
 from ctplab.prompts.kv import Arm
@@ -35,10 +35,11 @@ class Study:
         folder = self.store.compressed(spec.tag)
         if (folder / checkpoint.MANIFEST).exists():
             manifest = checkpoint.read_manifest(folder)
-            same = manifest["spec"] == spec.to_json() and manifest["calibration"] == tensor_fingerprint(calibration)
-            if same:
-                device = str(next(self.full.parameters()).device)
-                return loading.load(folder, device=device)[0], manifest
+            made_from = (manifest["spec"], manifest["calibration"], manifest["base_fingerprint"])
+            if made_from == (spec.to_json(), tensor_fingerprint(calibration), base_fingerprint(self.full)):
+                weight = next(self.full.parameters())
+                dtype = str(weight.dtype).removeprefix("torch.")
+                return loading.load(folder, device=str(weight.device), dtype=dtype)[0], manifest
         model, report = walk.compress(self.full, calibration, spec, progress=self.progress)
         return model, checkpoint.save(folder, model, self.tokenizer, report, self.store.model)
 
@@ -47,12 +48,16 @@ class Study:
     ) -> files.SavedPrompt:
         """The learned prompt; resumes where it was killed. Ctrl-C stops and leaves it resumable."""
         folder = self.store.prompt(tag, name)
+        teacher = self.full if spec.kl > 0 else None
+        learned_from = {
+            "corpus_fingerprint": train.fingerprint,
+            "weights_fingerprint": tensor_fingerprint(*model.parameters(), *(teacher.parameters() if teacher else ())),
+        }
         if (folder / files.MANIFEST).exists():
             saved = files.load(folder)
-            if saved.info["spec"] == spec.to_json() and saved.info.get("corpus_fingerprint") == train.fingerprint:
+            if saved.info["spec"] == spec.to_json() and learned_from.items() <= saved.info.items():
                 return saved
         state = self.store.prompt_state(tag, name)
-        teacher = self.full if spec.kl > 0 else None
         learned = learn.learn(
             model,
             train,
@@ -65,12 +70,7 @@ class Study:
         )
         if learned.stopped and learned.stopped.startswith("interrupted"):
             raise KeyboardInterrupt
-        provenance = {
-            "base": self.store.model,
-            "tag": tag,
-            "corpus": train.name,
-            "corpus_fingerprint": train.fingerprint,
-        }
+        provenance = {"base": self.store.model, "tag": tag, "corpus": train.name, **learned_from}
         files.save(folder, learned, spec, model, self.tokenizer, **provenance)
         state.unlink(missing_ok=True)
         return files.load(folder)

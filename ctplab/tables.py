@@ -106,3 +106,32 @@ def records_table(rows: Sequence[dict[str, Any]]) -> str:
         return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
 
     return table(keys, [[cell(row.get(key)) for key in keys] for row in rows])
+
+
+def plan_table(steps: dict[str, dict[str, Any]]) -> str:
+    """What a sweep has to do, by step: cells, done ones, tokens and estimated seconds of the others."""
+    rows = [
+        [step, str(row["cells"]), str(row["done"]), f"{row['tokens']:,}", _seconds(row["seconds"])]
+        for step, row in steps.items()
+    ]
+    return table(["step", "cells", "done", "tokens to process", "about"], rows)
+
+
+def _seconds(seconds: float | None) -> str:
+    return "not measured yet" if seconds is None else f"{seconds:.0f} s"
+
+
+def sweep_table(rows: Sequence[dict[str, Any]]) -> str:
+    """What a sweep found: perplexities, and the share of the NLL gap that each prompt closes."""
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    body = []
+    for row in rows:
+        share = row["recovery"]
+        names = [str("-" if row[key] is None else row[key]) for key in ("model", "tag", "prompt", "learned_on", "seed")]
+        names = [*names, row["scored_on"], *(cell(row[key]) for key in ("full", "compressed", "soft"))]
+        body.append([*names, "-" if share is None else percent(Interval(**share))])
+    names = ["model", "level", "prompt", "learned on", "seed", "scored on"]
+    return table([*names, "full", "compressed", "soft", "recovery [95%]"], body)

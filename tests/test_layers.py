@@ -14,7 +14,7 @@ LAYERS = [
     {"compress", "prompts"},
     {"measure", "inspect"},
     {"store", "study", "plots", "plots_measure", "plots_interactive", "tables", "report"},
-    {"demo", "reproduce"},
+    {"demo", "reproduce", "sweep"},
     {"reproduce_other"},
     {"cli"},
 ]

@@ -2,7 +2,7 @@
 
 import sys
 
-from ctplab.cli import answer, app, exchange, hard, look, measure, models, prompts, reproduce, study
+from ctplab.cli import answer, app, exchange, hard, look, measure, models, prompts, reproduce, study, sweep
 from ctplab.cli.shared import Parser
 from ctplab.errors import InputError
 
@@ -11,7 +11,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = Parser(prog="ctplab", description="Compress a language model, and heal it with a soft prompt.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (study, models, prompts, hard, measure, look, answer, exchange, reproduce, app):
+    for module in (study, models, prompts, hard, measure, look, answer, exchange, reproduce, sweep, app):
         module.register(commands)
     try:
         options = parser.parse_args(arguments)
