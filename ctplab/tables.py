@@ -121,17 +121,22 @@ def _seconds(seconds: float | None) -> str:
     return "not measured yet" if seconds is None else f"{seconds:.0f} s"
 
 
-def sweep_table(rows: Sequence[dict[str, Any]]) -> str:
-    """What a sweep found: perplexities, and the share of the NLL gap that each prompt closes."""
+def sweep_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(header, body) of what a sweep found: perplexities, and the share of the NLL gap that each prompt closes."""
 
     def cell(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}"
 
+    settings, arms = ("model", "tag", "prompt", "learned_on", "seed", "scored_on"), ("full", "compressed", "soft")
     body = []
     for row in rows:
-        share = row["recovery"]
-        names = [str("-" if row[key] is None else row[key]) for key in ("model", "tag", "prompt", "learned_on", "seed")]
-        names = [*names, row["scored_on"], *(cell(row[key]) for key in ("full", "compressed", "soft"))]
-        body.append([*names, "-" if share is None else percent(Interval(**share))])
-    names = ["model", "level", "prompt", "learned on", "seed", "scored on"]
-    return table([*names, "full", "compressed", "soft", "recovery [95%]"], body)
+        names = ["-" if row[key] is None else str(row[key]) for key in settings]
+        share = "-" if row["recovery"] is None else percent(Interval(**row["recovery"]))
+        body.append([*names, *(cell(row[arm]) for arm in arms), share])
+    header = ["model", "level", "prompt", "learned on", "seed", "scored on", *arms, "recovery [95%]"]
+    return header, body
+
+
+def sweep_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The same as text."""
+    return table(*sweep_cells(rows))

@@ -75,6 +75,7 @@ def _task(job: Job, need: Outcome | None) -> Outcome:
 def run(jobs: Sequence[Job]) -> Iterator[Outcome]:
     """Do the jobs on the cluster this process is connected to; yields outcomes as they come."""
     import ray
+    from ray.exceptions import RayError
 
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task)
@@ -89,7 +90,7 @@ def run(jobs: Sequence[Job]) -> Iterator[Outcome]:
             job = waiting.pop(ref)
             try:
                 outcome = ray.get(ref)
-            except ray.exceptions.RayError as error:  # the worker was lost again and again, or the need's
+            except RayError as error:  # the worker was lost again and again, or the need's
                 outcome = failed(job, error)
             yield outcome
     finally:
