@@ -206,13 +206,3 @@ def test_the_example_is_a_valid_grid():
 
     grid = read(Path(__file__).parents[1] / "docs" / "sweep.toml")
     assert grid.models == ("atlas",) and len(list(cells(grid))) == 32
-
-
-def test_without_ray_or_without_a_cluster(file, capsys, monkeypatch):
-    pytest.importorskip("ray", reason="needs ray: pip install 'ctplab[ray]'")
-    assert "no Ray cluster answers at 127.0.0.1:1" in sweep(capsys, file, "--ray", "127.0.0.1:1")[2]
-    assert "takes auto, local or host:port" in sweep(capsys, file, "--ray", "somewhere")[2]
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    code, out, err = sweep(capsys, file, "--ray", "auto")
-    assert code == 2 and out is None and err == "ctplab: Ray is not installed: pip install 'ctplab[ray]'\n"
-    assert computed(file) == []

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def sweep(options: argparse.Namespace) -> None:
         if options.dry_run:
             finish(options, {"plan": found.by_step(), "cells": _cells(found, {})})
             return
-        outcomes = ray.run(found.jobs) if options.ray else local.run(found.jobs)
+        outcomes = held.enter_context(closing(ray.run(found.jobs) if options.ray else local.run(found.jobs)))
         ended = {}
         try:
             for outcome in by_size(outcomes, total=sum(job.tokens for job in found.jobs), label="sweep"):

@@ -1,12 +1,12 @@
 """Cells one after the other, in this process."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from ctplab.progress import Progress, bar
 from ctplab.sweep.steps import Job, Outcome, left_out, run_cell
 
 
-def run(jobs: Sequence[Job], progress: Progress = bar) -> Iterator[Outcome]:
+def run(jobs: Sequence[Job], progress: Progress = bar) -> Generator[Outcome]:
     """Do the jobs in order; those whose need failed are left out. ``progress`` shows what goes on inside a cell."""
     failed = set()
     for job in jobs:

@@ -6,8 +6,9 @@ All machines must see the runs, models and texts under the same paths, and have 
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from ctplab.errors import InputError
@@ -18,6 +19,8 @@ RETRIES = 3
 REACH_SECONDS = 5
 #: Variables that say where texts and models are found; workers get the values of here.
 ENVIRONMENT = ("CTPLAB_DATA", "CTPLAB_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
+#: With "0" Ray keeps to 127.0.0.1, as it does by itself on other systems than Linux; else the network can reach it.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def connected(address: str) -> Iterator[None]:
     """Be a driver of the cluster at ``address``: ``host:port``, ``auto`` (the one on this machine), or ``local``: one
     on this machine for this sweep only. Raises InputError where there is none, or no Ray.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
+    _prepare(address)
     try:
         import ray
     except ImportError:
@@ -35,9 +38,7 @@ def connected(address: str) -> Iterator[None]:
     if given:
         options["runtime_env"] = {"env_vars": given}
     if address == "local":
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    elif address != "auto":
-        _reach(address)
+        options["include_dashboard"] = False
     try:
         ray.init(address, **options)
     except Exception as error:  # a dozen types, by what is wrong with the cluster
@@ -49,8 +50,18 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+def _prepare(address: str) -> None:
+    """What Ray reads when it is imported; and that somebody listens at ``address``: Ray itself tries for minutes."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == "local" or address.startswith(("127.0.0.1:", "localhost:")):
+        os.environ.setdefault(LOOPBACK, "0")
+    if address != "local":
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    if address not in ("local", "auto"):
+        _reach(address)
+
+
 def _reach(address: str) -> None:
-    """Ray itself tries for more than a minute."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise InputError(f"--ray takes auto, local or host:port (of the head node), not {address!r}")
@@ -72,7 +83,7 @@ def _task(job: Job, need: Outcome | None) -> Outcome:
     return left_out(job) if need is not None and need.error else run_cell(job)
 
 
-def run(jobs: Sequence[Job]) -> Iterator[Outcome]:
+def run(jobs: Sequence[Job]) -> Generator[Outcome]:
     """Do the jobs on the cluster this process is connected to; yields outcomes as they come."""
     import ray
     from ray.exceptions import RayError
@@ -85,14 +96,15 @@ def run(jobs: Sequence[Job]) -> Iterator[Outcome]:
         refs[job.cell] = task.options(name=job.cell.name).remote(job, need)
     waiting = {refs[job.cell]: job for job in jobs}
     try:
-        while waiting:
-            (ref, *_), _ = ray.wait(list(waiting), num_returns=1)
-            job = waiting.pop(ref)
-            try:
-                outcome = ray.get(ref)
-            except RayError as error:  # the worker was lost again and again, or the need's
-                outcome = failed(job, error)
-            yield outcome
+        with redirect_stdout(sys.stderr):  # Ray tells there of lost workers
+            while waiting:
+                (ref, *_), _ = ray.wait(list(waiting), num_returns=1)
+                job = waiting.pop(ref)
+                try:
+                    outcome = ray.get(ref)
+                except RayError as error:  # its worker, or that of its need, was lost again and again
+                    outcome = failed(job, error)
+                yield outcome
     finally:
         for ref in waiting:
             ray.cancel(ref)
