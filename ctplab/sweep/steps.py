@@ -18,7 +18,7 @@ from ctplab.prompts.prefix import none
 from ctplab.store import Store
 from ctplab.study import Study
 from ctplab.sweep import log
-from ctplab.sweep.cells import Cell, Settings
+from ctplab.sweep.cells import Cell, Settings, short
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Outcome:
     @property
     def note(self) -> str:
         """For a bar."""
-        return f"{self.cell.name} {'failed' if self.error else 'done'}"
+        cell = self.cell
+        return f"{cell.step} {short(cell.model)} {cell.tag} {'failed' if self.error else 'done'}"
 
 
 def result_path(cell: Cell, root: Path) -> Path:
