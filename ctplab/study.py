@@ -12,7 +12,7 @@ from ctplab.corpora import Split
 from ctplab.errors import InputError
 from ctplab.measure.perplexity import Score, window_nll
 from ctplab.measure.questions import answers, marks
-from ctplab.models import Model, Tokenizer, base_fingerprint, tensor_fingerprint
+from ctplab.models import Model, Tokenizer, tensor_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts import files, learn
 from ctplab.prompts.kv import Arm
@@ -33,15 +33,21 @@ class Study:
     def compressed(self, spec: CompressionSpec, calibration: Tensor) -> tuple[Model, dict[str, Any]]:
         """The compressed model and its manifest; made at the first call, loaded afterwards."""
         folder = self.store.compressed(spec.tag)
+        made_from = {
+            "spec": spec.to_json(),
+            "calibration": tensor_fingerprint(calibration),
+            "full_fingerprint": tensor_fingerprint(*self.full.parameters()),
+        }
         if (folder / checkpoint.MANIFEST).exists():
             manifest = checkpoint.read_manifest(folder)
-            made_from = (manifest["spec"], manifest["calibration"], manifest["base_fingerprint"])
-            if made_from == (spec.to_json(), tensor_fingerprint(calibration), base_fingerprint(self.full)):
+            if made_from.items() <= manifest.items():
                 weight = next(self.full.parameters())
                 dtype = str(weight.dtype).removeprefix("torch.")
                 return loading.load(folder, device=str(weight.device), dtype=dtype)[0], manifest
         model, report = walk.compress(self.full, calibration, spec, progress=self.progress)
-        return model, checkpoint.save(folder, model, self.tokenizer, report, self.store.model)
+        manifest = checkpoint.save(folder, model, self.tokenizer, report, self.store.model) | made_from
+        checkpoint.write_json(folder / checkpoint.MANIFEST, manifest)
+        return model, manifest
 
     def prompt(
         self, tag: str, name: str, model: Model, train: Split, validation: Split, spec: PromptSpec

@@ -14,6 +14,7 @@ from ctplab.sweep import log
 from ctplab.sweep.cells import cells
 from ctplab.sweep.grid import read
 
+ARMS = ("full", "compressed", "soft")
 SWEEP = """
 models = ["{model}"]
 corpora = ["{text}"]
@@ -121,7 +122,11 @@ def test_changed_settings_run_what_depends_on_them_again_and_time_is_estimated(f
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(1.5)  # other weights, the same shapes, embeddings and size
     model.save_pretrained(file.parent / "model")
-    assert {row["done"] for row in sweep(capsys, file, "--dry-run")[1]["plan"].values()} == {0}
+    before = len(computed(file))
+    code, other, _ = sweep(capsys, file)
+    assert code == 0 and {row["done"] for row in other["plan"].values()} == {0}
+    assert len(computed(file)) == before + len(other["cells"])
+    assert all(row[arm] != was[arm] for row, was in zip(other["rows"], found["rows"], strict=True) for arm in ARMS)
 
 
 def test_a_failed_cell_does_not_stop_the_rest(file, capsys):

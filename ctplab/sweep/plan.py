@@ -17,7 +17,7 @@ from ctplab.progress import Progress, silent
 from ctplab.sweep import log
 from ctplab.sweep.cells import STEPS, Cell, Settings, cells
 from ctplab.sweep.grid import Grid
-from ctplab.sweep.steps import Job, result_path, text
+from ctplab.sweep.steps import Job, forget, result_path, text
 
 PAGE, PAGES = 4096, 64
 
@@ -69,6 +69,7 @@ def plan(name: str, grid: Grid, settings: Settings, progress: Progress = silent)
 
     Raises InputError for models and corpora that cannot be had, for texts too short and prompts too long.
     """
+    forget()
     for model in grid.models:
         _check_model(model, grid)
     every = list(cells(grid))

@@ -43,7 +43,8 @@ def connected(address: str) -> Iterator[None]:
         ray.init(address, **options)
     except Exception as error:  # a dozen types, by what is wrong with the cluster
         said = str(error).strip().split("\n")[0]
-        raise InputError(f"cannot join the Ray cluster {address!r}: {said}") from None
+        token = "" if "RAY_AUTH_MODE" in os.environ else " (RAY_AUTH_MODE=token where it asks for a token)"
+        raise InputError(f"cannot join the Ray cluster {address!r}: {said}{token}") from None
     try:
         yield
     finally:

@@ -168,6 +168,12 @@ def text(model: str, name: str, seq_len: int) -> Corpus:
     return corpus(name, tokenizer(model), seq_len)
 
 
+def forget() -> None:
+    """Read models and texts anew: they may have changed since an earlier sweep in this process."""
+    for cached in (_load_full, _load_compressed, tokenizer, text):
+        cached.cache_clear()
+
+
 def _split(job: Job, name: str, split: str) -> Split:
     found = getattr(text(job.cell.model, name, job.settings.seq_len), split)
     if found.fingerprint != job.texts[name, split]:
