@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ import ctplab as ctp
 from ctplab.cli import main
 from ctplab.study import Study
 from ctplab.sweep import log
-from ctplab.sweep.cells import cells
+from ctplab.sweep.cells import Settings, cells
 from ctplab.sweep.grid import read
+from ctplab.sweep.plan import plan
+from ctplab.sweep.steps import run_cell
 
 ARMS = ("full", "compressed", "soft")
 SWEEP = """
@@ -206,8 +209,14 @@ def test_a_compressed_model_is_no_start(file, capsys):
     assert "a sweep starts from full models" in sweep(capsys, file)[2]
 
 
-def test_the_example_is_a_valid_grid():
-    from pathlib import Path
+def test_a_machine_with_other_text_is_found_out(file):
+    grid = read(file)
+    settings = Settings(file.parent / "runs", grid.seq_len, grid.windows, grid.calibration, "cpu")
+    job = plan("grid", grid, settings).jobs[0]
+    other = replace(job, texts=dict.fromkeys(job.texts, "another fingerprint"))
+    assert "holds other text on this machine" in str(run_cell(other).error) and run_cell(job).error is None
 
+
+def test_the_example_is_a_valid_grid():
     grid = read(Path(__file__).parents[1] / "docs" / "sweep.toml")
     assert grid.models == ("atlas",) and len(list(cells(grid))) == 32

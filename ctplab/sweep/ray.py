@@ -73,11 +73,13 @@ def _reach(address: str) -> None:
 
 
 def slots() -> int:
-    """Cells that run at the same time: one a GPU, or one a core where there is no GPU."""
+    """Cells that run at the same time: one a GPU, or one a core where there is no GPU. Raises InputError for none."""
     import ray
 
     found = ray.cluster_resources()
-    return max(1, int(found.get("GPU") or found.get("CPU", 1)))
+    if found.get("CPU", 0) < 1:
+        raise InputError("the Ray cluster has no cores for cells; add a node with 'ray start --address=...'")
+    return int(found.get("GPU") or found["CPU"])
 
 
 def _task(job: Job, need: Outcome | None) -> Outcome:
