@@ -27,8 +27,14 @@ def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # workers stand in another folder
-    cluster = Cluster(initialize_head=True, head_node_args=NODE)
-    cluster.add_node(**NODE)
+    for attempt in range(3):  # on a busy machine Ray's daemons give each other up after 15 s
+        try:
+            cluster = Cluster(initialize_head=True, head_node_args=NODE)
+            cluster.add_node(**NODE)
+            break
+        except Exception:
+            if attempt == 2:
+                raise
     yield cluster.address
     ray.shutdown()
     cluster.shutdown()
