@@ -1,4 +1,4 @@
-"""Tab *Results*: what the runs in the run folder found. Reads ``demo.json``; measures nothing."""
+"""Tab *Results*: what the runs in the run folder found (sweeps: ``sweeps.py``). Reads files; measures nothing."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 import gradio as gr
 import plotly.graph_objects as go
 
-from app import figures
+from app import figures, sweeps
 from app.bench import PRIVATE, Bench
 from app.header import Header
 from app.views import size
 from ctplab.paper import TABLES
 from ctplab.store import Store
 
-NOTHING = "No results yet in `{runs}`. Run `ctplab demo --out {runs}` (some minutes), then open this tab again."
+NOTHING = "No demo yet in `{runs}`. Run `ctplab demo --out {runs}` (some minutes), then open this tab again."
 FILES = ["arm", "file", "windows", "tokens", "summed NLL", "windows' fingerprint"]
 NOMINAL_BITS = {"3-bit": 3.0, "50% + 4-bit": 2.0}
 SOFT = ("soft", "learned on C4")
@@ -234,3 +234,4 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         [told, box, run, corpus, levels, paper, shares, exact, matrix], show_progress="hidden", queue=False, **PRIVATE,
     )  # fmt: skip
     matrix.select(pick, run, files, queue=False, show_progress="hidden", **PRIVATE)
+    sweeps.build(bench, tab)

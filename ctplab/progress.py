@@ -26,6 +26,15 @@ def bar(items: Iterable[T], *, total: int | None = None, label: str = "") -> Ite
             yield item
 
 
+def by_size(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
+    """As :func:`bar` for items that differ in cost: each has a ``size`` in tokens, and ``total`` is their sum."""
+    with tqdm(total=total, desc=label, leave=False, unit=" tokens", unit_scale=True, smoothing=0) as shown:
+        for item in items:
+            shown.set_postfix_str(getattr(item, "note", ""), refresh=False)
+            shown.update(getattr(item, "size", 1))
+            yield item
+
+
 def silent(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
     """No output."""
     yield from items

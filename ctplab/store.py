@@ -8,6 +8,8 @@
     recovery/<prompt>/                       sums of every arm beside one prompt, likewise
 <runs>/<model>/transfer/                     cells of the transfer matrix
 <runs>/<model>/report/                       figures, report.md, demo.json
+<runs>/sweeps/<name>.json                    what a sweep found
+<runs>/sweeps/completed.jsonl                cells of all sweeps: a line each, written when it is done
 """
 
 import json
@@ -43,6 +45,21 @@ def once(path: Path, key: dict[str, Any], compute: Compute) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     return result
+
+
+def sweeps(root: Path) -> Path:
+    """Folder of what the sweeps found."""
+    return root / "sweeps"
+
+
+def sweep(root: Path, name: str) -> Path:
+    """File of what the sweep ``name`` found."""
+    return sweeps(root) / f"{slug(name)}.json"
+
+
+def completed(root: Path) -> Path:
+    """The log of done cells."""
+    return sweeps(root) / "completed.jsonl"
 
 
 def kept_in(folder: Path) -> Callable[[str, dict[str, Any], Compute], dict[str, Any]]:

@@ -35,26 +35,37 @@ class Study:
     def compressed(self, spec: CompressionSpec, calibration: Tensor) -> tuple[Model, dict[str, Any]]:
         """The compressed model and its manifest; made at the first call, loaded afterwards."""
         folder = self.store.compressed(spec.tag)
+        made_from = {
+            "spec": spec.to_json(),
+            "calibration": tensor_fingerprint(calibration),
+            "full_fingerprint": tensor_fingerprint(*self.full.parameters()),
+        }
         if (folder / checkpoint.MANIFEST).exists():
             manifest = checkpoint.read_manifest(folder)
-            same = manifest["spec"] == spec.to_json() and manifest["calibration"] == tensor_fingerprint(calibration)
-            if same:
-                device = str(next(self.full.parameters()).device)
-                return loading.load(folder, device=device)[0], manifest
+            if made_from.items() <= manifest.items():
+                weight = next(self.full.parameters())
+                dtype = str(weight.dtype).removeprefix("torch.")
+                return loading.load(folder, device=str(weight.device), dtype=dtype)[0], manifest
         model, report = walk.compress(self.full, calibration, spec, progress=self.progress)
-        return model, checkpoint.save(folder, model, self.tokenizer, report, self.store.model)
+        manifest = checkpoint.save(folder, model, self.tokenizer, report, self.store.model) | made_from
+        checkpoint.write_json(folder / checkpoint.MANIFEST, manifest)
+        return model, manifest
 
     def prompt(
         self, tag: str, name: str, model: Model, train: Split, validation: Split, spec: PromptSpec
     ) -> files.SavedPrompt:
         """The learned prompt; resumes where it was killed. Ctrl-C stops and leaves it resumable."""
         folder = self.store.prompt(tag, name)
+        teacher = self.full if spec.kl > 0 else None
+        learned_from = {
+            "corpus_fingerprint": train.fingerprint,
+            "weights_fingerprint": tensor_fingerprint(*model.parameters(), *(teacher.parameters() if teacher else ())),
+        }
         if (folder / files.MANIFEST).exists():
             saved = files.load(folder)
-            if saved.info["spec"] == spec.to_json() and saved.info.get("corpus_fingerprint") == train.fingerprint:
+            if saved.info["spec"] == spec.to_json() and learned_from.items() <= saved.info.items():
                 return saved
         state = self.store.prompt_state(tag, name)
-        teacher = self.full if spec.kl > 0 else None
         learned = learn.learn(
             model,
             train,
@@ -66,13 +77,8 @@ class Study:
             progress=self.progress,
         )
         _go_on(learned)
-        provenance = {
-            "base": self.store.model,
-            "tag": tag,
-            "corpus": train.name,
-            "corpus_fingerprint": train.fingerprint,
-            "seq_len": train.seq_len,
-        }
+        provenance = {"base": self.store.model, "tag": tag, "corpus": train.name, "seq_len": train.seq_len}
+        provenance |= learned_from
         files.save(folder, learned, spec, model, self.tokenizer, **provenance)
         state.unlink(missing_ok=True)
         return files.load(folder)

@@ -147,3 +147,37 @@ def records_table(rows: Sequence[dict[str, Any]]) -> str:
         return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
 
     return table(keys, [[cell(row.get(key)) for key in keys] for row in rows])
+
+
+def plan_table(steps: dict[str, dict[str, Any]]) -> str:
+    """What a sweep has to do, by step: cells, done ones, tokens and estimated seconds of the others."""
+    rows = [
+        [step, str(row["cells"]), str(row["done"]), f"{row['tokens']:,}", _seconds(row["seconds"])]
+        for step, row in steps.items()
+    ]
+    return table(["step", "cells", "done", "tokens to process", "about"], rows)
+
+
+def _seconds(seconds: float | None) -> str:
+    return "not measured yet" if seconds is None else f"{seconds:.0f} s"
+
+
+def sweep_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(header, body) of what a sweep found: perplexities, and the share of the NLL gap that each prompt closes."""
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    settings, arms = ("model", "tag", "prompt", "learned_on", "seed", "scored_on"), ("full", "compressed", "soft")
+    body = []
+    for row in rows:
+        names = ["-" if row[key] is None else str(row[key]) for key in settings]
+        share = "-" if row["recovery"] is None else percent(Interval(**row["recovery"]))
+        body.append([*names, *(cell(row[arm]) for arm in arms), share])
+    header = ["model", "level", "prompt", "learned on", "seed", "scored on", *arms, "recovery [95%]"]
+    return header, body
+
+
+def sweep_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The same as text."""
+    return table(*sweep_cells(rows))

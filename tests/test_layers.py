@@ -14,7 +14,7 @@ LAYERS = [
     {"compress", "prompts"},
     {"measure", "inspect"},
     {"store", "study", "plots", "plots_measure", "plots_paper", "plots_interactive", "tables", "report"},
-    {"demo", "controls", "reproduce"},
+    {"demo", "controls", "reproduce", "sweep"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

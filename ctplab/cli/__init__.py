@@ -2,7 +2,21 @@
 
 import sys
 
-from ctplab.cli import answer, app, exchange, hard, look, models, prompts, recover, reproduce, score, study, transfer
+from ctplab.cli import (
+    answer,
+    app,
+    exchange,
+    hard,
+    look,
+    models,
+    prompts,
+    recover,
+    reproduce,
+    score,
+    study,
+    sweep,
+    transfer,
+)
 from ctplab.cli.shared import Parser
 from ctplab.errors import InputError
 
@@ -11,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = Parser(prog="ctplab", description="Compress a language model, and heal it with a soft prompt.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (study, models, prompts, hard, score, recover, transfer, look, answer, exchange, reproduce, app):
+    modules = (study, models, prompts, hard, score, recover, transfer, look, answer, exchange, reproduce, sweep, app)
+    for module in modules:
         module.register(commands)
     try:
         options = parser.parse_args(arguments)

@@ -9,6 +9,7 @@ import pytest
 import ctplab as ctp
 from app.bench import USUAL_ARMS
 from ctplab.demo import CORPORA
+from ctplab.store import sweep as sweep_file
 
 SOON = 20_000  # ms: patience on a busy machine, no timing of ours
 UNNAMED = """() => [...document.querySelectorAll('input, textarea, select, button')].filter((e) => {
@@ -232,6 +233,23 @@ def test_results(visit, fake):
     assert plot(page, "#paper")[1][2:] == [4, 4, 4]
     page.locator("#transfer [data-testid=cell-0-1]").click()
     page.wait_for_function("document.querySelector('#cell').innerText.includes('soft--atlas-web.json')")
+
+
+def test_sweeps(visit, fake):
+    row = {"model": "atlas", "tag": "w3", "prompt": "p4", "learned_on": "atlas-web", "seed": 1, "scored_on": "docs"}
+    row |= {"full": 2.0, "compressed": 4.0, "soft": None, "recovery": None}
+    page = visit(fake)
+    tab(page, "Results")
+    assert page.locator("#sweep-rows").count() == 0
+    kept = sweep_file(fake.bench.runs, "grid")
+    kept.parent.mkdir(parents=True)
+    failed = {"learn atlas w3": "no text"}
+    kept.write_text(json.dumps({"name": "grid", "grid": "1 model", "rows": [row], "failed": failed}))
+    tab(page, "Compare")
+    tab(page, "Results")
+    page.wait_for_selector("#sweep-rows [data-testid=cell-0-9]")
+    assert page.locator("#sweep-rows [data-testid=cell-0-7]").inner_text() == "4.00"
+    assert "learn atlas w3: no text" in page.locator("#sweep-told").inner_text()
 
 
 def test_latency(visit, real):

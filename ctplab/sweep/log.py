@@ -1,0 +1,55 @@
+"""The log of done cells: one line of JSON each, appended by whoever did it.
+
+It proves that every cell was done once, says what is done already, and how fast cells of a kind go.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ctplab import store
+from ctplab.errors import InputError
+
+
+def read(root: Path) -> list[dict[str, Any]]:
+    """All lines; half a line, as a killed machine leaves it, is passed over."""
+    try:
+        lines = store.completed(root).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [line for line in found if isinstance(line, dict) and {"key", "step", "model"} <= line.keys()]
+
+
+def append(root: Path, line: dict[str, Any]) -> None:
+    """Add one line in one write, so that lines of several processes do not mix."""
+    who = {"host": socket.gethostname(), "pid": os.getpid(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    path = store.completed(root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        file.write(json.dumps({**line, **who}).encode() + b"\n")
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Hold the runs for one sweep: two at once would compute the same cells. Raises InputError where one runs."""
+    try:
+        store.sweeps(root).mkdir(parents=True, exist_ok=True)
+        with FileLock(store.sweeps(root) / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(f"another sweep is writing to {root}; wait for it, or give another --out") from None
+    except OSError as error:
+        raise InputError(f"cannot write to {root}: {error.strerror or error}") from None

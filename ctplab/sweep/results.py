@@ -1,0 +1,63 @@
+"""What a sweep found: a row for every prompt (or level without one) and scored corpus."""
+
+import json
+import math
+from collections.abc import Set
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctplab import store
+from ctplab.compress.checkpoint import write_json
+from ctplab.measure.stats import recovery
+from ctplab.study import score_of
+from ctplab.sweep.cells import Cell, short
+from ctplab.sweep.plan import Plan
+from ctplab.sweep.steps import result_path
+
+
+def rows(plan: Plan, done: Set[Cell]) -> list[dict[str, Any]]:
+    """Perplexity of the full model, the compressed one and, where learned, the prompt; with the share of the NLL gap
+    that it closes. None where a cell is not among the done ones, or where compression left no gap.
+    """
+    cells = [each.job.cell for each in plan.planned if each.job.cell.step == "score" and each.job.cell.spec]
+    prompted = {(cell.model, cell.tag, cell.text) for cell in cells if cell.prompt}
+    shown = [cell for cell in cells if cell.prompt or (cell.model, cell.tag, cell.text) not in prompted]
+    return [_row(cell, plan, done) for cell in shown]
+
+
+def _row(cell: Cell, plan: Plan, done: Set[Cell]) -> dict[str, Any]:
+    compressed = replace(cell, prompt=None, recipe=None, corpus=None)
+    arms = {"full": replace(compressed, spec=None), "compressed": compressed}
+    arms |= {"soft": cell} if cell.prompt else {}
+    sums = {name: _nll(arm, plan) if arm in done else None for name, arm in arms.items()}
+    row: dict[str, Any] = {
+        "model": short(cell.model),
+        "tag": cell.tag,
+        "prompt": cell.prompt,
+        "learned_on": short(cell.corpus) if cell.corpus else None,
+        "seed": cell.recipe.seed if cell.recipe else None,
+        "scored_on": short(cell.text or ""),
+        **{name: None if nll is None else score_of(nll, plan.settings.seq_len).ppl for name, nll in sums.items()},
+    }
+    full, small, soft = (sums.get(name) for name in ("full", "compressed", "soft"))
+    if full is None or small is None or soft is None:
+        return {"soft": None, **row, "recovery": None}
+    share = recovery(full, small, soft)
+    return {**row, "recovery": None if math.isnan(share.value) else asdict(share)}
+
+
+def _nll(cell: Cell, plan: Plan) -> Tensor:
+    """(N,) summed NLL of the scored windows."""
+    kept = json.loads(result_path(cell, plan.settings.root).read_text())
+    return torch.tensor(kept["result"]["nll"], dtype=torch.float64)
+
+
+def write(plan: Plan, found: list[dict[str, Any]], failures: dict[str, str]) -> Path:
+    """Keep the rows where the dashboard and scripts find them."""
+    path = store.sweep(plan.settings.root, plan.name)
+    write_json(path, {"name": plan.name, "grid": str(plan.grid), "rows": found, "failed": failures})
+    return path
