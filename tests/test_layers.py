@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "ctplab"
 LAYERS = [
-    {"errors", "progress", "specs"},
+    {"errors", "parallel", "progress", "specs"},
     {"atlas", "models", "paper", "texts", "published", "corpora"},
     {"compress", "prompts"},
     {"measure", "inspect"},

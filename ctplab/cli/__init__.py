@@ -1,10 +1,12 @@
 """``ctplab``: subcommands over the public API. Exit codes: 0, 2 (bad input, one line), 130 (interrupted)."""
 
+import argparse
 import sys
 
+from ctplab import parallel
 from ctplab.cli import answer, app, exchange, hard, look, measure, models, prompts, reproduce, study
-from ctplab.cli.shared import Parser
-from ctplab.errors import InputError
+from ctplab.cli.shared import Parser, note
+from ctplab.errors import InputError, Interrupted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,14 +16,26 @@ def main(arguments: list[str] | None = None) -> int:
     for module in (study, models, prompts, hard, measure, look, answer, exchange, reproduce, app):
         module.register(commands)
     try:
+        with parallel.group() as device:
+            return _run(parser, arguments, device)
+    except Interrupted as error:  # every process that is left says so: the main one may be the one that ended
+        print(f"ctplab: {error}", file=sys.stderr)
+        return 130
+
+
+def _run(parser: argparse.ArgumentParser, arguments: list[str] | None, device: str | None) -> int:
+    try:
         options = parser.parse_args(arguments)
+        if parallel.size() > 1 and not options.shared:
+            raise InputError("this command runs in one process; several can share learn, compress and score")
+        options.device = device or options.device
         options.run(options)
         return 0
-    except InputError as error:
-        print(f"ctplab: {error}", file=sys.stderr)
+    except InputError as error:  # bad input is bad in every process
+        note(str(error))
         return 2
     except KeyboardInterrupt:
-        print("ctplab: interrupted; run the same command to go on", file=sys.stderr)
+        note("interrupted; run the same command to go on")
         return 130
 
 

@@ -167,21 +167,25 @@ def plan(block: nn.Module, run: Callable[[], Any]) -> Plan:
 
 
 class Hessian:
-    """H = 2 X Xᵀ / N of one input, summed up batch by batch in fp32."""
+    """H = 2 X Xᵀ / N of one input: fp32 products, added up batch by batch in fp64.
+
+    So wide a sum of fp32 numbers is exact but for rare last bits: it does not depend on the batches' order, nor on
+    which of several processes added which.
+    """
 
     def __init__(self, columns: int, device: torch.device) -> None:
-        self.total = torch.zeros(columns, columns, dtype=torch.float32, device=device)
+        self.total = torch.zeros(columns, columns, dtype=torch.float64, device=device)
         self.tokens = 0
 
     def add(self, x: Tensor) -> None:
         """Take in x (..., columns)."""
         x = x.detach().reshape(-1, x.shape[-1]).float()
         for start in range(0, x.shape[1], PANEL):
-            self.total[start : start + PANEL, start:].addmm_(x[:, start : start + PANEL].T, x[:, start:])
+            self.total[start : start + PANEL, start:] += x[:, start : start + PANEL].T @ x[:, start:]
         self.tokens += len(x)
 
     @property
     def matrix(self) -> Tensor:
-        """(columns, columns), symmetric."""
-        upper = self.total.triu()
+        """(columns, columns), symmetric, fp32."""
+        upper = self.total.float().triu()
         return (upper + upper.triu(1).T) * (2 / max(1, self.tokens))

@@ -15,11 +15,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ctplab import parallel
 from ctplab.corpora import Split
 from ctplab.errors import InputError
 from ctplab.models import Model, check_context, embeddings, tensor_fingerprint
-from ctplab.progress import Progress, silent
-from ctplab.prompts import parallel, schedule
+from ctplab.progress import Progress
+from ctplab.prompts import schedule
 from ctplab.prompts.kv import KV, Halves, halves
 from ctplab.prompts.objective import mixed_loss, nll
 from ctplab.prompts.state import load_state, save_state
@@ -225,7 +226,7 @@ def run(
 def finish(steps: Iterator[Step], result: Learned[P], spec: PromptSpec, progress: Progress) -> Learned[P]:
     """Take all steps. An interrupt (Ctrl-C) ends them early and keeps the best."""
     try:
-        for _ in (progress if parallel.is_main() else silent)(steps, total=spec.steps, label="learn"):
+        for _ in progress(steps, total=spec.steps, label="learn"):
             pass
     except KeyboardInterrupt:
         result.stopped = f"interrupted after {len(result.steps)} steps"
