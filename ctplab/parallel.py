@@ -68,6 +68,11 @@ def is_main() -> bool:
     return size() == 1 or dist.get_rank() == 0
 
 
+def left_alone() -> bool:
+    """Whether ``accelerate launch`` was asked for several processes and started one, as it does with ``--cpu``."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ
+
+
 def share(items: S) -> S:
     """This process's part of what all do together: neighbours, as many for each as can be."""
     if size() == 1:
@@ -92,6 +97,16 @@ def of_main(value: T) -> T:
     with _together():
         dist.broadcast_object_list(values)
     return values[0]
+
+
+def gather(items: list[T]) -> list[T]:
+    """The lists of all processes, one after the other, in every process."""
+    if size() == 1:
+        return items
+    lists: list[list[T]] = [[] for _ in range(size())]
+    with _together():
+        dist.all_gather_object(lists, items)
+    return [item for part in lists for item in part]
 
 
 def copy_main(tensor: Tensor) -> None:

@@ -19,7 +19,7 @@ class Progress(Protocol):
 def bar(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
     """A tqdm bar on standard error (hidden where standard error is no terminal and nobody watches).
 
-    Behind it stands what the last item says of itself, if it has a ``note``. Of several processes the main one shows it.
+    Behind it stands what the last item says of itself, if it has a ``note``. Only the main process shows it.
     """
     hidden = not parallel.is_main()
     with tqdm(items, total=total, desc=label, leave=False, mininterval=0.2, disable=hidden) as shown:

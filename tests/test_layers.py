@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "parallel", "progress", "specs"},
     {"atlas", "models", "paper", "texts", "published", "corpora"},
     {"compress", "prompts"},
-    {"measure", "inspect"},
+    {"measure", "inspect", "memory"},
     {"store", "study", "plots", "plots_measure", "plots_interactive", "tables", "report"},
     {"demo", "reproduce"},
     {"reproduce_other"},

@@ -27,7 +27,7 @@ def score(options: argparse.Namespace) -> None:
     from ctplab.progress import bar
     from ctplab.store import kept_in
 
-    model, tokenizer = load_model(options, options.model)
+    model, tokenizer = load_model(options, options.model, options.packed)
     arm = chosen_arm(options, model, tokenizer)
     length = seq_len(model, options.seq_len, arm.prefix.k)
     result: dict[str, Any] = {"arm": arm.name, "seq_len": length, "corpora": {}, "tasks": {}}
@@ -213,6 +213,7 @@ def register(commands: Any) -> None:
     sub.add_argument("--tasks", default="", help="atlas (the embedded questions), or any of lm-eval's by name")
     sub.add_argument("--limit", type=int, default=0, help="the first N questions of each of lm-eval's tasks only")
     sub.add_argument("--as-published", action="store_true", help="also the paper's understated perplexity")
+    sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")
     sub.add_argument("--out", metavar="DIR", help="keep every corpus' sums here; the same command goes on from them")
     _windows(sub)
 

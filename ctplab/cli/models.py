@@ -69,7 +69,9 @@ def register_export(exports: Any) -> None:
 
 def register(commands: Any) -> None:
     """Add the subcommands of this file."""
-    sub = add_command(commands, compress, "GPTQ (--bits), SparseGPT (--sparsity, --pattern) or both jointly", shared=True)
+    sub = add_command(
+        commands, compress, "GPTQ (--bits), SparseGPT (--sparsity, --pattern) or both jointly", shared=True
+    )
     sub.add_argument("model")
     sub.add_argument("--bits", type=int)
     sub.add_argument("--sparsity", type=float, default=0.0)

@@ -55,6 +55,7 @@ def learn(options: argparse.Namespace) -> None:
     from ctplab.models import tokenizer_fingerprint
     from ctplab.prompts import files
     from ctplab.prompts.learn import learn
+    from ctplab.prompts.recompute import recompute
 
     spec = recipe(options)
     if spec.kl and not options.teacher:
@@ -62,8 +63,8 @@ def learn(options: argparse.Namespace) -> None:
     if options.teacher_cache and not options.teacher:
         raise InputError("--teacher-cache needs --teacher MODEL")
     out = Path(options.out)
-    loaded = [load_model(options, name) for name in options.model]
-    models, tokenizer = [model for model, _ in loaded], loaded[0][1]
+    loaded = [load_model(options, name, options.packed) for name in options.model]
+    models, tokenizer = [recompute(model) if options.recompute else model for model, _ in loaded], loaded[0][1]
     if len({tokenizer_fingerprint(tokenizer) for _, tokenizer in loaded}) > 1:
         raise InputError("the models have different tokenizers: one prompt cannot be learned on them")
     wanted = options.seq_len or (1024 if options.preset == "paper" else 0)
@@ -120,6 +121,8 @@ def register(commands: Any) -> None:
     sub.add_argument("--steps", type=int, help="1000; the paper's preset: 30,000")
     sub.add_argument("--batch", type=int, help="windows a step, over all processes (16; paper: 4)")
     sub.add_argument("--accumulate", type=int, metavar="N", help="work through a batch in N pieces, to save memory")
+    sub.add_argument("--recompute", action="store_true", help="compute blocks again in the backward pass: less memory")
+    sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")
     sub.add_argument("--lr", type=float, help="0.03; paper: 0.001")
     sub.add_argument("--patience", type=int, metavar="N", help="stop after N validations without a better one")
     sub.add_argument("--seq-len", type=int, default=0)

@@ -33,15 +33,17 @@ def note(text: str) -> None:
 
 
 def finish(options: argparse.Namespace, result: Any) -> None:
+    if options.shared:
+        result = {**result, "processes": parallel.size()}
     if options.json and parallel.is_main():
         print(json.dumps(result))
 
 
-def load_model(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
+def load_model(options: argparse.Namespace, name: str, packed: bool = False) -> tuple[Any, Any]:
     """(model, tokenizer) on the chosen device."""
     from ctplab.compress.loading import load
 
-    return load(name, device=options.device, dtype=options.dtype)
+    return load(name, device=options.device, dtype=options.dtype, packed=packed)
 
 
 def seq_len(model: Any, wanted: int, k: int = 0) -> int:
@@ -76,7 +78,7 @@ def add_command(
     sub.set_defaults(run=run, shared=shared)
     sub.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
     sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    sub.add_argument("--device", help="cpu, cuda, cuda:1, auto: all GPUs (default: a GPU if there is one)")
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     return sub
 

@@ -1,5 +1,7 @@
 """Codes and masks <-> bits. One little-endian bit stream: value i occupies bits i·b .. i·b + b - 1."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,9 +20,14 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
 
 def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
     """The inverse: the first ``n`` values, (n,) uint8."""
-    stream = (packed[:, None] >> torch.arange(8, device=packed.device).to(torch.uint8)) & 1
-    stream = stream.flatten()[: n * bits].view(n, bits).to(torch.int32)
-    return (stream << torch.arange(bits, device=packed.device)).sum(1).to(torch.uint8)
+    width = math.lcm(bits, 8)  # bits after which a value and a byte begin together
+    words = packed
+    if width > 8:
+        split = torch.nn.functional.pad(packed, (0, -len(packed) % (width // 8))).view(-1, width // 8).int()
+        words = (split << torch.arange(0, width, 8, device=packed.device)).sum(1, dtype=torch.int32)
+    shifts = torch.arange(0, width, bits, device=packed.device).to(words.dtype)
+    values = (words[:, None] >> shifts).bitwise_and_(2**bits - 1)
+    return values.flatten()[:n].to(torch.uint8)
 
 
 def pack(solution: Solution, bits: int | None) -> dict[str, Tensor]:
@@ -80,9 +87,11 @@ def unpack(parts: dict[str, Tensor], bits: int | None, dtype: torch.dtype = torc
         flat[kept] = parts["values"].to(dtype)
         return flat.view(rows, columns)
     assert bits is not None
-    codes, group = full_codes(parts, bits).float(), group_of(parts)
-    scale, zero = parts["scale"].float()[:, group], parts["zero"].float()[:, group]  # (out, in)
-    return (scale * (codes - zero)).to(dtype)
+    scale, zero = parts["scale"].float(), parts["zero"].float()  # (out, groups)
+    if "group" in parts:  # columns out of order: a group each
+        scale, zero = scale[:, group_of(parts)], zero[:, group_of(parts)]
+    W = full_codes(parts, bits).float().view(rows, scale.shape[1], -1)
+    return W.sub_(zero[..., None]).mul_(scale[..., None]).view(rows, columns).to(dtype)
 
 
 def packed_bytes(parts: dict[str, Tensor]) -> int:

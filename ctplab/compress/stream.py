@@ -119,7 +119,7 @@ def compress_to(
     ``walk.compress`` raises.
     """
     began = time.perf_counter()
-    folder, device = local_folder(name), device or default_device()
+    folder, device = local_folder(name), default_device() if device in (None, "auto") else device
     if (folder / checkpoint.MANIFEST).exists():
         raise InputError(f"{name} is compressed already; compress the full model it came from")
     kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))

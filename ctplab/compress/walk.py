@@ -16,7 +16,7 @@ from ctplab.compress import obs, packing
 from ctplab.compress.capture import Flow, Hessian, Plan, Stop, Watch, capture, plan
 from ctplab.compress.spread import deal, whole
 from ctplab.errors import InputError
-from ctplab.models import Model, blocks, check_context, eager_experts, tensor_fingerprint, weight_matrix
+from ctplab.models import Model, blocks, check_context, eager_experts, linears, tensor_fingerprint, weight_matrix
 from ctplab.progress import Progress, bar
 from ctplab.specs import CompressionSpec
 
@@ -140,6 +140,8 @@ def walk(
     check_context(model, 0, calibration.shape[1])
     named = blocks(model)
     modules = [block for _, block in named]
+    if not linears(modules[0]):
+        raise InputError("this model runs from packed weights: it is compressed already")
     finished = enter(0, modules[0])
     device = next(modules[0].parameters()).device
     with eager_experts(model):

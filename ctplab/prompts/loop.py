@@ -101,7 +101,8 @@ def _validate(learnable: Learnable, models: list[Halves], windows: Tensor, batch
         for ids in parallel.share(windows).split(batch):
             if len(ids):
                 states = cut.states(kv, ids)[:, :-1].flatten(0, 1)
-                total += nll(states, cut.head, vocabulary, ids[:, 1:].flatten()).double()
+                targets = ids[:, 1:].flatten().to(states.device)
+                total += nll(states, cut.head, vocabulary, targets).double().to(total.device)
     parallel.add_up([total])
     return float(total) / (len(models) * windows.shape[0] * (windows.shape[1] - 1))
 
@@ -119,9 +120,10 @@ def _gradient(
         ids = windows[part.to(windows.device)]
         target = teacher.target(part, ids) if teacher is not None else None
         states = cut.states(learnable.kv(cut.model), ids)[:, :-1].flatten(0, 1)
-        loss = mixed_loss(states, cut.head, vocabulary, ids[:, 1:].flatten(), spec.kl, target) / n_targets
+        targets = ids[:, 1:].flatten().to(states.device)
+        loss = mixed_loss(states, cut.head, vocabulary, targets, spec.kl, target) / n_targets
         loss.backward()
-        total += loss.detach()
+        total += loss.detach().to(total.device)
     parallel.add_up([total, *(p.grad for p in learnable.parameters.values() if p.grad is not None)])
     return total
 
