@@ -41,7 +41,7 @@ class Point:
 
     width: int = 256
     batch: int = 4
-    length: int = 256
+    length: int = 128
     k: int = 50
 
 
@@ -102,7 +102,7 @@ def report(what: str, against: str, x: list[float], seconds: list[float]) -> Non
 
 
 def cells() -> None:
-    base, widths = Point(), [128, 256, 384, 512]
+    base, widths = Point(), [128, 256, 384]
     weights = [float(shape_of(make(width).config).parameters - VOCABULARY * width) for width in widths]
     for name, cost in (("learn", learn_seconds), ("score", score_seconds), ("compress", compress_seconds)):
         report(name, "parameters", weights, [cost(replace(base, width=width)) for width in widths])

@@ -1,5 +1,8 @@
 """Blocks that are run again in the backward pass: the same gradient, from one block's activations."""
 
+import json
+
+import accelerate
 import pytest
 import torch
 import transformers
@@ -7,6 +10,7 @@ from conftest import MORE_FAMILIES, from_config, tiny
 from live import peak_bytes
 
 import ctplab as ctp
+from ctplab.cli import main
 from ctplab.prompts.kv import compile_rows, halves, logits_after
 from ctplab.prompts.objective import mixed_loss
 from ctplab.prompts.recompute import recompute
@@ -88,3 +92,42 @@ def test_a_text_behind_a_prefix_leaves_no_keys(llama):
         cache = Behind(kv, 3, llama.config)
         llama(input_ids=IDS, attention_mask=torch.ones(3, 25, dtype=torch.long), past_key_values=cache, use_cache=True)
     assert [layer.keys.shape[2] for layer in cache.layers] == [5, 5]
+
+
+def test_under_the_hooks_of_a_model_on_several_devices(llama):
+    """accelerate moves every module's inputs to its device by hooks; forced here, where there is one device."""
+    plain = gradient(llama)
+    parts = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
+    spread = accelerate.dispatch_model(llama, dict.fromkeys(parts, "cpu"), force_hooks=True)
+    assert_same(plain, gradient(recompute(spread)))
+
+
+def test_the_command_line_for_big_models(tokenizer, tmp_path, capsys, quiet):
+    small, report = ctp.compress(tiny("llama"), IDS, ctp.CompressionSpec(bits=4, group_size=8), **quiet)
+    ctp.save(tmp_path / "small", small, tokenizer, report, "tiny")
+    (tmp_path / "text.txt").write_text("\n\n".join(f"A river number {n} is long." for n in range(400)))
+    text = ["--corpus", f"file:{tmp_path / 'text.txt'}", "--dtype", "bfloat16", "--packed", "--json"]
+    learn = [
+        "learn",
+        str(tmp_path / "small"),
+        "--tokens",
+        "4",
+        "--steps",
+        "3",
+        "--batch",
+        "4",
+        "--seq-len",
+        "24",
+        *text,
+    ]
+    score = ["score", str(tmp_path / "small"), "--prompt", str(tmp_path / "a"), "--seq-len", "24", *text]
+    assert main([*learn, "--device", "auto", "--recompute", "--out", str(tmp_path / "a")]) == 0
+    assert main([*learn, "--device", "cpu", "--out", str(tmp_path / "b")]) == 0
+    a, b = (ctp.load_prompt(tmp_path / name).prefix.rows for name in "ab")
+    assert torch.equal(a, b)
+    capsys.readouterr()
+    assert main([*score, "--device", "auto"]) == 0 and main([*score, "--device", "cpu"]) == 0
+    one, two = map(json.loads, capsys.readouterr().out.splitlines())
+    assert one == two
+    assert main(["score", "atlas", "--packed"]) == 2
+    assert "not packed" in capsys.readouterr().err

@@ -28,7 +28,8 @@ class Behind(DynamicCache):
 
     def __init__(self, kv: list[tuple[Tensor, Tensor]], batch: int, config: Any) -> None:
         super().__init__(kv, config=config)
-        for layer in self.layers:
+        layers: list[Any] = self.layers
+        for layer in layers:
             layer.keys, layer.values = layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1)
 
     def update(

@@ -64,8 +64,8 @@ def compile_rows(model: Model, rows: Tensor) -> KV:
 
     table, cache = embeddings(model), Recorder(config=model.config)
     embedded = rows.to(table.device, table.dtype)[None]
-    model(inputs_embeds=embedded, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    kv = [(layer.keys, layer.values) for layer in cache.layers]
+    out = model(inputs_embeds=embedded, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    kv = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
     window = min(keys.shape[2] for keys, _ in kv) + 1
     if window <= rows.shape[0]:  # the first rows are gone already, and the positions behind them would be wrong
         raise InputError(f"{rows.shape[0]} prompt rows, but this model's attention window takes fewer than {window}")
