@@ -1,7 +1,7 @@
 """What cost grows with, measured here, and what the paper's whole programme would cost, projected.
 
     python benchmarks/scale.py             all sections
-    python benchmarks/scale.py cells       seconds against parameters, tokens, k and cells, with fitted exponents
+    python benchmarks/scale.py cells       CPU seconds (one thread) against parameters, tokens, k and cells; exponents
     python benchmarks/scale.py memory      the memory model against live bytes and against the process's own peak
     python benchmarks/scale.py programme   the projection: 1, 8 and 64 GPUs (measures nothing)
 
@@ -12,10 +12,10 @@ arithmetic by a rate (``--rate``) that nobody has measured with this code.
 import argparse
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +47,7 @@ class Point:
 
 def make(width: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    shape = {"hidden_size": width, "intermediate_size": 8 * width // 3, "num_hidden_layers": LAYERS}
+    shape = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": LAYERS}
     config = LlamaConfig(vocab_size=VOCABULARY, **shape, num_attention_heads=width // 32, pad_token_id=0)
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
@@ -58,10 +58,12 @@ def splits(point: Point, windows: int) -> tuple[Split, Split]:
 
 
 def learn_seconds(point: Point) -> float:
-    """Of one step; median."""
-    spec = ctp.PromptSpec(tokens=point.k, steps=REPEATS + 1, batch=point.batch, validation_windows=1)
-    steps = list(ctp.learn_steps(make(point.width), *splits(point, point.batch), spec))
-    return statistics.median(point.batch * point.length / step.tokens_per_second for step in steps[1:])
+    """Of one step; median. The first one (with its validation) is not timed."""
+    steps = REPEATS + 2
+    spec = ctp.PromptSpec(tokens=point.k, steps=steps, batch=point.batch, validation_windows=1, evaluate_every=steps)
+    taken = ctp.learn_steps(make(point.width), *splits(point, point.batch), spec)
+    next(taken)
+    return timed(lambda: next(taken))
 
 
 def score_seconds(point: Point) -> float:
@@ -74,19 +76,25 @@ def score_seconds(point: Point) -> float:
 def compress_seconds(point: Point) -> float:
     """Of a whole model on 8 batches; once."""
     spec = ctp.CompressionSpec(bits=4, group_size=32)
-    windows = splits(point, 8 * point.batch)[0].windows
-    return ctp.compress(make(point.width), windows, spec, batch=point.batch, progress=silent)[1].seconds
+    windows, model = splits(point, 8 * point.batch)[0].windows, make(point.width)
+    began = time.process_time()
+    ctp.compress(model, windows, spec, batch=point.batch, progress=silent, inplace=True)
+    return time.process_time() - began
 
 
 def timed(run: Callable[[], object]) -> float:
-    import time
-
     times = []
     for _ in range(REPEATS + 1):
-        began = time.perf_counter()
+        began = time.process_time()
         run()
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return statistics.median(times[1:])
+
+
+def product_rate(width: int, rows: int) -> float:
+    """Operations a second of a product as the MLP runs it."""
+    a, b = torch.randn(rows, width), torch.randn(width, 3 * width)
+    return 2 * rows * width * 3 * width / timed(lambda: a @ b)
 
 
 def exponent(x: list[float], y: list[float]) -> float:
@@ -102,6 +110,7 @@ def report(what: str, against: str, x: list[float], seconds: list[float]) -> Non
 
 
 def cells() -> None:
+    torch.set_num_threads(1)  # with CPU time, so that neighbours on the machine do not count
     base, widths = Point(), [128, 256, 384]
     weights = [float(shape_of(make(width).config).parameters - VOCABULARY * width) for width in widths]
     for name, cost in (("learn", learn_seconds), ("score", score_seconds), ("compress", compress_seconds)):
@@ -112,6 +121,11 @@ def cells() -> None:
     rows = [25, 50, 100, 200]
     report("learn", "k", [float(k) for k in rows], [learn_seconds(replace(base, k=k)) for k in rows])
     report("score", "k", [float(k) for k in rows], [score_seconds(replace(base, k=k)) for k in rows])
+    largest = Point(width=widths[-1], batch=8)
+    shape, tokens_there = shape_of(make(largest.width).config), largest.batch * largest.length
+    work = 2 * 2 * (shape.parameters - VOCABULARY * largest.width) * tokens_there  # forward and inputs' gradient
+    share = work / learn_seconds(largest) / product_rate(largest.width, tokens_there)
+    print(f"learn     reaches {share:.0%} of the rate of its plain matrix products, at width {largest.width}")
     seconds = [sum(learn_seconds(base) for _ in range(n)) for n in (1, 2, 4)]
     report("learn", "cells", [1.0, 2.0, 4.0], seconds)
 
@@ -124,6 +138,12 @@ def memory() -> None:
             [sys.executable, __file__, "peak", *arguments], capture_output=True, text=True, env=environment
         )
         print(done.stdout.strip() or done.stderr.strip()[-500:], flush=True)
+
+
+def resident(what: str) -> float:
+    """MB that this process occupies (VmRSS), or occupied at most (VmHWM)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def peak(width: int, batch: int, how: str) -> None:
@@ -140,13 +160,14 @@ def peak(width: int, batch: int, how: str) -> None:
         list(ctp.learn_steps(model, *splits(replace(point, batch=size), size), replace(spec, batch=size)))
 
     run(1)  # libraries load, threads get their buffers
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
     run(batch)
-    resident = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    grown = resident("VmHWM") - before
     counted, paper = peak_bytes(lambda: run(batch)) / 1e6, (needed.total - needed.weights) / 1e6
     print(
         f"memory  width {width}, batch {batch} x {point.length}, {how}: on paper {paper:.0f} MB beside the weights, "
-        f"live tensors {counted:.0f} MB ({paper / counted:.2f}), resident +{resident:.0f} MB"
+        f"live tensors {counted:.0f} MB ({paper / counted:.2f}), resident +{grown:.0f} MB"
     )
 
 
@@ -217,9 +238,10 @@ def programme(rate: float, shared: float) -> None:
         best = min((makespan([c / speed for c in costs], gpus // n), n) for n, speed in ways.items())
         print(f"PROJECTION, {gpus:2} GPUs: {best[0] / 86_400:.2f} days, {best[1]} processes a prompt")
     print(
-        f"Assumes: {rate / 1e12:.0f} TFLOP/s sustained in every GPU (of an A100's 312 in bf16), exponents of 1 as "
-        f"fitted above, compression at a quarter of that rate, {shared:.0%} of it with shared prompts, 80 GB a GPU so "
-        "that no model is split, blocks recomputed, no queueing or failures; scoring is in the tenth for validation."
+        f"Assumes: {rate / 1e12:.0f} TFLOP/s sustained in every GPU (of an A100's 312 in bf16), compression at a "
+        f"quarter of that, {shared:.0%} of it where processes share a prompt; cost in proportion to arithmetic; 80 GB a "
+        "GPU so that no model is split; blocks recomputed; no queueing or failures; scoring within the tenth for "
+        "validation."
     )
 
 
