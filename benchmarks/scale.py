@@ -239,8 +239,8 @@ def programme(rate: float, shared: float) -> None:
         print(f"PROJECTION, {gpus:2} GPUs: {best[0] / 86_400:.2f} days, {best[1]} processes a prompt")
     print(
         f"Assumes: {rate / 1e12:.0f} TFLOP/s sustained in every GPU (of an A100's 312 in bf16), compression at a "
-        f"quarter of that, {shared:.0%} of it where processes share a prompt; cost in proportion to arithmetic; 80 GB a "
-        "GPU so that no model is split; blocks recomputed; no queueing or failures; scoring within the tenth for "
+        f"quarter of that, {shared:.0%} of it where processes share a prompt; cost in proportion to arithmetic; 80 GB "
+        "a GPU so that no model is split; blocks recomputed; no queueing or failures; scoring within the tenth for "
         "validation."
     )
 
