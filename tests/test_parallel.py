@@ -118,21 +118,30 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_prints(alone):
     assert close(curve(alone, "learning-two"), curve(alone, "learning-alone"))
 
 
-def test_two_processes_score_and_compress_to_the_same_bits(alone, tmp_path):
+def test_two_processes_score_and_compress_to_the_same_bits(alone):
     """Every batch is computed as one process computes it; fp64 sums of their fp32 numbers do not feel the order."""
-    commands = [scoring(alone, "scoring-two"), compressing(alone, "compressing-two"), ["experts", str(tmp_path)]]
+    commands = [scoring(alone, "scoring-two"), compressing(alone, "compressing-two")]
     done = launch(worker.__file__, json.dumps(commands))
     assert done.returncode == 0, done.stderr[-2000:]
     printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [sorted(result)[0] for result in printed] == ["arm", "bits_per_weight"], "one result for each command"
     assert kept(alone, "scoring-two") == kept(alone, "scoring-alone")
     assert same(tensors(alone, "compressing-two"), tensors(alone, "compressing-alone"))
-    # in memory, with experts that only one of the processes sees at work
+
+
+def test_experts_that_only_one_process_sees_at_work(tmp_path):
+    """In memory. Products of a few tokens an expert may differ in last bits from run to run, also of one process."""
+    done = launch(worker.__file__, json.dumps([["experts", str(tmp_path)]]))
+    assert done.returncode == 0, done.stderr[-2000:]
     worker.experts(str(tmp_path))
-    files = {name: read_tensors(tmp_path / f"{name}.safetensors") for name in ("0", "1", "one")}
-    assert same({"m": files["0"]}, {"m": files["one"]}) and same({"m": files["1"]}, {"m": files["one"]})
-    reports = [(tmp_path / f"{name}.json").read_text() for name in ("0", "1", "one")]
-    assert reports[0] == reports[1] == reports[2]
+    main_one, other, alone = (read_tensors(tmp_path / f"{name}.safetensors") for name in ("0", "1", "one"))
+    assert same({"": main_one}, {"": other}), "both go on with the main process's weights"
+    for name, weights in alone.items():  # a last bit of a Hessian may flip a code
+        assert (weights == main_one[name]).float().mean() > 0.999, name
+    reports = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0", "1", "one")]
+    for first, second, third in zip(*reports, strict=True):
+        assert first[0] == second[0] == third[0] and first[2] == second[2] == third[2]
+        assert first[1] == pytest.approx(third[1], rel=1e-3) and second[1] == pytest.approx(third[1], rel=1e-3)
 
 
 def killed(command, at: int) -> str:

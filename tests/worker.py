@@ -26,7 +26,7 @@ def deadly(tensors: list[torch.Tensor]) -> None:
 
 
 def experts(out: str) -> None:
-    """A mixture of experts, compressed in memory: processes see different experts at work."""
+    """A mixture of experts, compressed in memory."""
     import transformers
     from conftest import MORE_FAMILIES, from_config
     from safetensors.torch import save_file
@@ -47,7 +47,7 @@ def experts(out: str) -> None:
 if __name__ == "__main__":
     parallel.add_up = deadly
     commands = json.loads(sys.argv[1])
-    if len(commands) == 1:
+    if "DIES_AT" in os.environ:
         sys.exit(cli.main(commands[0]))
     with parallel.group() as device:
         for arguments in commands:
