@@ -130,18 +130,13 @@ def test_two_processes_score_and_compress_to_the_same_bits(alone):
 
 
 def test_experts_that_only_one_process_sees_at_work(tmp_path):
-    """In memory. Products of a few tokens an expert may differ in last bits from run to run, also of one process."""
     done = launch(worker.__file__, json.dumps([["experts", str(tmp_path)]]))
     assert done.returncode == 0, done.stderr[-2000:]
     worker.experts(str(tmp_path))
-    main_one, other, alone = (read_tensors(tmp_path / f"{name}.safetensors") for name in ("0", "1", "one"))
-    assert same({"": main_one}, {"": other}), "both go on with the main process's weights"
-    for name, weights in alone.items():  # a last bit of a Hessian may flip a code
-        assert (weights == main_one[name]).float().mean() > 0.999, name
+    weights = [read_tensors(tmp_path / f"{name}.safetensors") for name in ("0", "1", "one")]
+    assert same({"": weights[0]}, {"": weights[2]}) and same({"": weights[1]}, {"": weights[2]})
     reports = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0", "1", "one")]
-    for first, second, third in zip(*reports, strict=True):
-        assert first[0] == second[0] == third[0] and first[2] == second[2] == third[2]
-        assert first[1] == pytest.approx(third[1], rel=1e-3) and second[1] == pytest.approx(third[1], rel=1e-3)
+    assert reports[0] == reports[1] == reports[2]
 
 
 def killed(command, at: int) -> str:

@@ -160,7 +160,8 @@ def plan(block: nn.Module, run: Callable[[], Any]) -> Plan:
     groups = [tuple(dict.fromkeys(group)) for group in found]
     called = {name for group in groups for name in group}
     parameters = dict(block.named_parameters())
-    stacked = dict.fromkeys(name.rpartition(".")[0] for name in called if name.rpartition(".")[0] in parameters)
+    owners = [name.rpartition(".")[0] for group in groups for name in group]
+    stacked = dict.fromkeys(owner for owner in owners if owner in parameters)
     everything = [*linears(block), *(f"{name}.{e}" for name in stacked for e in range(len(parameters[name])))]
     rest = [(name,) for name in everything if name not in called]
     return Plan((*groups, *rest), not rest and not stacked and calls == len(everything))
