@@ -45,6 +45,7 @@ from ctplab.prompts.lora import learn_lora as learn_lora
 from ctplab.prompts.prefix import KVPrefix as KVPrefix
 from ctplab.prompts.prefix import Prefix as Prefix
 from ctplab.prompts.prefix import hard as hard_prompt
+from ctplab.prompts.recompute import recompute as recompute
 from ctplab.prompts.sampler import Sampler as Sampler
 from ctplab.prompts.teacher import cached_teacher as cached_teacher
 from ctplab.specs import CompressionSpec as CompressionSpec

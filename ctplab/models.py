@@ -29,6 +29,27 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def runs_on_cpu(device: str) -> bool:
+    """``cpu``, or ``auto`` where there is no GPU."""
+    return device == "cpu" or (device == "auto" and default_device() == "cpu")
+
+
+def place(model: Model, device: str) -> Model:
+    """The model on ``device``, or with ``auto`` its blocks over all GPUs.
+
+    Raises InputError where they do not hold it.
+    """
+    if device != "auto" or runs_on_cpu(device):
+        return model.to(device.replace("auto", "cpu"))
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    kinds = sorted({type(block).__name__ for _, block in blocks(model)})
+    where = infer_auto_device_map(model, no_split_module_classes=kinds)
+    if {"cpu", "disk"} & {str(part) for part in where.values()}:
+        raise InputError("the model does not fit into the GPUs; compress it, use --packed, or --device cpu")
+    return dispatch_model(model, where)
+
+
 def check_name(name: str | Path) -> str:
     """``name`` resolved. Raises InputError where it can be neither a model folder nor a hub id."""
     path = resolve(name)
@@ -43,7 +64,8 @@ def check_name(name: str | Path) -> str:
 def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None = None) -> tuple[Model, Tokenizer]:
     """Load an uncompressed causal LM and its tokenizer from a folder or the hub.
 
-    ``dtype``: ``float32``, ``bfloat16`` or ``float16``; by default float32 on a CPU, the file's own on a GPU.
+    ``device``: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for all GPUs together. ``dtype``: ``float32``, ``bfloat16``
+    or ``float16``; by default float32 on a CPU, the file's own on a GPU.
     No code from the repository is run. Raises InputError with one line where nothing can be loaded.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,7 +73,7 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
 
     path = check_name(name)
     device = device or default_device()
-    kind = getattr(torch, dtype) if dtype else (torch.float32 if device == "cpu" else "auto")
+    kind = getattr(torch, dtype) if dtype else (torch.float32 if runs_on_cpu(device) else "auto")
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -62,7 +84,7 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"cannot load the model {str(name)!r}: {reason}") from error
     model.requires_grad_(False)
-    return model.to(device).eval(), tokenizer
+    return place(model, device).eval(), tokenizer
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -74,6 +96,18 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     except Exception as error:  # as for models
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"cannot load the tokenizer of {folder}: {reason}") from error
+
+
+def load_config(name: str | Path) -> Any:
+    """The configuration of a model, without its weights. Raises InputError with one line where there is none."""
+    from transformers import AutoConfig
+
+    path = check_name(name)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # as for models
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"cannot read the configuration of {name}: {reason}") from error
 
 
 def skeleton(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
@@ -105,12 +139,19 @@ def eager_experts(model: Model) -> Iterator[None]:
 
 
 def blocks(model: Model) -> list[tuple[str, nn.Module]]:
-    """The decoder blocks in order with their names: the module list that holds most of the parameters."""
+    """The decoder blocks in order with their names: the module list with linears (packed ones too) that is largest."""
+
+    def counts(block: nn.Module) -> bool:
+        return bool(linears(block)) or any(hasattr(module, "in_features") for module in block.modules())
+
+    def numbers(module: nn.Module) -> int:
+        return sum(t.numel() for t in (*module.parameters(), *module.buffers()))
+
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    lists = [(name, module) for name, module in lists if len(module) and linears(module[0])]
+    lists = [(name, module) for name, module in lists if len(module) and counts(module[0])]
     if not lists:
         raise InputError(f"{type(model).__name__} has no list of decoder blocks with linear layers")
-    name, found = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
+    name, found = max(lists, key=lambda pair: numbers(pair[1]))
     return [(f"{name}.{index}", block) for index, block in enumerate(found)]
 
 

@@ -5,6 +5,8 @@ from typing import Protocol, TypeVar
 
 from tqdm.auto import tqdm
 
+from ctplab import parallel
+
 T = TypeVar("T")
 
 
@@ -17,9 +19,10 @@ class Progress(Protocol):
 def bar(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
     """A tqdm bar on standard error (hidden where standard error is no terminal and nobody watches).
 
-    Behind it stands what the last item says of itself, if it has a ``note``.
+    Behind it stands what the last item says of itself, if it has a ``note``. Only the main process shows it.
     """
-    with tqdm(items, total=total, desc=label, leave=False, mininterval=0.2) as shown:
+    hidden = not parallel.is_main()
+    with tqdm(items, total=total, desc=label, leave=False, mininterval=0.2, disable=hidden) as shown:
         for item in shown:
             if note := getattr(item, "note", None):
                 shown.set_postfix_str(note, refresh=False)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctplab import parallel
 from ctplab.compress.checkpoint import write_json
 from ctplab.errors import InputError
 
@@ -31,7 +32,10 @@ def slug(name: str) -> str:
 
 
 def once(path: Path, key: dict[str, Any], compute: Compute) -> dict[str, Any]:
-    """The result in ``path`` if it was made from the same ``key``; else compute it and keep it."""
+    """The result in ``path`` if it was made from the same ``key``; else compute it and keep it.
+
+    Of several processes the main one writes; computing must be shared, so that it ends after all have looked.
+    """
     try:
         kept = json.loads(path.read_text())
         if kept.get("key") == key:
@@ -39,6 +43,8 @@ def once(path: Path, key: dict[str, Any], compute: Compute) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError, AttributeError, KeyError):
         pass  # absent or unfinished: computed again
     result = compute()
+    if not parallel.is_main():
+        return result
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"key": key, "result": result})

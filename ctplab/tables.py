@@ -1,7 +1,7 @@
 """Measurements as text tables. Formats numbers; computes none."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from ctplab.measure.latency import LatencyPoint, Spread
@@ -10,6 +10,7 @@ from ctplab.measure.recovery import OverSeeds, Recovery
 from ctplab.measure.stats import Interval
 from ctplab.measure.transfer import Cell
 from ctplab.measure.transfer_tasks import TaskCell
+from ctplab.memory import Memory
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -27,6 +28,16 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def percent(share: Interval) -> str:
     """``+45% [+42, +48]``."""
     return f"{100 * share.value:+.0f}% [{100 * share.low:+.0f}, {100 * share.high:+.0f}]"
+
+
+def memory_table(found: dict[str, Memory]) -> str:
+    """GB (10^9 bytes) by kind, for every model."""
+    kinds = [field.name for field in fields(Memory)]
+    rows = [
+        [name, *(f"{getattr(memory, kind) / 1e9:.3f}" for kind in kinds), f"{memory.total / 1e9:.1f}"]
+        for name, memory in found.items()
+    ]
+    return table(["GB", *kinds, "peak"], rows)
 
 
 def arms_table(found: Recovery) -> str:

@@ -9,10 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "ctplab"
 LAYERS = [
-    {"errors", "progress", "specs"},
+    {"errors", "parallel", "progress", "specs"},
     {"atlas", "models", "paper", "texts", "published", "corpora"},
     {"compress", "prompts"},
-    {"measure", "inspect"},
+    {"measure", "inspect", "memory"},
     {"store", "study", "plots", "plots_measure", "plots_paper", "plots_interactive", "tables", "report"},
     {"demo", "controls", "reproduce", "sweep"},
     {"cli"},

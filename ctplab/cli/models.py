@@ -1,12 +1,11 @@
 """``compress``, ``info`` and ``export model``: models and what is on disk."""
 
 import argparse
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ctplab.cli.shared import add_command, finish, say, seq_len
+from ctplab.cli.shared import add_command, finish, note, say, seq_len
 
 
 def compress(options: argparse.Namespace) -> None:
@@ -34,7 +33,7 @@ def compress(options: argparse.Namespace) -> None:
     )
     tell(f"left as they are: {', '.join(manifest['untouched'])}")
     for warning in manifest["warnings"]:
-        print(f"ctplab: {warning}", file=sys.stderr)
+        note(warning)
     finish(options, {"out": str(out), **{key: manifest[key] for key in keys}})
 
 
@@ -70,7 +69,9 @@ def register_export(exports: Any) -> None:
 
 def register(commands: Any) -> None:
     """Add the subcommands of this file."""
-    sub = add_command(commands, compress, "GPTQ (--bits), SparseGPT (--sparsity, --pattern) or both jointly")
+    sub = add_command(
+        commands, compress, "GPTQ (--bits), SparseGPT (--sparsity, --pattern) or both jointly", shared=True
+    )
     sub.add_argument("model")
     sub.add_argument("--bits", type=int)
     sub.add_argument("--sparsity", type=float, default=0.0)

@@ -1,12 +1,12 @@
 """``learn``: soft prompts."""
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctplab.cli.shared import add_command, finish, load_model, manifest_of, say, seq_len
+from ctplab import parallel
+from ctplab.cli.shared import add_command, finish, load_model, manifest_of, note, say, seq_len
 from ctplab.errors import InputError
 
 OBJECTIVES = {"nll": 0.0, "kl": 1.0, "nll,kl": 0.5}
@@ -36,7 +36,6 @@ def recipe(options: argparse.Namespace) -> Any:
 def teacher_of(options: argparse.Namespace, train: Any) -> Any:
     """The full model, or what it says on the training text, kept in --teacher-cache."""
     from ctplab.progress import bar
-    from ctplab.prompts import parallel
     from ctplab.prompts.teacher import cached_teacher
 
     model = load_model(options, options.teacher)[0]
@@ -51,30 +50,21 @@ def teacher_of(options: argparse.Namespace, train: Any) -> Any:
 
 
 def learn(options: argparse.Namespace) -> None:
-    from ctplab.prompts import parallel
+    from ctplab.corpora import corpus
+    from ctplab.measure.perplexity import Score
+    from ctplab.models import tokenizer_fingerprint
+    from ctplab.prompts import files
+    from ctplab.prompts.learn import learn
+    from ctplab.prompts.recompute import recompute
 
     spec = recipe(options)
     if spec.kl and not options.teacher:
         raise InputError("the KL objective needs --teacher MODEL, the uncompressed model")
     if options.teacher_cache and not options.teacher:
         raise InputError("--teacher-cache needs --teacher MODEL")
-    options.device = parallel.join() or options.device
-    try:
-        _learn(options, spec)
-    finally:
-        parallel.leave()
-
-
-def _learn(options: argparse.Namespace, spec: Any) -> None:
-    from ctplab.corpora import corpus
-    from ctplab.measure.perplexity import Score
-    from ctplab.models import tokenizer_fingerprint
-    from ctplab.prompts import files, parallel
-    from ctplab.prompts.learn import learn
-
     out = Path(options.out)
-    loaded = [load_model(options, name) for name in options.model]
-    models, tokenizer = [model for model, _ in loaded], loaded[0][1]
+    loaded = [load_model(options, name, options.packed) for name in options.model]
+    models, tokenizer = [recompute(model) if options.recompute else model for model, _ in loaded], loaded[0][1]
     if len({tokenizer_fingerprint(tokenizer) for _, tokenizer in loaded}) > 1:
         raise InputError("the models have different tokenizers: one prompt cannot be learned on them")
     wanted = options.seq_len or (1024 if options.preset == "paper" else 0)
@@ -115,7 +105,7 @@ def _learn(options: argparse.Namespace, spec: Any) -> None:
     }
     say(options)(f"best at step {learned.best_step}: validation ppl {score.ppl:.2f} -> {out}")
     if learned.stopped:
-        print(f"ctplab: {learned.stopped}", file=sys.stderr)
+        note(learned.stopped)
     finish(options, result)
     if learned.stopped and learned.stopped.startswith("interrupted"):
         raise KeyboardInterrupt
@@ -124,13 +114,15 @@ def _learn(options: argparse.Namespace, spec: Any) -> None:
 
 def register(commands: Any) -> None:
     """Add the subcommands of this file."""
-    sub = add_command(commands, learn, "a soft prompt through frozen weights; resumes")
+    sub = add_command(commands, learn, "a soft prompt through frozen weights; resumes", shared=True)
     sub.add_argument("model", nargs="+", help="several models (of one base) take turns: one prompt for all of them")
     sub.add_argument("--corpus", default="atlas-web")
     sub.add_argument("--tokens", type=int, metavar="K", help="rows of the prompt (100)")
     sub.add_argument("--steps", type=int, help="1000; the paper's preset: 30,000")
     sub.add_argument("--batch", type=int, help="windows a step, over all processes (16; paper: 4)")
     sub.add_argument("--accumulate", type=int, metavar="N", help="work through a batch in N pieces, to save memory")
+    sub.add_argument("--recompute", action="store_true", help="compute blocks again in the backward pass: less memory")
+    sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")
     sub.add_argument("--lr", type=float, help="0.03; paper: 0.001")
     sub.add_argument("--patience", type=int, metavar="N", help="stop after N validations without a better one")
     sub.add_argument("--seq-len", type=int, default=0)

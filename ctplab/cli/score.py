@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ctplab.cli.shared import (
@@ -21,18 +22,22 @@ from ctplab.errors import InputError
 
 def score(options: argparse.Namespace) -> None:
     from ctplab.corpora import corpus
-    from ctplab.measure.perplexity import perplexity
+    from ctplab.measure.keep import compute_always, kept_nll
+    from ctplab.measure.perplexity import Score
     from ctplab.measure.tasks import evaluate
     from ctplab.progress import bar
+    from ctplab.store import kept_in
 
-    model, tokenizer = load_model(options, options.model)
+    model, tokenizer = load_model(options, options.model, options.packed)
     arm = chosen_arm(options, model, tokenizer)
     length = seq_len(model, options.seq_len, arm.prefix.k)
     result: dict[str, Any] = {"arm": arm.name, "seq_len": length, "corpora": {}, "tasks": {}}
     tell = say(options)
+    keep = kept_in(Path(options.out)) if options.out else compute_always
     for name in filter(None, options.corpus.split(",")):
-        text = corpus(name, tokenizer, length).test
-        found = perplexity(arm, text, batch=options.batch, limit=options.windows or None, progress=bar)
+        windows = corpus(name, tokenizer, length).test.windows[: options.windows or None]
+        sums = kept_nll(keep, f"{arm.name}--{name}", arm, windows, batch=options.batch, progress=bar)
+        found = Score(float(sums.sum()), windows.shape[0] * (windows.shape[1] - 1))
         row = {"nll": found.nll, "n_tokens": found.n_tokens, "ppl": found.ppl}
         told = f"{arm.name} on {name}: {found}"
         if options.as_published:
@@ -87,7 +92,7 @@ def latency(options: argparse.Namespace) -> None:
 
 def register(commands: Any) -> None:
     """Add the subcommands of this file."""
-    sub = add_command(commands, score, "perplexity (and tasks) of one arm")
+    sub = add_command(commands, score, "perplexity (and tasks) of one arm", shared=True)
     sub.add_argument("model")
     arm_options(sub)
     sub.add_argument("--corpus", default="atlas-web", help="names, separated by commas; '' for none")
@@ -96,6 +101,8 @@ def register(commands: Any) -> None:
     )
     sub.add_argument("--limit", type=int, default=0, help="the first N questions of each task only")
     sub.add_argument("--as-published", action="store_true", help="also the paper's understated perplexity")
+    sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")
+    sub.add_argument("--out", metavar="DIR", help="keep every corpus' sums here; the same command goes on from them")
     window_options(sub)
 
     sub = add_command(commands, latency, "time to the first token and tokens a second against k")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ctplab import parallel
 from ctplab.errors import InputError
 
 
@@ -18,20 +19,31 @@ class Parser(argparse.ArgumentParser):
 
 
 def say(options: argparse.Namespace) -> Callable[[str], None]:
-    """Text for people goes to standard output, or nowhere with --json: only JSON may stand there then."""
-    return (lambda text: None) if options.json else print
+    """Text for people goes to standard output, or nowhere with --json: only JSON may stand there then.
+
+    Of several processes the main one speaks; so too for ``note`` and ``finish``.
+    """
+    return (lambda text: None) if options.json or not parallel.is_main() else print
+
+
+def note(text: str) -> None:
+    """What the user should know beside the result: a line on standard error."""
+    if parallel.is_main():
+        print(f"ctplab: {text}", file=sys.stderr)
 
 
 def finish(options: argparse.Namespace, result: Any) -> None:
-    if options.json:
+    if options.shared:
+        result = {**result, "processes": parallel.size()}
+    if options.json and parallel.is_main():
         print(json.dumps(result))
 
 
-def load_model(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
+def load_model(options: argparse.Namespace, name: str, packed: bool = False) -> tuple[Any, Any]:
     """(model, tokenizer) on the chosen device."""
     from ctplab.compress.loading import load
 
-    return load(name, device=options.device, dtype=options.dtype)
+    return load(name, device=options.device, dtype=options.dtype, packed=packed)
 
 
 def seq_len(model: Any, wanted: int, k: int = 0) -> int:
@@ -55,13 +67,18 @@ def numbers(text: str, what: str) -> list[int]:
         raise InputError(f"{what} must be whole numbers separated by commas, not {text!r}") from None
 
 
-def add_command(commands: Any, run: Callable, about: str, name: str | None = None) -> argparse.ArgumentParser:
-    """A subcommand named after the function ``run``, with the options that all have."""
+def add_command(
+    commands: Any, run: Callable, about: str, name: str | None = None, *, shared: bool = False
+) -> argparse.ArgumentParser:
+    """A subcommand named after the function ``run``, with the options that all have.
+
+    ``shared``: several processes (``accelerate launch``) share its work.
+    """
     sub = commands.add_parser(name or run.__name__, help=about, description=about)
-    sub.set_defaults(run=run)
+    sub.set_defaults(run=run, shared=shared)
     sub.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
     sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    sub.add_argument("--device", help="cpu, cuda, cuda:1, auto: all GPUs (default: a GPU if there is one)")
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     return sub
 
@@ -95,9 +112,8 @@ def attach(options: argparse.Namespace, name: str, saved: Any, model: Any, token
     """Check that a prompt fits the model called ``name``, and tell what the user should know."""
     from ctplab.prompts import files
 
-    notes = files.attach(saved, model, tokenizer, tag=manifest_of(name).get("tag", "full"), force=options.force)
-    for note in notes:
-        print(f"ctplab: {note}", file=sys.stderr)
+    for found in files.attach(saved, model, tokenizer, tag=manifest_of(name).get("tag", "full"), force=options.force):
+        note(found)
 
 
 def models_and_prompt(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ctplab import parallel
 from ctplab.compress import checkpoint
 from ctplab.compress.packing import unpack
 from ctplab.compress.walk import Done, parameter_name, report_of, walk
@@ -113,11 +114,12 @@ def compress_to(
 ) -> dict[str, Any]:
     """Compress model ``name`` (folder or hub id) into ``out``, block by block, and return the manifest.
 
-    Resumes: blocks in ``out`` that were made from the same model, calibration and spec are kept. Raises InputError
-    for a model that is compressed already, and for all that ``walk.compress`` raises.
+    Resumes: blocks in ``out`` that were made from the same model, calibration and spec are kept. Several processes
+    share the windows; the main one writes. Raises InputError for a model that is compressed already, and for all that
+    ``walk.compress`` raises.
     """
     began = time.perf_counter()
-    folder, device = local_folder(name), device or default_device()
+    folder, device = local_folder(name), default_device() if device in (None, "auto") else device
     if (folder / checkpoint.MANIFEST).exists():
         raise InputError(f"{name} is compressed already; compress the full model it came from")
     kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
@@ -127,7 +129,9 @@ def compress_to(
         names = source.names(model)
     except KeyError:  # stored in another layout than the model's: transformers converts it, in memory
         model, names = load_dense(folder, device=device, dtype=dtype or str(kind).removeprefix("torch."))[0], {}
-    checkpoint.start_folder(out)
+    if parallel.is_main():
+        checkpoint.start_folder(out)
+    parallel.wait()  # the folder is there, and nobody finishes before all have begun
     key = _key(spec, calibration, folder, kind)
     prefixes = [prefix for prefix, _ in blocks(model)]
     outside = {n: s for n, s in names.items() if not n.startswith(tuple(f"{p}." for p in prefixes))}
@@ -160,10 +164,14 @@ def compress_to(
         compressed = {parameter_name(report.name, model) for report, _ in found}
         state = model.get_submodule(prefix).state_dict()
         others = {f"{prefix}.{n}": t for n, t in state.items() if f"{prefix}.{n}" not in compressed}
-        checkpoint.write_block(checkpoint.block_file(out, index), others, found, key)
+        if parallel.is_main():
+            checkpoint.write_block(checkpoint.block_file(out, index), others, found, key)
         done += found
     done.sort(key=lambda pair: next(i for i, p in enumerate(prefixes) if pair[0].name.startswith(f"{p}.")))
     report = report_of(model, done, spec, calibration, time.perf_counter() - began)
     rest = {n: t for n, t in checkpoint.other_tensors(model, report).items() if t.device.type != "meta"}
     rest = {n: t for n, t in rest.items() if not n.startswith(tuple(f"{p}." for p in prefixes))}
-    return checkpoint.finish_folder(out, model, tokenizer, report, str(name), rest)
+    if parallel.is_main():
+        checkpoint.finish_folder(out, model, tokenizer, report, str(name), rest)
+    parallel.wait()
+    return checkpoint.read_manifest(out)

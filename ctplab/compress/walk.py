@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ctplab import parallel
 from ctplab.compress import obs, packing
 from ctplab.compress.capture import Flow, Hessian, Plan, Stop, Watch, capture, plan
+from ctplab.compress.spread import deal, whole
 from ctplab.errors import InputError
-from ctplab.models import Model, blocks, check_context, eager_experts, tensor_fingerprint, weight_matrix
+from ctplab.models import Model, blocks, check_context, eager_experts, linears, tensor_fingerprint, weight_matrix
 from ctplab.progress import Progress, bar
 from ctplab.specs import CompressionSpec
 
@@ -85,6 +87,7 @@ def compress(
     ``calibration``: (N, T) token windows. Returns the compressed model (a copy unless ``inplace``; its weights
     equal what the saved checkpoint will decode to) and the report. Raises InputError for NaN, for windows longer
     than the context and for group sizes that do not divide. For models larger than memory: ``stream.compress_to``.
+    Several processes share the windows, and all return the same.
     """
     began = time.perf_counter()
     model = model if inplace else copy.deepcopy(model)
@@ -137,19 +140,20 @@ def walk(
     check_context(model, 0, calibration.shape[1])
     named = blocks(model)
     modules = [block for _, block in named]
+    if not linears(modules[0]):
+        raise InputError("this model runs from packed weights: it is compressed already")
     finished = enter(0, modules[0])
     device = next(modules[0].parameters()).device
     with eager_experts(model):
-        flow = capture(model, modules, torch.split(calibration.to(device), batch))
+        flow = capture(model, modules, deal(calibration.to(device), batch))
         plans: dict[tuple, Plan] = {}
         for index, (prefix, block) in enumerate(progress(named, total=len(named), label=f"compress {spec.tag}")):
             finished = finished if index == 0 else enter(index, block)
             if not finished:
                 shape = (type(block), *((name, p.shape) for name, p in block.named_parameters()))
                 if shape not in plans:
-                    plans[shape] = plan(
-                        block, lambda index=index, block=block: list(flow.outputs(index, block, first=True))
-                    )
+                    found = plan(block, lambda index=index, block=block: list(flow.outputs(index, block, first=True)))
+                    plans[shape] = parallel.of_main(found)  # experts that one process saw, another may not have seen
                 yield index, list(_compress_block(prefix, block, index, flow, plans[shape], spec))
             if index + 1 < len(named):
                 flow.advance(index, block)
@@ -178,7 +182,7 @@ def _compress_block(
             for _ in flow.outputs(index, block):
                 pass
         for group in stage:
-            hessian = hessians.pop(group[0])
+            hessian = whole(hessians.pop(group[0]))
             yield from _solve({f"{prefix}.{name}": weight_matrix(block, name) for name in group}, hessian, spec)
 
 
@@ -206,6 +210,7 @@ def _solve(matrices: dict[str, Tensor], hessian: Hessian, spec: CompressionSpec)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
         decoded = packing.unpack(packed, spec.bits)
+        parallel.copy_main(decoded)  # all solved the same, but processors of another kind may round otherwise
         loss = obs.output_loss(matrix, decoded, H)
         matrix.copy_(decoded.to(matrix.dtype))
         yield LayerReport(name, spec.method, loss, fallback, matrix.numel(), packing.packed_bytes(packed)), packed

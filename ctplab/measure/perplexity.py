@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ctplab import parallel
 from ctplab.corpora import Split
 from ctplab.errors import InputError
 from ctplab.models import check_context, embeddings
@@ -46,21 +47,24 @@ class Score:
 
 @torch.no_grad()
 def window_nll(arm: Arm, windows: Tensor, *, batch: int = 16, progress: Progress = silent) -> Tensor:
-    """Summed NLL of every window: ``windows`` (N, T) -> (N,) float64. The prefix is computed once."""
+    """Summed NLL of every window: ``windows`` (N, T) -> (N,) float64. The prefix is computed once.
+
+    Several processes share the batches, each of which gives the same bits wherever it is computed.
+    """
     check_context(arm.model, arm.prefix.k, windows.shape[1])
     kv = compile_prefix(arm.model, arm.prefix)
     device = embeddings(arm.model).device
-    sums = []
-    for ids in progress(windows.split(batch), total=-(-len(windows) // batch), label=f"score {arm.name}"):
-        ids = ids.to(device)
+    sums = torch.zeros(len(windows), dtype=torch.float64, device=device)
+    mine = parallel.share(torch.arange(len(windows)).split(batch))
+    for numbers in progress(mine, total=len(mine), label=f"score {arm.name}"):
+        ids = windows[numbers].to(device)
         logits = logits_after(arm.model, kv, ids)
-        for row, target in zip(logits, ids, strict=True):  # a window at a time: no fp32 copy of all logits
-            loss = F.cross_entropy(row[:-1].float(), target[1:], reduction="sum")
-            sums.append(loss.double().cpu())
-    total = torch.stack(sums)
-    if not torch.isfinite(total).all():
+        for number, row, target in zip(numbers, logits, ids, strict=True):  # one by one: no fp32 copy of all logits
+            sums[number] = F.cross_entropy(row[:-1].float(), target[1:].to(row.device), reduction="sum")
+    parallel.add_up([sums])  # every other process has a zero there
+    if not torch.isfinite(sums).all():
         raise InputError(f"the {arm.name} arm gives NaN or infinite losses; try --dtype float32")
-    return total
+    return sums.cpu()
 
 
 def perplexity(

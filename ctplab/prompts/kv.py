@@ -60,8 +60,11 @@ def compile_rows(model: Model, rows: Tensor) -> KV:
     """
     if rows.shape[0] == 0:
         return []
-    table = embeddings(model)
-    out = model(inputs_embeds=rows.to(table.device, table.dtype)[None], use_cache=True, logits_to_keep=1)
+    from ctplab.prompts.cache import Recorder
+
+    table, cache = embeddings(model), Recorder(config=model.config)
+    embedded = rows.to(table.device, table.dtype)[None]
+    out = model(inputs_embeds=embedded, past_key_values=cache, use_cache=True, logits_to_keep=1)
     kv = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
     window = min(keys.shape[2] for keys, _ in kv) + 1
     if window <= rows.shape[0]:  # the first rows are gone already, and the positions behind them would be wrong
@@ -93,9 +96,11 @@ def expand(model: Model, kv: KV, batch: int):
 
 
 def _inputs(model: Model, kv: KV, ids: Tensor) -> dict[str, Any]:
-    cache = expand(model, kv, len(ids))
-    if cache is None:
+    from ctplab.prompts.cache import Behind
+
+    if not kv:
         return {"input_ids": ids, "use_cache": False}
+    cache = Behind(kv, len(ids), model.config)
     mask = torch.ones(len(ids), kv[0][0].shape[2] + ids.shape[1], dtype=torch.long, device=ids.device)
     return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
 
@@ -133,6 +138,6 @@ def halves(model: Model) -> Halves:
         states = body(input_ids=probe, use_cache=False)[0]
         if states.shape[-1] == head.weight.shape[1]:
             logits = model(input_ids=probe, use_cache=False).logits
-            if torch.equal(head(states), logits):
-                return Halves(model, head, True)
+            if torch.equal(head(states).to(logits.device), logits):
+                return Halves(model, lambda x: head(x).to(x.device), True)
     return Halves(model, lambda logits: logits, False)

@@ -15,11 +15,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ctplab import parallel
 from ctplab.corpora import Split
 from ctplab.errors import InputError
 from ctplab.models import Model, check_context, embeddings, tensor_fingerprint
-from ctplab.progress import Progress, silent
-from ctplab.prompts import parallel, schedule
+from ctplab.progress import Progress
+from ctplab.prompts import schedule
 from ctplab.prompts.kv import KV, Halves, halves
 from ctplab.prompts.objective import mixed_loss, nll
 from ctplab.prompts.state import load_state, save_state
@@ -100,7 +101,8 @@ def _validate(learnable: Learnable, models: list[Halves], windows: Tensor, batch
         for ids in parallel.share(windows).split(batch):
             if len(ids):
                 states = cut.states(kv, ids)[:, :-1].flatten(0, 1)
-                total += nll(states, cut.head, vocabulary, ids[:, 1:].flatten()).double()
+                targets = ids[:, 1:].flatten().to(states.device)
+                total += nll(states, cut.head, vocabulary, targets).double().to(total.device)
     parallel.add_up([total])
     return float(total) / (len(models) * windows.shape[0] * (windows.shape[1] - 1))
 
@@ -118,9 +120,10 @@ def _gradient(
         ids = windows[part.to(windows.device)]
         target = teacher.target(part, ids) if teacher is not None else None
         states = cut.states(learnable.kv(cut.model), ids)[:, :-1].flatten(0, 1)
-        loss = mixed_loss(states, cut.head, vocabulary, ids[:, 1:].flatten(), spec.kl, target) / n_targets
+        targets = ids[:, 1:].flatten().to(states.device)
+        loss = mixed_loss(states, cut.head, vocabulary, targets, spec.kl, target) / n_targets
         loss.backward()
-        total += loss.detach()
+        total += loss.detach().to(total.device)
     parallel.add_up([total, *(p.grad for p in learnable.parameters.values() if p.grad is not None)])
     return total
 
@@ -225,7 +228,7 @@ def run(
 def finish(steps: Iterator[Step], result: Learned[P], spec: PromptSpec, progress: Progress) -> Learned[P]:
     """Take all steps. An interrupt (Ctrl-C) ends them early and keeps the best."""
     try:
-        for _ in (progress if parallel.is_main() else silent)(steps, total=spec.steps, label="learn"):
+        for _ in progress(steps, total=spec.steps, label="learn"):
             pass
     except KeyboardInterrupt:
         result.stopped = f"interrupted after {len(result.steps)} steps"

@@ -37,7 +37,7 @@ class MemoryTeacher:
 
         def rows_of(rows: slice, student: Tensor) -> Tensor:
             with torch.no_grad():
-                return self._halves.head(states[rows]).to(student.dtype).log_softmax(-1)
+                return self._halves.head(states[rows]).to(student).log_softmax(-1)
 
         return rows_of
 

@@ -1,0 +1,35 @@
+"""``memory``: what learning a prompt needs, on paper."""
+
+import argparse
+from dataclasses import asdict, fields
+from typing import Any
+
+from ctplab.cli.shared import add_command, finish, say
+
+
+def memory(options: argparse.Namespace) -> None:
+    from ctplab.memory import SHAPES, Settings, learning, shape_of
+    from ctplab.models import load_config
+    from ctplab.tables import memory_table
+
+    settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+    found = {}
+    for name in options.model or SHAPES:
+        shape = SHAPES[name] if name in SHAPES else shape_of(load_config(name))
+        found[name] = learning(shape, settings)
+    say(options)(memory_table(found))
+    rows = {name: {**asdict(needed), "total": needed.total} for name, needed in found.items()}
+    finish(options, {"settings": asdict(settings), "bytes": rows})
+
+
+def register(commands: Any) -> None:
+    """Add the subcommand of this file."""
+    sub = add_command(commands, memory, "what learning a prompt needs in memory, on paper")
+    sub.add_argument("model", nargs="*", help="1b, 7b, 13b, 70b (LLaMA's shapes; all, if none is named), or a model")
+    sub.add_argument("--tokens", type=int, default=100, metavar="K")
+    sub.add_argument("--seq-len", type=int, default=1024)
+    sub.add_argument("--batch", type=int, default=4, help="windows at a time: batch over accumulate and processes")
+    sub.add_argument("--bits", type=int, help="packed weights of so many bits (default: dense)")
+    sub.add_argument("--group-size", type=int, default=128)
+    sub.add_argument("--no-recompute", dest="recompute", action="store_false")
+    sub.set_defaults(dtype="bfloat16")

@@ -1,0 +1,123 @@
+"""Several processes on one piece of work (``accelerate launch``), on CPUs (gloo) or a GPU each (nccl).
+
+What is learned, scored or compressed is dealt out by batches, and small sums go round: gradients of a prompt, losses,
+Hessians. Every function is a plain no-op in a single process. All processes read the same folders; the main one writes
+and prints.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ctplab.errors import Interrupted
+
+S = TypeVar("S", Tensor, list, tuple)
+T = TypeVar("T")
+
+#: How long a process waits for the others. One that ended is noticed at once; this is for one that works alone, such
+#: as the main one while it writes a model.
+PATIENCE = timedelta(days=1)
+
+
+@contextmanager
+def group() -> Iterator[str | None]:
+    """The group that ``accelerate launch`` or ``torchrun`` opened, if any; gives this process's device.
+
+    Raises Interrupted where another process of the group ends early: its launcher then stops this one.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield None
+        return
+    from accelerate import PartialState
+
+    def stopped(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("stopped, or another process of this job ended; run the same command again to go on")
+
+    before = signal.signal(signal.SIGTERM, stopped)
+    try:
+        yield str(PartialState(timeout=PATIENCE).device)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if dist.is_initialized():  # so that no process waits for another at exit
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """The backends raise a RuntimeError where they cannot reach a process."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Interrupted("another process of this job ended; run the same command again to go on") from error
+
+
+def size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes and prints."""
+    return size() == 1 or dist.get_rank() == 0
+
+
+def left_alone() -> bool:
+    """Whether ``accelerate launch`` was asked for several processes and started one, as it does with ``--cpu``."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ
+
+
+def share(items: S) -> S:
+    """This process's part of what all do together: neighbours, as many for each as can be."""
+    if size() == 1:
+        return items
+    rank = dist.get_rank()
+    return items[len(items) * rank // size() : len(items) * (rank + 1) // size()]
+
+
+def add_up(tensors: list[Tensor]) -> None:
+    """Sum each tensor over the processes, in place."""
+    if size() > 1:
+        with _together():
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+
+def of_main(value: T) -> T:
+    """The main process's ``value``, in every process."""
+    if size() == 1:
+        return value
+    values = [value]
+    with _together():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def gather(items: list[T]) -> list[T]:
+    """The lists of all processes, one after the other, in every process."""
+    if size() == 1:
+        return items
+    lists: list[list[T]] = [[] for _ in range(size())]
+    with _together():
+        dist.all_gather_object(lists, items)
+    return [item for part in lists for item in part]
+
+
+def copy_main(tensor: Tensor) -> None:
+    """Give ``tensor`` the main process's values, in place."""
+    if size() > 1:
+        with _together():
+            dist.broadcast(tensor, 0)
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if size() > 1:
+        with _together():
+            dist.barrier()

@@ -1,0 +1,42 @@
+"""The two caches that a prefix needs besides the one that generation fills.
+
+Both take a block being run twice on the same input, which is what recomputation does (see ``recompute``).
+"""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache
+
+
+class Recorder(DynamicCache):
+    """Empty; keeps the first keys and values that each layer gives: those of the prefix."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self.get_seq_length(layer_idx) > 0:  # the block is run again
+            return key_states, value_states
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+class Behind(DynamicCache):
+    """Holds a prefix and shows it in front of whatever a layer gives, of which it keeps nothing.
+
+    So a text behind a prefix costs one layer's keys and values in memory, not all layers'. For one forward pass only.
+    """
+
+    def __init__(self, kv: list[tuple[Tensor, Tensor]], batch: int, config: Any) -> None:
+        super().__init__(kv, config=config)
+        layers: list[Any] = self.layers
+        for layer in layers:
+            layer.keys, layer.values = layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        layer = vars(self.layers[layer_idx])
+        prefix = dict(layer)
+        shown = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        layer.update(prefix)
+        return shown
