@@ -1,5 +1,6 @@
 """The pipeline compress -> learn -> measure as steps that are kept on disk and resumed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from ctplab.models import Model, Tokenizer, tensor_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts import files, learn
 from ctplab.prompts.kv import Arm
+from ctplab.prompts.loop import Learned
 from ctplab.prompts.prefix import tensors
 from ctplab.specs import CompressionSpec, PromptSpec
 from ctplab.store import Store
@@ -43,9 +45,20 @@ class Study:
         return model, checkpoint.save(folder, model, self.tokenizer, report, self.store.model)
 
     def prompt(
-        self, tag: str, name: str, model: Model, train: Split, validation: Split, spec: PromptSpec
+        self,
+        tag: str,
+        name: str,
+        model: Model,
+        train: Split,
+        validation: Split,
+        spec: PromptSpec,
+        *,
+        how: Callable[..., Learned] = learn.learn,
     ) -> files.SavedPrompt:
-        """The learned prompt; resumes where it was killed. Ctrl-C stops and leaves it resumable."""
+        """The learned prompt; resumes where it was killed. Ctrl-C stops and leaves it resumable.
+
+        ``how``: ``learn`` for rows, ``learn_kv`` for keys and values.
+        """
         folder = self.store.prompt(tag, name)
         if (folder / files.MANIFEST).exists():
             saved = files.load(folder)
@@ -53,7 +66,7 @@ class Study:
                 return saved
         state = self.store.prompt_state(tag, name)
         teacher = self.full if spec.kl > 0 else None
-        learned = learn.learn(
+        learned = how(
             model,
             train,
             validation,

@@ -13,8 +13,9 @@ LAYERS = [
     {"atlas", "models", "paper", "texts", "published", "corpora"},
     {"compress", "prompts"},
     {"measure", "inspect"},
-    {"store", "study", "plots", "plots_measure", "plots_interactive", "tables", "report"},
-    {"demo", "reproduce"},
+    {"store", "study", "plots", "plots_measure", "plots_interactive", "plots_explore", "tables", "report"},
+    {"widgets", "live", "claims"},
+    {"demo", "reproduce", "explore"},
     {"reproduce_other"},
     {"cli"},
 ]
