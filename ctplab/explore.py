@@ -103,8 +103,9 @@ def nearest(model: Model, tokenizer: Tokenizer, soft: Prefix, initial: Prefix) -
         sets = dict(measured(top, metric, centred))
         if row != every:
             sets |= {name: sets[name][int(row)][None] for name in ("soft", "init")}
-        low, high = (float(f(torch.stack([f(s) for s in sets.values()]))) for f in (torch.min, torch.max))
-        margin = 1e-3 * (abs(low) + abs(high)) + 1e-6
+        values = torch.cat([found.flatten() for found in sets.values()])
+        low, high = values.min().item(), values.max().item()
+        margin = 1e-3 * (abs(low) + abs(high)) + 1e-6  # an interval even where all are equal
         which = "all rows" if row == every else f"row {row}"
         title = f"{which}: {metric}{', centred' if centred else ''}, to the {top} nearest tokens"
         figure = plots_explore.nearness(binned(sets, low - margin, high + margin, 40), metric, title)

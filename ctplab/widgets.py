@@ -55,11 +55,11 @@ class Explorer:
         for name, values in choices.items():
             self.controls[name] = _control(widgets, name, values, defaults[name])
             self.controls[name].observe(self._redraw, names="value")
-        self._image = widgets.Image(
-            value=self.picture, format="png", layout={"max_width": "100%", "width": "max-content"}
-        )
+        layout = {"max_width": "100%", "width": "max-content"}
+        self._image = widgets.Image(value=self.picture, format="png", layout=layout)
         self._note = widgets.HTML(self._as_html())
-        self._box = widgets.VBox([widgets.HBox(list(self.controls.values())), self._image, self._note])
+        row = widgets.HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"})
+        self._box = widgets.VBox([row, self._image, self._note])
 
     def _redraw(self, change: Any) -> None:
         self._note.value = "<pre>...</pre>"

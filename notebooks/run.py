@@ -2,7 +2,9 @@
 
 import json
 import re
+import resource
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +64,11 @@ def machine_paths(notebook: nbformat.NotebookNode) -> list[str]:
 def main(names: list[str]) -> None:
     for path in sorted(HERE.glob("*.ipynb")):
         if not names or path.stem in names:
-            print(path.name, flush=True)
+            began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             nbformat.write(tidied(execute(path)), path)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            print(f"{path.name}: {time.perf_counter() - began:.0f} s ({cpu:.0f} s of one core)", flush=True)
 
 
 if __name__ == "__main__":
