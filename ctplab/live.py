@@ -32,6 +32,8 @@ def live_curve(items: Iterable[T], *, total: int | None = None, label: str = "")
                 left = "" if total is None else f" of {total}, {(total - item.step - 1) / rate:.0f} s left"
                 figure = plots.curve(steps)
                 figure.axes[0].set_title(f"Learning: step {item.step + 1}{left}, {rate:.1f} steps/s")
+                if all(step["validation"] is None for step in steps):
+                    figure.axes[1].set_yticks([])  # nothing is measured yet
                 if shown is None:
                     shown = display(figure, display_id=True)
                 else:
