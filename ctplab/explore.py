@@ -109,7 +109,7 @@ def nearest(model: Model, tokenizer: Tokenizer, soft: Prefix, initial: Prefix) -
         which = "all rows" if row == every else f"row {row}"
         title = f"{which}: {metric}{', centred' if centred else ''}, to the {top} nearest tokens"
         figure = plots_explore.nearness(binned(sets, low - margin, high + margin, 40), metric, title)
-        shown = named(metric, centred) if row == every else [named(metric, centred)[int(row)]]
+        shown = named(metric, centred)[:8] if row == every else [named(metric, centred)[int(row)]]
         few = 5 if row == every else 10
         lines = [
             f"row {r.row:3}  " + "  ".join(f"{token!r} {value:.2f}" for token, value in r.nearest[:few]) for r in shown
