@@ -1,6 +1,6 @@
 """The pipeline compress -> learn -> measure as steps that are kept on disk and resumed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from ctplab.models import Model, Tokenizer, tensor_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts import files, learn, lora
 from ctplab.prompts.kv import Arm
+from ctplab.prompts.loop import Learned
 from ctplab.prompts.prefix import tensors
 from ctplab.specs import CompressionSpec, LoraSpec, PromptSpec
 from ctplab.store import Store
@@ -52,9 +53,20 @@ class Study:
         return model, manifest
 
     def prompt(
-        self, tag: str, name: str, model: Model, train: Split, validation: Split, spec: PromptSpec
+        self,
+        tag: str,
+        name: str,
+        model: Model,
+        train: Split,
+        validation: Split,
+        spec: PromptSpec,
+        *,
+        how: Callable[..., Learned] = learn.learn,
     ) -> files.SavedPrompt:
-        """The learned prompt; resumes where it was killed. Ctrl-C stops and leaves it resumable."""
+        """The learned prompt; resumes where it was killed. Ctrl-C stops and leaves it resumable.
+
+        ``how``: ``learn`` for rows, ``learn_kv`` for keys and values.
+        """
         folder = self.store.prompt(tag, name)
         teacher = self.full if spec.kl > 0 else None
         learned_from = {
@@ -66,7 +78,7 @@ class Study:
             if saved.info["spec"] == spec.to_json() and learned_from.items() <= saved.info.items():
                 return saved
         state = self.store.prompt_state(tag, name)
-        learned = learn.learn(
+        learned = how(
             model,
             train,
             validation,

@@ -2,7 +2,9 @@
 
 import json
 import re
+import resource
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,15 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 
 
-def execute(path: Path, changes: dict[str, Any] | None = None, timeout: int = 1800) -> nbformat.NotebookNode:
-    """Run a notebook top to bottom; ``changes`` replace names of its ``parameters`` cell. Raises at the first error."""
+def execute(
+    path: Path, changes: dict[str, Any] | None = None, *, also: str = "", timeout: int = 1800
+) -> nbformat.NotebookNode:
+    """Run a notebook top to bottom, then the code ``also``. Raises at the first error.
+
+    ``changes`` replace names of its ``parameters`` cell.
+    """
     notebook = nbformat.read(path, as_version=4)
+    notebook.cells += [nbformat.v4.new_code_cell(also)] if also else []
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", ()):
             lines = [f"{name} = {value!r}" for name, value in (changes or {}).items()]
@@ -23,8 +31,16 @@ def execute(path: Path, changes: dict[str, Any] | None = None, timeout: int = 18
     return notebook
 
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def lasting(output: nbformat.NotebookNode) -> bool:
+    """No standard error, and no place where a live figure was and has gone."""
+    return output.get("name") != "stderr" and output.get("data") != {"text/plain": ""}
+
+
 def tidied(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without times, the machine's Python version and standard error, which differ from run to run."""
+    """Without what differs from run to run (times, Python's version, standard error) or needs a kernel (widgets)."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -32,7 +48,9 @@ def tidied(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [output for output in cell.outputs if lasting(output)]
+            for output in cell.outputs:
+                output.get("data", {}).pop(WIDGET, None)
     return notebook
 
 
@@ -46,8 +64,11 @@ def machine_paths(notebook: nbformat.NotebookNode) -> list[str]:
 def main(names: list[str]) -> None:
     for path in sorted(HERE.glob("*.ipynb")):
         if not names or path.stem in names:
-            print(path.name, flush=True)
+            began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             nbformat.write(tidied(execute(path)), path)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            print(f"{path.name}: {time.perf_counter() - began:.0f} s ({cpu:.0f} s of one core)", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ LAYERS = [
     {"atlas", "models", "paper", "texts", "published", "corpora"},
     {"compress", "prompts"},
     {"measure", "inspect", "memory"},
-    {"store", "study", "plots", "plots_measure", "plots_paper", "plots_interactive", "tables", "report"},
-    {"demo", "controls", "reproduce", "sweep"},
+    {"store", "study", "plots", "plots_measure", "plots_paper", "plots_interactive", "plots_explore", "tables"},
+    {"report", "widgets", "live", "claims"},
+    {"demo", "controls", "reproduce", "sweep", "explore"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

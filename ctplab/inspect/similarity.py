@@ -10,31 +10,65 @@ from ctplab.models import Model
 from ctplab.prompts.prefix import Prefix
 
 
+def _but_own(table: Tensor, rows: Tensor, own: Tensor, top: int, metric: str, centre: bool) -> Tensor:
+    """(k, top) values of ``rows``, which are rows ``own`` (k,) of ``table``, to the nearest others."""
+    values, ids = search(table, rows, top + 1, metric, centre)
+    other = ids != own[:, None]
+    other[other.all(1), -1] = False  # its own token was not among the nearest: one too many
+    return values[other].view(len(rows), -1)
+
+
+def nearness(
+    table: Tensor,
+    prefix: Prefix,
+    initial: Prefix,
+    *,
+    top: int = 100,
+    metric: str = "cosine",
+    centre: bool = False,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Nearness of the learned rows to their ``top`` nearest rows of ``table`` (V, d), beside its nulls: (k, top) each.
+
+    ``real``: real tokens and ``init``: the untrained rows, both without themselves; ``random``: Gaussian rows of the
+    learned rows' norms. Metrics and centring as in :func:`ctplab.inspect.nearest.search`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    middle = table.mean(0) if centre else torch.zeros(table.shape[1])
+    noise = torch.randn(prefix.rows.shape, generator=generator)
+    noise *= ((prefix.rows - middle).norm(dim=1) / noise.norm(dim=1))[:, None]
+    real = torch.randperm(len(table), generator=generator)[: prefix.k]
+    start = search(table, initial.rows, top, metric, centre)[0]
+    if initial.ids:
+        start = _but_own(table, initial.rows, torch.tensor(initial.ids), top, metric, centre)
+    return {
+        "soft": search(table, prefix.rows, top, metric, centre)[0],
+        "init": start,
+        "real": _but_own(table, table[real], real, top, metric, centre),
+        "random": search(table, middle + noise, top, metric, centre)[0],
+    }
+
+
+def binned(sets: dict[str, Tensor], low: float, high: float, bins: int) -> dict[str, Any]:
+    """{"edges": [...], "counts": {name: [...]}, "mean": {name: x}} of the values of each set."""
+    edges = torch.linspace(low, high, bins + 1)
+    return {
+        "edges": [round(float(edge), 4) for edge in edges],
+        "counts": {
+            name: torch.histc(values.clamp(low, high), bins, low, high).int().tolist() for name, values in sets.items()
+        },
+        "mean": {name: round(float(values.mean()), 4) for name, values in sets.items()},
+    }
+
+
 def cosine_histogram(
     model: Model, prefix: Prefix, initial: Prefix, *, top: int = 100, bins: int = 40, seed: int = 0
 ) -> dict[str, Any]:
-    """Cosines of each row to its ``top`` nearest tokens (Figure 8), beside their nulls.
+    """Cosines of each row to its ``top`` nearest tokens (Figure 8), beside their nulls: see :func:`nearness`.
 
-    ``real``: real tokens (themselves left out); ``init``: the untrained rows; ``random``: Gaussian rows of the
-    learned rows' norms. Returns {"edges": [...], "counts": {name: [...]}, "mean": {name: x}}.
+    Returns {"edges": [...], "counts": {name: [...]}, "mean": {name: x}}.
     """
-    table = vocabulary(model)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(prefix.rows.shape, generator=generator)
-    noise *= (prefix.rows.norm(dim=1) / noise.norm(dim=1))[:, None]
-    real = table[torch.randperm(len(table), generator=generator)[: prefix.k]]
-    sets = {
-        "soft": search(table, prefix.rows, top)[0],
-        "init": search(table, initial.rows, top + 1)[0][:, 1:],
-        "real": search(table, real, top + 1)[0][:, 1:],
-        "random": search(table, noise, top)[0],
-    }
-    edges = torch.linspace(-1, 1, bins + 1)
-    return {
-        "edges": [round(float(edge), 4) for edge in edges],
-        "counts": {name: torch.histc(values, bins, -1, 1).int().tolist() for name, values in sets.items()},
-        "mean": {name: round(float(values.mean()), 4) for name, values in sets.items()},
-    }
+    return binned(nearness(vocabulary(model), prefix, initial, top=top, seed=seed), -1, 1, bins)
 
 
 def pca(rows: Tensor, n: int = 2) -> tuple[Tensor, Tensor]:
