@@ -44,11 +44,15 @@ class Flow:
     calls: dict[int, list[Call]]
     """By batch size: the other arguments of every block."""
 
-    def outputs(self, index: int, block: nn.Module, first: bool = False) -> Iterator[Tensor]:
-        """Run block ``index`` on every batch (or the first); a ``Stop`` inside ends that batch."""
-        for states in self.hidden[:1] if first else self.hidden:
+    def outputs(self, index: int, block: nn.Module) -> Iterator[Tensor]:
+        """Run block ``index`` on every batch; a ``Stop`` inside ends that batch."""
+        for states in self.hidden:
             with suppress(Stop):
                 yield self.calls[len(states)][index].run(block, states)
+
+    def sample(self, index: int, block: nn.Module) -> Tensor:
+        """Run block ``index`` on one window."""
+        return self.calls[1][index].run(block, self.hidden[0][:1])
 
     def advance(self, index: int, block: nn.Module) -> None:
         """Replace the hidden states by the block's outputs, batch by batch."""
@@ -57,10 +61,13 @@ class Flow:
 
 
 def capture(model: Model, modules: list[nn.Module], batches: tuple[Tensor, ...]) -> Flow:
-    """Run ``model`` up to its blocks. Only the first block computes (so only it needs its weights): the others are
-    bypassed, and what they are called with is noted."""
+    """Run ``model`` up to its blocks and note what they are called with.
+
+    All blocks are bypassed, but for the first one on a single window (so only it needs its weights): what it returns,
+    the others return the same kind of.
+    """
     flow = Flow([], {})
-    bypassed: list[Any] = []  # what the first block returned: later ones return the same kind
+    returned: list[Any] = []
 
     def stub(index: int, forward: Callable, seen: list[Call], known: bool) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -70,14 +77,13 @@ def capture(model: Model, modules: list[nn.Module], batches: tuple[Tensor, ...])
             if known:
                 raise Stop
             seen.append(Call(args[1:], kwargs))
-            if index == 0:
-                bypassed.append(forward(states, *args[1:], **kwargs))
-                return bypassed[-1]
-            return (states, *bypassed[-1][1:]) if isinstance(bypassed[-1], tuple) else states
+            if not returned:
+                returned.append(forward(states, *args[1:], **kwargs))
+            return (states, *returned[0][1:]) if isinstance(returned[0], tuple) else states
 
         return call
 
-    for batch in batches:
+    for batch in (batches[0][:1], *batches):
         seen: list[Call] = []
         known = len(batch) in flow.calls
         for index, module in enumerate(modules):
@@ -91,6 +97,7 @@ def capture(model: Model, modules: list[nn.Module], batches: tuple[Tensor, ...])
                 del module.forward
         if not known:
             flow.calls[len(batch)] = seen
+    del flow.hidden[0]  # the single window's
     return flow
 
 

@@ -152,7 +152,7 @@ def walk(
             if not finished:
                 shape = (type(block), *((name, p.shape) for name, p in block.named_parameters()))
                 if shape not in plans:
-                    found = plan(block, lambda index=index, block=block: list(flow.outputs(index, block, first=True)))
+                    found = plan(block, lambda index=index, block=block: flow.sample(index, block))
                     plans[shape] = parallel.of_main(found)  # experts that one process saw, another may not have seen
                 yield index, list(_compress_block(prefix, block, index, flow, plans[shape], spec))
             if index + 1 < len(named):
