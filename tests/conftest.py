@@ -1,6 +1,7 @@
 """Tiny random models of several families, the embedded tokenizer, and windows of real text."""
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,6 +27,17 @@ from ctplab.atlas.facts import data_dir
 from ctplab.progress import silent
 
 VOCABULARY = 2048
+INSTALL = "no Chromium here: apt-get install chromium (Debian), and pip install 'ctplab[dev]' for playwright"
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SHARED = Path(os.environ.get("CTPLAB_SHARED", Path(__file__).parents[2] / "shared"))
 
 
@@ -135,3 +147,16 @@ def web(tokenizer):
 @pytest.fixture
 def quiet():
     return {"progress": silent}
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium. One for all tests: playwright runs once in a process."""
+    playwright = pytest.importorskip("playwright.sync_api", reason=INSTALL)
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip(INSTALL)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=QUIET)
+        yield browser
+        browser.close()

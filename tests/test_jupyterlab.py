@@ -1,7 +1,6 @@
 """A real JupyterLab in a real Chromium: the explorer of notebook 5 appears, and follows a slider."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -59,27 +58,21 @@ def lab(tmp_path):
     server.wait(PATIENCE)
 
 
-def test_the_explorer_follows_its_slider(lab):
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'ctplab[dev]'")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium here: apt-get install chromium (Debian)")
-    with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page()
-        page.set_default_timeout(1000 * PATIENCE)
-        page.goto(f"{lab}/lab/tree/explorer.ipynb")
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-        page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel != null")
-        page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
-        picture, said = ".jp-OutputArea img.widget-image", ".jp-OutputArea .widget-html-content pre"
-        page.wait_for_selector(picture)
-        before = page.get_attribute(picture, "src"), page.inner_text(said)
-        page.locator(".noUi-handle").first.press("ArrowRight")  # row: from all to the first
-        page.wait_for_function(
-            "([s, t]) => document.querySelector(s).innerText.startsWith('row   0') && "
-            "document.querySelector(s).innerText !== t && !document.querySelector(s).innerText.includes('row   1')",
-            arg=[said, before[1]],
-        )
-        assert page.get_attribute(picture, "src") != before[0]
-        browser.close()
+def test_the_explorer_follows_its_slider(lab, chromium):
+    page = chromium.new_page()
+    page.set_default_timeout(1000 * PATIENCE)
+    page.goto(f"{lab}/lab/tree/explorer.ipynb")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel != null")
+    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    picture, said = ".jp-OutputArea img.widget-image", ".jp-OutputArea .widget-html-content pre"
+    page.wait_for_selector(picture)
+    before = page.get_attribute(picture, "src"), page.inner_text(said)
+    page.locator(".noUi-handle").first.press("ArrowRight")  # row: from all to the first
+    page.wait_for_function(
+        "([s, t]) => document.querySelector(s).innerText.startsWith('row   0') && "
+        "document.querySelector(s).innerText !== t && !document.querySelector(s).innerText.includes('row   1')",
+        arg=[said, before[1]],
+    )
+    assert page.get_attribute(picture, "src") != before[0]
+    page.close()

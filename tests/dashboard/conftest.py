@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import shutil
 import socket
 import threading
 import time
@@ -19,17 +18,6 @@ from app.bench import Bench, shipped
 from app.server import application
 
 TICK = 0.02
-INSTALL = "no Chromium here: apt-get install chromium (Debian), and pip install 'ctplab[dev]' for playwright"
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def pytest_configure(config):
@@ -104,18 +92,6 @@ def fake(real, tmp_path_factory):
     site = serve(bench)
     yield site
     site.close()
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason=INSTALL)
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip(INSTALL)
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=QUIET)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
