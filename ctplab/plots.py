@@ -111,8 +111,8 @@ def recovery(table: dict[str, dict[str, dict]], learned_on: str, path: Path | No
         axes.bar(x, values, width, yerr=errors, capsize=2, color=COLOURS.get(arm, "#888888"), label=arm)
     axes.axhline(0, color="black", lw=0.8)
     axes.axhline(1, color="black", lw=0.8, ls="--")
-    low = min(-0.5, *(row["value"] for arms_ in table.values() for row in arms_.values() if row["value"] > -1.5), -0.5)
-    axes.set_ylim(max(low * 1.2, -2), 1.6)
+    ends = [row["low"] for arms_ in table.values() for row in arms_.values()]
+    axes.set_ylim(max(-2, min(-0.6, *ends) - 0.1), 1.6)  # below -2 a bar is cut: how much worse tells no more
     labels = [f"{corpus}\n(learned here)" if corpus == learned_on else corpus for corpus in table]
     axes.set_xticks(range(len(table)), labels)
     axes.set(ylabel="share of the NLL gap closed (1 = full)", title="Recovery and its controls, 95% intervals")

@@ -103,9 +103,9 @@ def plain_words(result: dict[str, Any]) -> str:
     ]
     for corpus, row in result["recovery"].items():
         if corpus != on:
-            verb = "closes" if row["soft"]["value"] > 0 else "widens"
-            share = abs(row["soft"]["value"])
-            lines.append(f"- On {corpus}, where it was not learned, it {verb} {100 * share:.0f}% of the gap.")
+            share = 100 * row["soft"]["value"]
+            does = f"closes {share:.0f}% of the gap" if share > 0 else f"widens the gap by {-share:.0f}%"
+            lines.append(f"- On {corpus}, where it was not learned, it {does}.")
     share = f"{100 * adapted['value']:.0f}% [{100 * adapted['low']:.0f}, {100 * adapted['high']:.0f}] of the gap"
     if adapted["low"] > 1:
         verdict = "it gains from it too, so that much is adaptation to the corpus, not recovery"

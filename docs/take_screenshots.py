@@ -37,7 +37,7 @@ def main(address: str) -> None:
             page.screenshot(path=HERE / f"{name}.png", full_page=whole)
 
         page = opened(1360, 900)
-        ask(page, "Where is Tulsa?")
+        ask(page, "Where is Long Beach?")
         shot(page, "compare")
         page.get_by_label("KL to full").check()
         page.wait_for_selector("#lens-soft .token")
@@ -54,10 +54,10 @@ def main(address: str) -> None:
             page.wait_for_timeout(2500)
             shot(page, name.lower().replace(" ", "-"), whole=True)
         page = opened(390, 844)
-        ask(page, "Where is Tulsa?")
+        ask(page, "Where is Long Beach?")
         shot(page, "compare-narrow", whole=True)
         page = opened(1360, 900, dark=True)
-        ask(page, "Where is Tulsa?")
+        ask(page, "Where is Long Beach?")
         shot(page, "compare-dark")
         browser.close()
 
