@@ -4,8 +4,9 @@
 
 Each contender runs in a process of its own on the same model folder and tokens (64 x 512); ``--peers`` needs the
 environments of ``make bench``. Time is load + compress + save; memory is the process's peak; loss is the squared
-output error a token, summed over layers, on the full model's inputs. The floor is the arithmetic that cannot be
-avoided (two forwards and the Hessians) at this machine's own measured matrix-product rate.
+output error a token, summed over layers, on the full model's inputs. The floor is the matrix products that cannot
+be avoided, at this machine's own measured rate: Hessians, a pass to every block's last input, and one through every
+block but the last.
 """
 
 import argparse
@@ -157,9 +158,11 @@ def main() -> None:
             f"{errors.get(label, float('nan')):10.4g}"
         )
     tokens, matrices = WINDOWS * LENGTH, 4 * WIDTH * WIDTH + 3 * WIDTH * MLP
-    attention = 4 * LENGTH * WIDTH
-    forwards = 2 * BLOCKS * tokens * (2 * matrices + attention) / gemm_rate(getattr(torch, options.dtype))
-    hessians = BLOCKS * tokens * (3 * WIDTH * WIDTH + MLP * MLP) / gemm_rate(torch.float32)  # symmetric: half
+    attention = 2 * LENGTH * WIDTH  # causal: half of all pairs
+    to_last_input, through = 2 * (matrices - WIDTH * MLP) + attention, 2 * matrices + attention
+    rate = gemm_rate(getattr(torch, options.dtype))
+    forwards = tokens * (BLOCKS * to_last_input + (BLOCKS - 1) * through) / rate
+    hessians = BLOCKS * tokens * (3 * WIDTH * WIDTH + MLP * MLP) / rate  # symmetric: half
     floor = forwards + hessians
     print(
         f"floor: {forwards:.1f} s forwards + {hessians:.1f} s Hessians = {floor:.1f} s; "
