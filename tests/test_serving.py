@@ -14,7 +14,7 @@ from conftest import MORE_FAMILIES, from_config, tiny
 import ctplab as ctp
 from ctplab.models import embed
 from ctplab.prompts import compiled, prefix
-from ctplab.prompts.generate import _encode, _until, greedy
+from ctplab.prompts.generate import _encode, greedy, until
 from ctplab.prompts.kv import Arm, compile_rows, logits_after
 from ctplab.prompts.prefix import Prefix
 from ctplab.prompts.sampler import Draw, inverse_cdf
@@ -190,7 +190,7 @@ def test_a_stop_is_found_however_the_text_is_cut(stop):
     text = "xaabaabab"
     for size in range(1, 10):
         pieces = (text[i : i + size] for i in range(0, len(text), size))
-        assert "".join(_until(pieces, stop)) == text.split(stop)[0]
+        assert "".join(until(pieces, stop)) == text.split(stop)[0]
 
 
 @pytest.mark.parametrize("stop", [None, "no such end"])

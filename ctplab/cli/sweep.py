@@ -1,7 +1,6 @@
 """``sweep``: grids of studies, here or on a Ray cluster."""
 
 import argparse
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -69,17 +68,17 @@ def _in_words(found: Any, workers: int) -> str:
 
 def _cells(found: Any, ended: dict[Any, Any]) -> list[dict[str, Any]]:
     """Every cell with what became of it: done before, ran, failed or waits."""
-    return list(_states(found, ended))
-
-
-def _states(found: Any, ended: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+    cells = []
     for each in found.planned:
         cell, outcome = each.job.cell, ended.get(each.job.cell)
         state = "done" if each.done else "waits"
         if outcome is not None:
             state = "failed" if outcome.error else "ran" if outcome.computed else "done"
         seconds = outcome.seconds if outcome else None
-        yield {"cell": cell.name, "step": cell.step, "state": state, "tokens": each.job.tokens, "seconds": seconds}
+        cells.append(
+            {"cell": cell.name, "step": cell.step, "state": state, "tokens": each.job.tokens, "seconds": seconds}
+        )
+    return cells
 
 
 def register(commands: Any) -> None:

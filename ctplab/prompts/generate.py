@@ -49,7 +49,7 @@ def _encode(arm: Arm, tokenizer: Tokenizer, texts: list[str]) -> dict[str, Tenso
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
-def _settings(
+def generation_settings(
     arm: Arm, tokenizer: Tokenizer, texts: list[str], max_new_tokens: int, sampler: Sampler, stop: str | None
 ) -> dict[str, Any]:
     """Arguments of ``generate``. Raises InputError for empty texts and where prefix, text and answer do not fit."""
@@ -85,7 +85,7 @@ def generate(
     stop: str | None = None,
 ) -> list[Answer]:
     """Continue every text, up to ``stop`` if given. Raises InputError for empty texts and full contexts."""
-    settings = _settings(arm, tokenizer, texts, max_new_tokens, sampler, stop)
+    settings = generation_settings(arm, tokenizer, texts, max_new_tokens, sampler, stop)
     if _window_with_padding(arm, settings["attention_mask"], max_new_tokens):
         one_by_one: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler, "stop": stop}
         return [generate(arm, tokenizer, [text], **one_by_one)[0] for text in texts]
@@ -137,9 +137,9 @@ def stream(
     iterator stops the model at its next token and returns when it has stopped. Bad input raises InputError here, not
     at the first piece.
     """
-    settings = _settings(arm, tokenizer, [text], max_new_tokens, sampler, stop)
+    settings = generation_settings(arm, tokenizer, [text], max_new_tokens, sampler, stop)
     pieces = _pieces(arm.model, tokenizer, settings, on_token)
-    return pieces if stop is None else _until(pieces, stop)
+    return pieces if stop is None else until(pieces, stop)
 
 
 def _pieces(
@@ -177,7 +177,7 @@ def _pieces(
         raise failure[0]
 
 
-def _until(pieces: Generator[str, None, None], stop: str) -> Generator[str, None, None]:
+def until(pieces: Generator[str, None, None], stop: str) -> Generator[str, None, None]:
     """``pieces`` up to ``stop``, which may begin in one piece and end in the next; closes ``pieces`` then."""
     held = ""
     with closing(pieces):

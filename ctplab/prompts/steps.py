@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ctplab.models import Model, Tokenizer
-from ctplab.prompts.generate import _settings, _until
+from ctplab.prompts.generate import generation_settings, until
 from ctplab.prompts.kv import Arm
 from ctplab.prompts.sampler import GREEDY, Sampler
 
@@ -30,9 +30,9 @@ def steps(
     A piece may be empty (half a character, or what may become ``stop``). Bad input raises InputError here, not at the
     first piece.
     """
-    settings = _settings(arm, tokenizer, [text], max_new_tokens, sampler, None)
+    settings = generation_settings(arm, tokenizer, [text], max_new_tokens, sampler, None)
     pieces = _pieces(arm.model, tokenizer, settings, on_token)
-    return pieces if stop is None else _until(pieces, stop)
+    return pieces if stop is None else until(pieces, stop)
 
 
 def _pieces(
