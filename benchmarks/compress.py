@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 HERE = Path(__file__).parent
 WINDOWS, LENGTH, WIDTH, MLP, BLOCKS = 64, 512, 768, 2048, 4
 OURS = {
+    "ctplab w4-g128-sym-ts": {"bits": 4, "group_size": 128, "symmetric": True, "true_sequential": True},
     "ctplab w4-g128-sym": {"bits": 4, "group_size": 128, "symmetric": True},
     "ctplab s50": {"sparsity": 0.5},
     "ctplab w4-s50": {"bits": 4, "sparsity": 0.5},

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "ctplab"
 LAYERS = [
-    {"errors", "parallel", "progress", "specs"},
+    {"errors", "heap", "parallel", "progress", "specs"},
     {"atlas", "models", "paper", "texts", "published", "corpora"},
     {"compress", "prompts"},
     {"measure", "inspect", "memory"},
@@ -44,7 +44,7 @@ def test_imports_respect_the_layers(path):
     assert not above, f"{path.name} (layer {LEVEL[layer]}) imports {above}"
 
 
-@pytest.mark.parametrize("name", ["grid", "obs", "packing"])
+@pytest.mark.parametrize("name", ["grid", "hessian", "obs", "packing"])
 def test_pure_maths_knows_no_modules_or_prints(name):
     source = (ROOT / "compress" / f"{name}.py").read_text()
     assert not {"torch.nn", "transformers"} & imports(ROOT / "compress" / f"{name}.py")

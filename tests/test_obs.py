@@ -1,13 +1,14 @@
 """The solver against exact least squares, and against what it must beat."""
 
 import itertools
+import sys
 
 import pytest
 import torch
 
 import ctplab as ctp
 from ctplab.compress.grid import fit
-from ctplab.compress.obs import cholesky_of_inverse, factor, output_loss, solve
+from ctplab.compress.obs import cholesky_of_inverse, factor, inverse_upper, output_loss, solve
 from ctplab.models import blocks, linears
 from ctplab.specs import CompressionSpec
 
@@ -31,6 +32,24 @@ def test_factor_is_the_upper_cholesky_factor_of_the_inverse():
     reference = torch.linalg.cholesky(torch.linalg.inv(H), upper=True)
     # float64, condition about 1e3: twelve digits minus the condition
     torch.testing.assert_close(U, reference, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [1, 5, 64, 97])
+def test_triangular_inverse_by_halves(n, monkeypatch):
+    monkeypatch.setattr(sys.modules["ctplab.compress.obs"], "LEAF", 8)
+    R = torch.randn(n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).triu() / n
+    R.diagonal().abs_().add_(1)
+    inverse = inverse_upper(R)
+    # float64, condition below 100
+    torch.testing.assert_close(inverse @ R, torch.eye(n, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert torch.equal(inverse, inverse.triu())
+
+
+def test_output_loss_is_the_error_of_the_outputs():
+    W, X, H = problem(rows=3, columns=600, tokens=50)  # more columns than it takes at a time
+    W_hat = W.round()
+    # fp32 sums over 600 columns
+    assert output_loss(W, W_hat, H) == pytest.approx(output_error(W.double(), W_hat, X.double()) / 50, rel=1e-4)
 
 
 def test_pruning_one_column_is_exact_least_squares():

@@ -8,7 +8,7 @@ import transformers
 from conftest import MORE_FAMILIES, from_config
 
 import ctplab as ctp
-from ctplab.compress.capture import Hessian, capture, plan
+from ctplab.compress.capture import capture, plan
 from ctplab.compress.checkpoint import MANIFEST, describe
 from ctplab.compress.walk import parameter_name
 from ctplab.models import blocks, linears
@@ -45,13 +45,6 @@ def test_save_load_score_is_bitwise_the_same(model, windows, tokenizer, tmp_path
     assert scores[2] == pytest.approx(scores[0], rel=1e-5)  # fp32 products in another order
     assert manifest["bytes"] == sum(p.stat().st_size for p in (tmp_path / "m").glob("*.safetensors"))
     assert describe(tmp_path / "m")["tag"] == report.spec.tag
-
-
-def test_true_sequential_gives_another_better_or_equal_answer(llama, windows, quiet):
-    _, plain = ctp.compress(llama, windows, ctp.CompressionSpec(bits=2), **quiet)
-    small, staged = ctp.compress(llama, windows, ctp.CompressionSpec(bits=2, true_sequential=True), **quiet)
-    assert [x.name for x in plain.layers] == [x.name for x in staged.layers]
-    assert torch.isfinite(small(windows[:1]).logits).all()
 
 
 def test_batch_size_does_not_matter(llama, windows, quiet):
@@ -130,32 +123,6 @@ def test_inputs_are_shared_where_they_are_shared(llama, windows, quiet):
         {"down_proj"},
     ]
     assert found.stoppable
-
-
-def test_hessian_is_the_full_product():
-    x = torch.randn(3, 40, 600, generator=torch.Generator().manual_seed(0))
-    hessian = Hessian(600, x.device)
-    for part in x:
-        hessian.add(part)
-    flat = x.flatten(0, 1).double()
-    # fp32 sums of 120 products
-    torch.testing.assert_close(hessian.matrix.double(), 2 * flat.T @ flat / 120, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("mean", [0.0, 3.0])
-def test_bfloat16_hessians_are_off_by_less_than_the_dampening(mean):
-    """A large common mean is what plain bfloat16 products would drown in: every entry of H is then large."""
-    generator = torch.Generator().manual_seed(0)
-    common = mean * torch.randn(300, generator=generator)
-    parts = [(torch.randn(n, 300, generator=generator) + common).bfloat16() for n in (5000, 3, 700)]
-    hessian = Hessian(300, torch.device("cpu"))
-    for part in parts:
-        hessian.add(part)
-    flat = torch.cat(parts).double()
-    exact = 2 * flat.T @ flat / len(flat)
-    error = torch.linalg.matrix_norm(hessian.matrix.double() - exact, 2) / exact.diagonal().mean()
-    assert error < 2e-3  # a fifth of the usual dampening of 0.01 of the mean diagonal
-    assert torch.equal(hessian.matrix, hessian.matrix.T) and hessian.tokens == len(flat)
 
 
 def test_few_calibration_tokens_warn(llama, web, quiet):

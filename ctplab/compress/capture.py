@@ -5,8 +5,9 @@ be compressed: a linear layer, or one expert's slice of a stacked (experts, out,
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import torch
@@ -15,8 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ctplab.models import Model, linears
 
-CHUNK = 2048  # tokens of one bfloat16 product
-PANEL = 256  # columns of H that one product fills: only the upper triangle is computed
+PASS = 2048  # tokens of one forward pass: few enough for a CPU's cache to hold what each step hands to the next
 
 
 class Stop(Exception):
@@ -38,26 +38,30 @@ class Call:
 
 @dataclass
 class Flow:
-    """Hidden states of every batch on their way through the blocks."""
+    """Hidden states of every pass on their way through the blocks."""
 
     hidden: list[Tensor]
     calls: dict[int, list[Call]]
-    """By batch size: the other arguments of every block."""
+    """By windows a pass: the other arguments of every block."""
+    batches: list[range]
+    """The passes of each batch: their inputs' products are summed before they are added to a Hessian."""
 
-    def outputs(self, index: int, block: nn.Module) -> Iterator[Tensor]:
-        """Run block ``index`` on every batch; a ``Stop`` inside ends that batch."""
-        for states in self.hidden:
-            with suppress(Stop):
-                yield self.calls[len(states)][index].run(block, states)
+    def run(self, i: int, index: int, block: nn.Module) -> Tensor:
+        """The outputs of block ``index`` in pass ``i``."""
+        return self.calls[len(self.hidden[i])][index].run(block, self.hidden[i])
 
     def sample(self, index: int, block: nn.Module) -> Tensor:
         """Run block ``index`` on one window."""
         return self.calls[1][index].run(block, self.hidden[0][:1])
 
+    def step(self, i: int, index: int, block: nn.Module) -> None:
+        """Replace the hidden states of pass ``i`` by the block's outputs."""
+        self.hidden[i] = self.run(i, index, block)
+
     def advance(self, index: int, block: nn.Module) -> None:
-        """Replace the hidden states by the block's outputs, batch by batch."""
-        for i, out in enumerate(self.outputs(index, block)):
-            self.hidden[i] = out
+        """Replace all hidden states by the block's outputs."""
+        for i in range(len(self.hidden)):
+            self.step(i, index, block)
 
 
 def capture(model: Model, modules: list[nn.Module], batches: tuple[Tensor, ...]) -> Flow:
@@ -66,7 +70,7 @@ def capture(model: Model, modules: list[nn.Module], batches: tuple[Tensor, ...])
     All blocks are bypassed, but for the first one on a single window (so only it needs its weights): what it returns,
     the others return the same kind of.
     """
-    flow = Flow([], {})
+    flow = Flow([], {}, [])
     returned: list[Any] = []
 
     def stub(index: int, forward: Callable, seen: list[Call], known: bool) -> Callable:
@@ -83,21 +87,25 @@ def capture(model: Model, modules: list[nn.Module], batches: tuple[Tensor, ...])
 
         return call
 
-    for batch in (batches[0][:1], *batches):
+    windows = max(1, PASS // batches[0].shape[1])
+    passes = [(batches[0][:1],), *(torch.split(batch, windows) for batch in batches)]
+    for ids in chain.from_iterable(passes):
         seen: list[Call] = []
-        known = len(batch) in flow.calls
+        known = len(ids) in flow.calls
         for index, module in enumerate(modules):
             module.forward = stub(index, module.forward, seen, known)
         try:
-            model(input_ids=batch, use_cache=False)
+            model(input_ids=ids, use_cache=False)
         except Stop:
             pass
         finally:
             for module in modules:
                 del module.forward
         if not known:
-            flow.calls[len(batch)] = seen
+            flow.calls[len(ids)] = seen
     del flow.hidden[0]  # the single window's
+    ends = accumulate(len(each) for each in passes[1:])
+    flow.batches = [range(start, end) for start, end in pairwise((0, *ends))]
     return flow
 
 
@@ -173,46 +181,3 @@ def plan(block: nn.Module, run: Callable[[], Any]) -> Plan:
     everything = [*linears(block), *(f"{name}.{e}" for name in stacked for e in range(len(parameters[name])))]
     rest = [(name,) for name in everything if name not in called]
     return Plan((*groups, *rest), not rest and not stacked and calls == len(everything))
-
-
-class Hessian:
-    """H = 2 X Xᵀ / N of one input: products of each batch, added up in fp64.
-
-    So wide a sum of fp32 numbers is exact but for rare last bits: it does not depend on the batches' order, nor on
-    which of several processes added which.
-    """
-
-    def __init__(self, columns: int, device: torch.device) -> None:
-        self.total = torch.zeros(columns, columns, dtype=torch.float64, device=device)
-        self.tokens = 0
-
-    def add(self, x: Tensor) -> None:
-        """Take in x (..., columns)."""
-        x = x.detach().reshape(-1, x.shape[-1])
-        native = x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        x = x if native else x.float()
-        for start in range(0, x.shape[1], PANEL):
-            left, right = x[:, start : start + PANEL], x[:, start:]
-            product = _bfloat16_product(left, right) if native else left.T @ right
-            self.total[start : start + PANEL, start:] += product
-        self.tokens += len(x)
-
-    @property
-    def matrix(self) -> Tensor:
-        """(columns, columns), symmetric, fp32."""
-        upper = self.total.float().triu()
-        return (upper + upper.triu(1).T) * (2 / max(1, self.tokens))
-
-
-def _bfloat16_product(left: Tensor, right: Tensor) -> Tensor:
-    """leftᵀ right in fp32, of bfloat16 inputs with a CPU's own bfloat16 instructions: twice as fast as in fp32.
-
-    Each chunk of tokens gives the difference to the first chunk's product, so that what is rounded to bfloat16 is the
-    small change from chunk to chunk, not the large common part. H is then off by about a thousandth of its mean
-    diagonal (spectral norm), a tenth of the usual dampening.
-    """
-    known = left[:CHUNK].T @ right[:CHUNK]
-    total = torch.zeros(known.shape)
-    for a, b in zip(left.split(CHUNK), right.split(CHUNK), strict=True):
-        total += torch.addmm(known, a.T, b, beta=-len(a) / len(left[:CHUNK]))
-    return total.add_(known, alpha=len(left) / len(left[:CHUNK]))

@@ -20,6 +20,7 @@ from ctplab.compress.grid import Grid
 from ctplab.specs import CompressionSpec
 
 DAMP_LADDER = (1, 10, 100)  # times spec.damp, until H is positive definite
+LEAF = 640  # columns up to which a triangular solve is the fastest inverse
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,28 @@ def cholesky_of_inverse(H: Tensor) -> Tensor | None:
     """U, upper, with H⁻¹ = Uᵀ U; None where H is not positive definite. (in, in)
 
     Reversing rows and columns turns a lower factor of H into an upper one, H = R Rᵀ; then U = R⁻¹. One
-    factorisation and one triangular solve, no explicit inverse.
+    factorisation and one triangular inverse; H⁻¹ itself is never formed.
     """
     lower, info = torch.linalg.cholesky_ex(H.flip(0, 1))
     if int(info) != 0 or not torch.isfinite(lower).all():
         return None
-    eye = torch.eye(H.shape[0], dtype=H.dtype, device=H.device)
-    return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+    return inverse_upper(lower.flip(0, 1))
+
+
+def inverse_upper(R: Tensor) -> Tensor:
+    """R⁻¹ of an upper triangular R (n, n).
+
+    Large ones by halves, [[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]: a triangular solve against the identity
+    would not know that half of its answer is zero, and matrix products run faster than it does.
+    """
+    n = len(R)
+    if n <= LEAF:
+        return torch.linalg.solve_triangular(R, torch.eye(n, dtype=R.dtype, device=R.device), upper=True)
+    half = n // 2
+    inverse = R.new_zeros(n, n)
+    inverse[:half, :half], inverse[half:, half:] = inverse_upper(R[:half, :half]), inverse_upper(R[half:, half:])
+    inverse[:half, half:] = -inverse[:half, :half] @ (R[:half, half:] @ inverse[half:, half:])
+    return inverse
 
 
 def factor(H: Tensor, damp: float) -> tuple[Tensor | None, str | None]:
@@ -72,13 +88,19 @@ def factor(H: Tensor, damp: float) -> tuple[Tensor | None, str | None]:
     return None, "round-to-nearest: Hessian not positive definite"
 
 
+PANEL = 256  # columns of H at a time in the output loss
 MINI = 16  # columns of the inner level of lazy updates: what stays in a core's cache
 
 
 def output_loss(W: Tensor, W_hat: Tensor, H: Tensor) -> float:
     """||(W - Ŵ) X||² / N: the squared output error a token, summed over outputs."""
-    difference = W.float() - W_hat
-    return float(((difference @ H.float()) * difference).sum()) / 2
+    difference, H = W.float() - W_hat, H.float()
+    total = torch.zeros((), device=H.device)
+    for start in range(0, len(H), PANEL):  # H is symmetric: what is above its diagonal counts twice
+        own, behind = slice(start, start + PANEL), slice(start + PANEL, None)
+        product = 2 * (difference[:, behind] @ H[behind, own])
+        total += (product.addmm_(difference[:, own], H[own, own]) * difference[:, own]).sum()
+    return float(total) / 2
 
 
 def _block_size(spec: CompressionSpec) -> int:

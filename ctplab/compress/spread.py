@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctplab import parallel
-from ctplab.compress.capture import Hessian
+from ctplab.compress.hessian import Hessian
 from ctplab.errors import InputError
 
 

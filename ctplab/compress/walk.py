@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ctplab import parallel
+from ctplab import heap, parallel
 from ctplab.compress import obs, packing
-from ctplab.compress.capture import Flow, Hessian, Plan, Stop, Watch, capture, plan
+from ctplab.compress.capture import Plan, capture, plan
+from ctplab.compress.hessian import Hessian
 from ctplab.compress.spread import deal, whole
+from ctplab.compress.staging import staged
 from ctplab.errors import InputError
 from ctplab.models import Model, blocks, check_context, eager_experts, linears, tensor_fingerprint, weight_matrix
 from ctplab.progress import Progress, bar
@@ -144,46 +146,27 @@ def walk(
         raise InputError("this model runs from packed weights: it is compressed already")
     finished = enter(0, modules[0])
     device = next(modules[0].parameters()).device
-    with eager_experts(model):
+    with eager_experts(model), heap.kept():
         flow = capture(model, modules, deal(calibration.to(device), batch))
         plans: dict[tuple, Plan] = {}
         for index, (prefix, block) in enumerate(progress(named, total=len(named), label=f"compress {spec.tag}")):
             finished = finished if index == 0 else enter(index, block)
-            if not finished:
+            more = index + 1 < len(named)
+            if finished:
+                if more:
+                    flow.advance(index, block)
+            else:
                 shape = (type(block), *((name, p.shape) for name, p in block.named_parameters()))
                 if shape not in plans:
                     found = plan(block, lambda index=index, block=block: flow.sample(index, block))
                     plans[shape] = parallel.of_main(found)  # experts that one process saw, another may not have seen
-                yield index, list(_compress_block(prefix, block, index, flow, plans[shape], spec))
-            if index + 1 < len(named):
-                flow.advance(index, block)
+                done: Done = []
+                stages = staged(flow, index, block, plans[shape], true_sequential=spec.true_sequential, advance=more)
+                for group, hessian in stages:
+                    matrices = {f"{prefix}.{name}": weight_matrix(block, name) for name in group}
+                    done += _solve(matrices, whole(hessian), spec)
+                yield index, done
             leave(index, block)
-
-
-def _compress_block(
-    prefix: str, block: nn.Module, index: int, flow: Flow, order: Plan, spec: CompressionSpec
-) -> Iterator[tuple[LayerReport, Parts]]:
-    """Solve the block's groups, all on the inputs of the dense block, or stage by stage (true-sequential)."""
-    stages = [(group,) for group in order.groups] if spec.true_sequential else [order.groups]
-    for stage in stages:
-        hessians: dict[str, Hessian] = {}
-        for group in stage:
-            matrix = weight_matrix(block, group[0])
-            hessians[group[0]] = Hessian(matrix.shape[1], matrix.device)
-        last = stage[-1][0]
-
-        def seen(name: str, x: Tensor, hessians: dict[str, Hessian] = hessians, last: str = last) -> None:
-            if name in hessians:
-                hessians[name].add(x)
-                if name == last and order.stoppable:
-                    raise Stop
-
-        with Watch(block, seen).on():
-            for _ in flow.outputs(index, block):
-                pass
-        for group in stage:
-            hessian = whole(hessians.pop(group[0]))
-            yield from _solve({f"{prefix}.{name}": weight_matrix(block, name) for name in group}, hessian, spec)
 
 
 def _solve(matrices: dict[str, Tensor], hessian: Hessian, spec: CompressionSpec) -> Iterator[tuple[LayerReport, Parts]]:

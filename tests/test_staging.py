@@ -1,0 +1,93 @@
+"""True-sequential calibration: batches that wait for a group must see what batches that start anew see."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import ctplab as ctp
+from ctplab.compress import walk
+from ctplab.compress.capture import Call, Flow, Plan, plan
+from ctplab.compress.staging import staged
+from ctplab.models import blocks, linears
+
+
+@pytest.fixture
+def windows(web):
+    return web.train.sample(40, seed=0)  # 1,920 tokens: two passes, of 32 and 8 windows, in batches of 32
+
+
+def compressed(model, windows, quiet, **settings):
+    return ctp.compress(model, windows, ctp.CompressionSpec(**settings), batch=32, **quiet)
+
+
+@pytest.mark.parametrize("settings", [{"bits": 3}, {"bits": 4, "sparsity": 0.5}])
+def test_waiting_gives_the_same_bits_as_starting_anew(model, windows, quiet, monkeypatch, settings):
+    """Every family: fused, parallel and sequential blocks. A plan that is not stoppable makes passes start anew."""
+    waited, report = compressed(model, windows, quiet, true_sequential=True, **settings)
+    monkeypatch.setattr(walk, "plan", lambda *args: dataclasses.replace(plan(*args), stoppable=False))
+    anew, other = compressed(model, windows, quiet, true_sequential=True, **settings)
+    assert [layer.name for layer in report.layers] == [layer.name for layer in other.layers]
+    for (name, a), b in zip(waited.named_parameters(), anew.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_each_layer_is_solved_on_what_the_compressed_layers_before_it_make(llama, windows, quiet):
+    """The reported loss is the output error on the inputs that the compressed model really has."""
+    small, report = compressed(llama, windows, quiet, bits=2, true_sequential=True)
+    inputs = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, at=f"{block}.{name}": inputs.update({at: args[0]}))
+        for block, module in blocks(small)
+        for name, layer in linears(module).items()
+    ]
+    small(windows)
+    for layer in report.layers:
+        x = inputs[layer.name].flatten(0, 1)
+        change = small.get_submodule(layer.name).weight - llama.get_submodule(layer.name).weight
+        error = float((x @ change.T).square().sum() / len(x))
+        assert layer.loss == pytest.approx(error, rel=1e-3), layer.name  # fp32 through several layers
+    for hook in hooks:
+        hook.remove()
+
+
+class Choosy(nn.Module):
+    """A block that sends a batch to its expert only where the batch's first value is positive."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.expert, self.last = (nn.Linear(4, 4, bias=False) for _ in range(3))
+
+    def forward(self, x):
+        y = self.first(x)
+        if x[0, 0] > 0:
+            y = y + self.expert(y)
+        return y + self.last(y)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("advance", [True, False])
+def test_a_batch_that_skips_a_group_waits_at_the_next(advance):
+    torch.manual_seed(0)
+    block, states = Choosy(), [torch.randn(1, 4).abs() * sign for sign in (1, -1, 1)]
+    flow = Flow(list(states), {1: [Call((), {})]}, [range(0, 2), range(2, 3)])
+    order = Plan((("first",), ("expert",), ("last",)), True)
+    tokens = {}
+    for group, hessian in staged(flow, 0, block, order, true_sequential=True, advance=advance):
+        tokens[group[0]] = hessian.tokens
+        getattr(block, group[0]).weight.mul_(2)  # stands for the solver: what comes later must see it
+    assert tokens == {"first": 3, "expert": 2, "last": 3}
+    expected = [block(x) for x in states] if advance else states
+    assert all(torch.equal(a, b) for a, b in zip(flow.hidden, expected, strict=True))
+
+
+def test_an_error_leaves_no_pass_behind(llama, windows, quiet):
+    """The error comes while every pass waits at the block's last layer."""
+    name, layer = list(linears(blocks(llama)[0][1]).items())[-1]
+    layer.weight[0, 0] = float("nan")
+    spec = ctp.CompressionSpec(bits=4, true_sequential=True)
+    with pytest.raises(ctp.InputError, match=f"{name}.*NaN"):
+        ctp.compress(llama, windows, spec, inplace=True, **quiet)
+    assert not any(layer._forward_pre_hooks for _, block in blocks(llama) for layer in linears(block).values())
+    assert all(torch.isfinite(p).all() for _, block in blocks(llama)[1:] for p in block.parameters())
