@@ -1,12 +1,15 @@
 """GPTQ, SparseGPT and joint compression of a 4-block LLaMA (768 / 2048) against llm-compressor and GPTQModel.
 
-    python benchmarks/compress.py [--dtype bfloat16] [--peers]
+    python benchmarks/compress.py [--dtype bfloat16] [--peers] [--device cuda] [--size 7b [--blocks 2]]
 
 Each contender runs in a process of its own on the same model folder and tokens (64 x 512); ``--peers`` needs the
-environments of ``make bench``. Time is load + compress + save; memory is the process's peak; loss is the squared
-output error a token, summed over layers, on the full model's inputs. The floor is the matrix products that cannot
-be avoided, at this machine's own measured rate: Hessians, a pass to every block's last input, and one through every
-block but the last.
+environments of ``make bench``. Time is load + compress + save; memory is the process's peak (on a GPU, the card's).
+Loss is the squared output error a token, summed over layers, on the full model's inputs; ``output`` is the relative
+error of the logits, which is what all layers together come to. The floor is the matrix products that cannot be avoided
+in one pass, at this machine's own measured rate: the way to the last block's last input, and the Hessians.
+
+llm-compressor fits the grid of every group to the original weights (our ``static_groups``) and solves a block on the
+dense block's activations; GPTQModel solves layer after layer (our ``true_sequential``, which takes one pass).
 """
 
 import argparse
@@ -22,17 +25,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
-WINDOWS, LENGTH, WIDTH, MLP, BLOCKS = 64, 512, 768, 2048, 4
+WINDOWS, LENGTH = 64, 512
+SIZES = {"small": (768, 2048, 12, 4), "7b": (4096, 11008, 32, 32)}  # width, MLP, heads, blocks
+W4 = {"bits": 4, "group_size": 128, "symmetric": True, "static_groups": True}
+HEADLINE = "ctplab w4-g128, one pass"
 OURS = {
-    "ctplab w4-g128-sym-ts": {"bits": 4, "group_size": 128, "symmetric": True, "true_sequential": True},
-    "ctplab w4-g128-sym": {"bits": 4, "group_size": 128, "symmetric": True},
-    "ctplab s50": {"sparsity": 0.5},
-    "ctplab w4-s50": {"bits": 4, "sparsity": 0.5},
+    HEADLINE: W4 | {"true_sequential": True},
+    "ctplab w4-g128, two passes": W4,
+    "ctplab s50, one pass": {"sparsity": 0.5, "true_sequential": True},
+    "ctplab w4-s50, one pass": {"bits": 4, "sparsity": 0.5, "true_sequential": True},
 }
-PEERS = {"llm-compressor w4-g128-sym": "llm_compressor", "GPTQModel w4-g128-sym": "gptqmodel"}
+PEERS = {"llm-compressor w4-g128": "llm_compressor", "GPTQModel w4-g128": "gptqmodel"}
 
 
-def make(folder: Path, dtype: torch.dtype) -> None:
+def make(folder: Path, dtype: torch.dtype, size: tuple[int, int, int, int]) -> None:
     """The model (random weights; time does not care), a tokenizer, and the calibration tokens."""
     import shutil
 
@@ -41,24 +47,27 @@ def make(folder: Path, dtype: torch.dtype) -> None:
     from ctplab.atlas.facts import data_dir
 
     torch.manual_seed(0)
+    width, mlp, heads, blocks = size
     config = LlamaConfig(
         vocab_size=2048,
-        hidden_size=WIDTH,
-        intermediate_size=MLP,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=12,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
         max_position_embeddings=1024,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
     )
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    torch.set_default_dtype(dtype)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    torch.set_default_dtype(torch.float32)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(data_dir() / "model" / name, folder)
     save_file({"ids": torch.randint(3, 2048, (WINDOWS, LENGTH))}, folder / "tokens.st")
 
 
-def ours(folder: Path, out: Path, settings: dict) -> None:
+def ours(folder: Path, out: Path, settings: dict, device: str) -> None:
     """One contender: runs in a fresh process and prints its JSON line."""
     import ctplab as ctp
     from ctplab.progress import silent
@@ -68,12 +77,14 @@ def ours(folder: Path, out: Path, settings: dict) -> None:
     tokenizer = ctp.load_tokenizer(folder)
     began = time.perf_counter()
     spec = ctp.CompressionSpec(**settings)
-    ctp.compress_to(out, folder, tokenizer, ids, spec, dtype=dtype, device="cpu", progress=silent)
-    report(began)
+    ctp.compress_to(out, folder, tokenizer, ids, spec, dtype=dtype, device=device, progress=silent)
+    report(began, device)
 
 
-def report(began: float) -> None:
-    seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def report(began: float, device: str) -> None:
+    seconds = time.perf_counter() - began
+    on_card = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None
+    peak = on_card or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print("RESULT " + json.dumps({"seconds": seconds, "peak_mb": peak}), flush=True)
 
 
@@ -87,8 +98,8 @@ def run(command: list[str]) -> dict:
 
 
 @torch.no_grad()
-def losses(folder: Path, outs: dict[str, Path]) -> dict[str, float]:
-    """Squared output error a token of every contender, on the inputs of the full model."""
+def errors(folder: Path, outs: dict[str, Path]) -> dict[str, tuple[float, float]]:
+    """Of every contender: squared output error a token on the full model's inputs; relative error of the logits."""
     import ctplab as ctp
     from ctplab.models import blocks, linears
 
@@ -96,11 +107,16 @@ def losses(folder: Path, outs: dict[str, Path]) -> dict[str, float]:
     ids = load_file(folder / "tokens.st")["ids"][:16]
     hessians: dict[str, torch.Tensor] = {}
     layers = {f"{name}.{unit}": layer for name, block in blocks(full) for unit, layer in linears(block).items()}
-    for name, layer in layers.items():
+    hooks = [
         layer.register_forward_pre_hook(
             lambda _, args, name=name: hessians.update({name: args[0].flatten(0, 1).T @ args[0].flatten(0, 1)})
         )
-    full(ids)
+        for name, layer in layers.items()
+    ]
+    logits = full(ids).logits
+    for hook in hooks:
+        hook.remove()
+    original = {name: layer.weight.clone() for name, layer in layers.items()}
     found = {}
     for label, out in outs.items():
         if (out / "dense.safetensors").exists():
@@ -111,62 +127,72 @@ def losses(folder: Path, outs: dict[str, Path]) -> dict[str, float]:
             continue
         total = 0.0
         for name, layer in layers.items():
-            difference = layer.weight - weights[f"{name}.weight"].float()
+            layer.weight.copy_(weights[f"{name}.weight"])
+            difference = original[name] - layer.weight
             total += float(((difference @ hessians[name]) * difference).sum()) / ids.numel()
-        found[label] = total
+        found[label] = total, float((full(ids).logits - logits).norm() / logits.norm())
     return found
 
 
-def gemm_rate(dtype: torch.dtype) -> float:
+def gemm_rate(dtype: torch.dtype, device: str) -> float:
     """FLOP/s of a large matrix product here."""
-    a, b = torch.randn(4096, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
-    a @ b
+    a, b = torch.randn(4096, 2048).to(device, dtype), torch.randn(2048, 2048).to(device, dtype)
+    float((a @ b)[0, 0])
     began = time.perf_counter()
     for _ in range(5):
-        a @ b
+        c = a @ b
+    float(c[0, 0])  # a GPU has done it only now
     return 5 * 2 * 4096 * 2048 * 2048 / (time.perf_counter() - began)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--size", default="small", choices=tuple(SIZES))
+    parser.add_argument("--blocks", type=int, help="fewer blocks than the size has")
+    parser.add_argument("--peers", action="store_true", help="on the CPU, size small")
     parser.add_argument("--venvs", type=Path, default=HERE.parent, help="where .venv-llm-compressor and others are")
     parser.add_argument("--contender", nargs=3, metavar=("MODEL", "OUT", "SETTINGS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
-        ours(Path(options.contender[0]), Path(options.contender[1]), json.loads(options.contender[2]))
+        folder, out, settings = options.contender
+        ours(Path(folder), Path(out), json.loads(settings), options.device)
         return
+    width, mlp, heads, blocks = SIZES[options.size]
+    blocks = options.blocks or blocks
+    dtype = getattr(torch, options.dtype)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        make(folder, getattr(torch, options.dtype))
+        make(folder, dtype, (width, mlp, heads, blocks))
         results, outs = {}, {}
         for label, settings in OURS.items():
             out = outs[label] = Path(scratch) / label.replace(" ", "-")
-            call = [sys.executable, __file__, "--contender", str(folder), str(out), json.dumps(settings)]
-            results[label] = run(call)
+            call = ["--device", options.device, "--contender", str(folder), str(out), json.dumps(settings)]
+            results[label] = run([sys.executable, __file__, *call])
         for label, peer in PEERS.items() if options.peers else ():
             out = outs[label] = Path(scratch) / peer
             python = options.venvs / f".venv-{peer.replace('_', '-')}" / "bin" / "python"
             results[label] = run([str(python), str(HERE / "peers" / f"{peer}.py"), str(folder), str(out)])
-        errors = losses(folder, outs)
-    base = results["ctplab w4-g128-sym"]["seconds"]
-    print(f"{options.dtype}, {torch.get_num_threads()} threads, {WINDOWS} x {LENGTH} tokens")
-    print(f"{'':28} {'seconds':>8} {'ratio':>6} {'peak MB':>8} {'loss':>10}")
+        found = errors(folder, outs) if options.size == "small" else {}
+    base = results[HEADLINE]["seconds"]
+    where = "GPU" if options.device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{options.dtype}, {where}, {width} / {mlp} x {blocks}, {WINDOWS} x {LENGTH} tokens")
+    print(f"{'':28} {'seconds':>8} {'ratio':>6} {'peak MB':>8} {'loss':>8} {'output':>7}")
     for label, row in results.items():
+        loss, output = found.get(label, (float("nan"),) * 2)
         print(
             f"{label:28} {row['seconds']:8.1f} {row['seconds'] / base:6.2f} {row['peak_mb']:8.0f} "
-            f"{errors.get(label, float('nan')):10.4g}"
+            f"{loss:8.4g} {output:7.4f}"
         )
-    tokens, matrices = WINDOWS * LENGTH, 4 * WIDTH * WIDTH + 3 * WIDTH * MLP
-    attention = 2 * LENGTH * WIDTH  # causal: half of all pairs
-    to_last_input, through = 2 * (matrices - WIDTH * MLP) + attention, 2 * matrices + attention
-    rate = gemm_rate(getattr(torch, options.dtype))
-    forwards = tokens * (BLOCKS * to_last_input + (BLOCKS - 1) * through) / rate
-    hessians = BLOCKS * tokens * (3 * WIDTH * WIDTH + MLP * MLP) / rate  # symmetric: half
-    floor = forwards + hessians
+    tokens, matrices = WINDOWS * LENGTH, 4 * width * width + 3 * width * mlp
+    attention = 2 * LENGTH * width  # causal: half of all pairs
+    rate = gemm_rate(dtype, options.device)
+    forward = tokens * (blocks * (2 * matrices + attention) - 2 * width * mlp) / rate
+    hessians = blocks * tokens * (3 * width * width + mlp * mlp) / rate  # symmetric: half
+    floor = forward + hessians
     print(
-        f"floor: {forwards:.1f} s forwards + {hessians:.1f} s Hessians = {floor:.1f} s; "
+        f"floor: {forward:.1f} s forward + {hessians:.1f} s Hessians = {floor:.1f} s; "
         f"ours takes {base / floor:.2f} times that"
     )
 

@@ -1,8 +1,12 @@
 """Bits on disk are the numbers in memory."""
 
+import dataclasses
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ctplab.compress import int4
 from ctplab.compress.linear import PackedLinear
 from ctplab.compress.obs import solve
 from ctplab.compress.packing import pack, pack_bits, packed_bytes, unpack, unpack_bits
@@ -88,6 +92,42 @@ def test_few_bfloat16_tokens_take_torchs_int4_product(group_size):
     layer.int4 = None
     layer(x.requires_grad_(True)).sum().backward()  # gradients: unpacked
     assert layer.int4 is None and x.grad is not None
+
+
+@pytest.mark.parametrize("columns", [32, 64, 96, 256])
+def test_the_gpus_int4_kernel_takes_our_layout(columns):
+    """Without a GPU: torch's own rules on shapes and types, which it checks on tensors without data."""
+    with FakeTensorMode():  # its device does not matter to these rules
+        codes = int4._cuda_order(torch.empty(48, columns, dtype=torch.uint8))
+        assert codes.dtype == torch.int32 and codes.numel() * 8 == 48 * columns  # four bits a weight
+        affine = torch.empty(columns // 32, 48, 2, dtype=torch.bfloat16)
+        x = torch.empty(3, columns, dtype=torch.bfloat16)
+        assert torch.ops.aten._weight_int4pack_mm(x, codes, 32, affine).shape == (3, 48)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("group_size", [None, 32, 64])
+def test_few_tokens_on_a_gpu_take_its_int4_kernel(group_size):
+    generator = torch.Generator().manual_seed(0)
+    W, X = torch.randn(48, 128, generator=generator), torch.randn(512, 128, generator=generator)
+    found = solve(W, X.T @ X / 256, CompressionSpec(bits=4, group_size=group_size))
+    layer = PackedLinear(pack(found, 4), 4, torch.randn(48).bfloat16()).cuda()
+    x = X[:6].bfloat16().cuda()
+    exact = torch.nn.functional.linear(x.double(), found.W_hat.double().cuda(), layer.bias.double())
+    with torch.no_grad():
+        out = layer(x)
+    assert layer.int4 is not None
+    assert (out.double() - exact).abs().max() < 0.02 * exact.abs().max()  # bfloat16 scales and offsets: 8 bits
+
+
+def test_a_kernel_that_disagrees_is_not_used(monkeypatch):
+    """As a GPU whose kernel orders codes in another way would: here the CPU's plays it, with two columns swapped."""
+    found = solve(torch.randn(48, 128), torch.eye(128), CompressionSpec(bits=4, group_size=32))
+    parts = pack(found, 4)
+    right = int4.prepare(parts, 32)
+    assert int4.agrees(right, parts)
+    swapped = pack(dataclasses.replace(found, codes=found.codes[:, [1, 0, *range(2, 128)]]), 4)
+    assert not int4.agrees(int4.prepare(swapped, 32), parts)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.tag)

@@ -1,16 +1,13 @@
 """A linear layer that keeps its packed weights only: nothing dense lives between calls, forward or backward."""
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ctplab.compress.packing import full_codes, unpack
-
-INT4_TOKENS = 128
-"""Up to how many tokens torch's CPU int4 product is faster than unpacking and a dense one: 50 times at one token, even
-at 128. Only its bfloat16 kernel is a fast one."""
-INT4_GROUPS = (256, 128, 64, 32)
+from ctplab.compress import int4
+from ctplab.compress.packing import unpack
 
 
 class _PackedMatmul(torch.autograd.Function):
@@ -29,8 +26,8 @@ class _PackedMatmul(torch.autograd.Function):
 class PackedLinear(nn.Module):
     """Stands in for ``nn.Linear`` (or ``Conv1D``); buffers are the parts of :func:`packing.pack`.
 
-    A few bfloat16 tokens on a CPU, without gradients, go through torch's int4 product where the weights are 4 bits,
-    unpruned and of fitting shape; the codes are then kept in its order as well: 8 bits a weight.
+    A few bfloat16 tokens, without gradients, go through torch's int4 kernels where the weights are 4 bits, unpruned and
+    of fitting shape; the codes are then kept in the kernel's order as well: 8 bits a weight.
     """
 
     def __init__(self, parts: dict[str, Tensor], bits: int | None, bias: Tensor | None) -> None:
@@ -41,8 +38,8 @@ class PackedLinear(nn.Module):
             self.register_buffer(name, part)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.out_features, self.in_features = parts["shape"].tolist()
-        self.int4_group = _int4_group(parts, bits)
-        self.int4: tuple[Tensor, Tensor] | None = None
+        self.int4_group = int4.group_size(parts, bits)
+        self.int4: int4.Int4 | None = None
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weights, (out, in)."""
@@ -53,35 +50,23 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        few = x.dtype == torch.bfloat16 and x.numel() <= INT4_TOKENS * self.in_features
-        needs_grad = torch.is_grad_enabled() and x.requires_grad
-        if few and self.int4_group and x.device.type == "cpu" and not needs_grad:
-            y = self._int4_product(x)
-        else:
+        y = self._int4_product(x)
+        if y is None:
             y = _PackedMatmul.apply(x, self)
             assert isinstance(y, Tensor)
         return y if self.bias is None else y + self.bias
 
-    def _int4_product(self, x: Tensor) -> Tensor:
-        if self.int4 is None:
-            self.int4 = int4_layout(self._parts(), self.int4_group)
-        codes, affine = self.int4
-        flat = x.reshape(-1, self.in_features).contiguous()
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, codes, self.int4_group, affine)
-        return y.view(*x.shape[:-1], self.out_features)
-
-
-def _int4_group(parts: dict[str, Tensor], bits: int | None) -> int:
-    """The group size for torch's int4 product; 0 where it does not take such weights."""
-    if bits != 4 or "mask" in parts or "group" in parts or parts["shape"][0] % 16:
-        return 0
-    own = int(parts["shape"][1]) // parts["scale"].shape[1]  # one grid a row: any size that divides the columns
-    return next((size for size in INT4_GROUPS if own % size == 0), 0)
-
-
-def int4_layout(parts: dict[str, Tensor], group: int) -> tuple[Tensor, Tensor]:
-    """(codes in torch's order, (in / group, out, 2) bfloat16 scale and offset): w = scale · (code - 8) + offset."""
-    repeats = int(parts["shape"][1]) // group // parts["scale"].shape[1]
-    scale, zero = (parts[name].float().repeat_interleave(repeats, 1) for name in ("scale", "zero"))
-    codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(full_codes(parts, 4).int(), 1)
-    return codes, torch.stack([scale, (8 - zero) * scale], -1).transpose(0, 1).contiguous().bfloat16()
+    def _int4_product(self, x: Tensor) -> Tensor | None:
+        """The kernel's answer; None where it has none, or not sooner."""
+        few = x.dtype == torch.bfloat16 and x.numel() <= int4.TOKENS.get(x.device.type, 0) * self.in_features
+        needs_grad = torch.is_grad_enabled() and x.requires_grad
+        if not few or not self.int4_group or needs_grad or not int4.runs_on(x.device):
+            return None
+        if self.int4 is None or self.int4.codes.device != x.device:
+            self.int4 = int4.prepare(self._parts(), self.int4_group)
+            # Our tests run the CPU's kernel everywhere, the GPU's only where there is one.
+            if x.device.type != "cpu" and not int4.agrees(self.int4, self._parts()):
+                warnings.warn("torch's int4 kernel disagrees with the weights on this GPU: not used", stacklevel=2)
+                self.int4, self.int4_group = None, 0
+                return None
+        return self.int4.product(x.reshape(-1, self.in_features).contiguous()).view(*x.shape[:-1], self.out_features)
