@@ -75,6 +75,10 @@ def compressing(folder, out):
     return ["compress", str(folder / "model"), *spec, *text, "--out", str(folder / out), "--json"]
 
 
+def sequential(folder, out):
+    return [*compressing(folder, out), "--true-sequential"]
+
+
 def curve(folder, out):
     """(losses, validations) of a learned prompt."""
     steps = json.loads((folder / out / "prompt.json").read_text())["curve"]
@@ -99,7 +103,7 @@ def same(a, b):
 @pytest.fixture(scope="module")
 def alone(folder):
     """What a single process gives: everything below is compared with it."""
-    for command in (learning, scoring, compressing):
+    for command in (learning, scoring, compressing, sequential):
         assert main(command(folder, f"{command.__name__}-alone")) == 0
     return folder
 
@@ -120,13 +124,15 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_prints(alone):
 
 def test_two_processes_score_and_compress_to_the_same_bits(alone):
     """Every batch is computed as one process computes it; fp64 sums of their fp32 numbers do not feel the order."""
-    commands = [scoring(alone, "scoring-two"), compressing(alone, "compressing-two")]
+    commands = [each(alone, f"{each.__name__}-two") for each in (scoring, compressing, sequential)]
     done = launch(worker.__file__, json.dumps(commands))
     assert done.returncode == 0, done.stderr[-2000:]
     printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [sorted(result)[0] for result in printed] == ["arm", "bits_per_weight"], "one result for each command"
+    assert [sorted(result)[0] for result in printed] == ["arm", *["bits_per_weight"] * 2]
     assert kept(alone, "scoring-two") == kept(alone, "scoring-alone")
-    assert same(tensors(alone, "compressing-two"), tensors(alone, "compressing-alone"))
+    for each in ("compressing", "sequential"):
+        assert same(tensors(alone, f"{each}-two"), tensors(alone, f"{each}-alone"))
+    assert not same(tensors(alone, "sequential-two"), tensors(alone, "compressing-two"))
 
 
 def test_experts_that_only_one_process_sees_at_work(tmp_path):

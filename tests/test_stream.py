@@ -1,5 +1,7 @@
 """Block by block from disk: same bytes as in memory, resumable, and never more than a block in memory."""
 
+import dataclasses
+
 import pytest
 import torch
 import transformers
@@ -43,10 +45,12 @@ def test_streamed_equals_in_memory(family, windows, tokenizer, tmp_path, quiet):
     assert torch.equal(loaded(windows[:2]).logits, small(windows[:2]).logits)
 
 
-def test_a_killed_run_resumes_at_its_block(windows, tokenizer, tmp_path, quiet, monkeypatch):
+@pytest.mark.parametrize("true_sequential", [False, True])
+def test_a_killed_run_resumes_at_its_block(true_sequential, windows, tokenizer, tmp_path, quiet, monkeypatch):
     model = tiny("llama")
     model.save_pretrained(tmp_path / "full")
-    run = lambda out: ctp.compress_to(tmp_path / out, tmp_path / "full", tokenizer, windows, SPEC, **quiet)  # noqa: E731
+    spec = dataclasses.replace(SPEC, true_sequential=true_sequential)
+    run = lambda out: ctp.compress_to(tmp_path / out, tmp_path / "full", tokenizer, windows, spec, **quiet)  # noqa: E731
     run("whole")
     written = []
     real = checkpoint.write_block

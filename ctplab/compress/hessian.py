@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 2048  # tokens of one bfloat16 product
-FEW = 512  # tokens that give the common part of a batch's products
+FEW = 512  # tokens that let expect a batch's first product
 PANEL = 256  # columns of H that one product fills: only the upper triangle is computed
 
 
@@ -21,7 +21,9 @@ class Hessian:
 
     def add(self, *parts: Tensor) -> None:
         """Take in one batch: x (..., columns), in as many parts as it was made in."""
-        xs = [x.detach().reshape(-1, x.shape[-1]) for x in parts]
+        xs = [x.detach().reshape(-1, x.shape[-1]) for x in parts if x.numel()]
+        if not xs:
+            return
         if len(xs[0]) < FEW:
             xs = [torch.cat(xs)]
         x = xs[0]
@@ -51,14 +53,20 @@ def _product(lefts: list[Tensor], rights: list[Tensor]) -> Tensor:
 def _bfloat16_product(lefts: list[Tensor], rights: list[Tensor]) -> Tensor:
     """The same in fp32, of bfloat16 inputs with a CPU's own bfloat16 instructions: twice as fast as in fp32.
 
-    Each chunk of tokens gives the difference to what the first few tokens let expect, so that what is rounded to
-    bfloat16 is the small change from chunk to chunk, not the large common part. H is then off by one or two
-    thousandths of its mean diagonal (spectral norm), a fifth of the usual dampening at most.
+    A product is rounded to bfloat16, so each chunk of tokens gives its difference to what the chunks before let expect,
+    the first one to what its first few tokens do: small numbers, and what is common to all tokens is not rounded at
+    all. H is then off by 0.1 to 0.5 percent of its mean diagonal (spectral norm; 768 to 4,096 columns), half of the
+    usual dampening at most.
     """
-    few = min(FEW, len(lefts[0]))
-    known = lefts[0][:few].T @ rights[0][:few]
-    total = torch.zeros(known.shape)
+    lefts, rights = ([chunk for part in parts for chunk in part.split(CHUNK)] for parts in (lefts, rights))
+    few = FEW if len(lefts) > 2 else CHUNK
+    before, seen = lefts[0][:few].T @ rights[0][:few], len(lefts[0][:few])
+    total = torch.zeros(before.shape)
+    tokens = 0
     for left, right in zip(lefts, rights, strict=True):
-        for a, b in zip(left.split(CHUNK), right.split(CHUNK), strict=True):
-            total += torch.addmm(known, a.T, b, beta=-len(a) / few)
-    return total.add_(known, alpha=sum(len(left) for left in lefts) / few)
+        expected = (before * (len(left) / seen)).bfloat16()
+        total += torch.addmm(expected, left.T, right, beta=-1)
+        total += expected
+        tokens += len(left)
+        before, seen = total, tokens
+    return total
