@@ -82,12 +82,40 @@ def test_a_batch_that_skips_a_group_waits_at_the_next(advance):
     assert all(torch.equal(a, b) for a, b in zip(flow.hidden, expected, strict=True))
 
 
+class Careless(nn.Module):
+    """A block that writes over the input of its linear once that has been used."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = (nn.Linear(4, 4, bias=False) for _ in range(2))
+
+    def forward(self, x):
+        x = x + 1
+        y = self.first(x)
+        x.zero_()
+        return self.last(y)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("true_sequential", [True, False])
+def test_an_input_that_is_written_over_counts_as_it_was(true_sequential):
+    torch.manual_seed(0)
+    block, states = Careless(), [torch.randn(2, 4), torch.randn(2, 4)]
+    flow = Flow(list(states), {1: [Call((), {})], 2: [Call((), {})]}, [range(0, 2)])
+    order = plan(block, lambda: flow.sample(0, block))
+    stages = staged(flow, 0, block, order, true_sequential=true_sequential, advance=False)
+    hessians = {group[0]: hessian.matrix for group, hessian in stages}
+    x = torch.cat(states).double() + 1
+    torch.testing.assert_close(hessians["first"].double(), 2 * x.T @ x / 4, rtol=1e-5, atol=1e-5)  # fp32 products
+
+
 def test_an_error_leaves_no_pass_behind(llama, windows, quiet):
     """The error comes while every pass waits at the block's last layer."""
     name, layer = list(linears(blocks(llama)[0][1]).items())[-1]
     layer.weight[0, 0] = float("nan")
     spec = ctp.CompressionSpec(bits=4, true_sequential=True)
-    with pytest.raises(ctp.InputError, match=f"{name}.*NaN"):
+    with pytest.raises(ctp.InputError, match=f"{name}.*NaN") as kept:  # and its frames with it
         ctp.compress(llama, windows, spec, inplace=True, **quiet)
+    assert kept.tb
     assert not any(layer._forward_pre_hooks for _, block in blocks(llama) for layer in linears(block).values())
     assert all(torch.isfinite(p).all() for _, block in blocks(llama)[1:] for p in block.parameters())

@@ -85,7 +85,7 @@ def register(commands: Any) -> None:
     sub.add_argument("--reference", action="store_true", help="as the published code, also where it slips")
     sub.add_argument("--damp", type=float, default=0.01)
     sub.add_argument("--block", type=int, default=128, help="columns between lazy updates")
-    sub.add_argument("--batch", type=int, default=16, help="calibration windows a forward pass")
+    sub.add_argument("--batch", type=int, default=16, help="calibration windows at a time")
     sub.add_argument("--calibration", default="atlas-web", metavar="CORPUS")
     sub.add_argument("--samples", type=int, default=128)
     sub.add_argument("--seq-len", type=int, default=0, help="tokens a window (default: 1024, or what the model takes)")

@@ -153,11 +153,14 @@ class Plan:
     groups: tuple[tuple[str, ...], ...]
     stoppable: bool
     """Every unit is used once a pass, so that a pass may end at the last one's input."""
+    inputs_kept: bool = True
+    """No input is written over later in the pass."""
 
 
 def plan(block: nn.Module, run: Callable[[], Any]) -> Plan:
     """Find the groups by one pass. Experts that saw nothing follow at the end, each by itself."""
     inputs: list[Tensor] = []  # kept alive, so that identities stay unique
+    versions: list[int] = []
     found: list[list[str]] = []
     calls = 0
 
@@ -169,6 +172,7 @@ def plan(block: nn.Module, run: Callable[[], Any]) -> Plan:
                 found[index].append(name)
                 return
         inputs.append(x)
+        versions.append(0 if x.is_inference() else x._version)
         found.append([name])
 
     with Watch(block, seen).on():
@@ -180,4 +184,5 @@ def plan(block: nn.Module, run: Callable[[], Any]) -> Plan:
     stacked = dict.fromkeys(owner for owner in owners if owner in parameters)
     everything = [*linears(block), *(f"{name}.{e}" for name in stacked for e in range(len(parameters[name])))]
     rest = [(name,) for name in everything if name not in called]
-    return Plan((*groups, *rest), not rest and not stacked and calls == len(everything))
+    kept = all(not x.is_inference() and x._version == was for x, was in zip(inputs, versions, strict=True))
+    return Plan((*groups, *rest), not rest and not stacked and calls == len(everything), kept)

@@ -5,7 +5,7 @@ Either all are of the dense block's activations, or each is of what the compress
 windows have passed the compressed block.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -16,17 +16,16 @@ from ctplab.compress.hessian import Hessian
 from ctplab.models import weight_matrix
 
 Group = tuple[str, ...]
+Stages = Generator[tuple[Group, Hessian], None, None]
 
 
-def staged(
-    flow: Flow, index: int, block: nn.Module, order: Plan, *, true_sequential: bool, advance: bool
-) -> Iterator[tuple[Group, Hessian]]:
+def staged(flow: Flow, index: int, block: nn.Module, order: Plan, *, true_sequential: bool, advance: bool) -> Stages:
     """Every group of ``order`` with its Hessian. ``advance``: leave the compressed block's outputs in ``flow``."""
     if true_sequential and order.stoppable:
         yield from _paused(flow, index, block, order, advance)
         return
     for stage in [(group,) for group in order.groups] if true_sequential else [order.groups]:
-        yield from _together(flow, index, block, stage, order.stoppable)
+        yield from _together(flow, index, block, order, stage)
     if advance:
         flow.advance(index, block)
 
@@ -36,9 +35,7 @@ def _hessian(block: nn.Module, group: Group) -> Hessian:
     return Hessian(matrix.shape[1], matrix.device)
 
 
-def _together(
-    flow: Flow, index: int, block: nn.Module, stage: Sequence[Group], stoppable: bool
-) -> Iterator[tuple[Group, Hessian]]:
+def _together(flow: Flow, index: int, block: nn.Module, order: Plan, stage: Sequence[Group]) -> Stages:
     """The Hessians of several groups by one pass that ends at the last one's input."""
     hessians = {group[0]: _hessian(block, group) for group in stage}
     inputs: dict[str, list[Tensor]] = {}
@@ -46,8 +43,8 @@ def _together(
 
     def seen(name: str, x: Tensor) -> None:
         if name in hessians:
-            inputs.setdefault(name, []).append(x)
-            if name == last and stoppable:
+            inputs.setdefault(name, []).append(x if order.inputs_kept else x.clone())
+            if name == last and order.stoppable:
                 raise Stop
 
     with Watch(block, seen).on():
@@ -62,7 +59,7 @@ def _together(
         yield group, hessians.pop(group[0])
 
 
-def _paused(flow: Flow, index: int, block: nn.Module, order: Plan, advance: bool) -> Iterator[tuple[Group, Hessian]]:
+def _paused(flow: Flow, index: int, block: nn.Module, order: Plan, advance: bool) -> Stages:
     """One pass for all groups: each batch waits at a group's input until the group's new weights are in place.
 
     A batch's pass is a greenlet, so nothing before the group is computed twice; what its frames hold meanwhile, for

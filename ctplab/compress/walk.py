@@ -6,6 +6,7 @@ Knows modules but no compression maths (that is ``obs``) and no architectures (`
 import copy
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +17,7 @@ from ctplab.compress import obs, packing
 from ctplab.compress.capture import Plan, capture, plan
 from ctplab.compress.hessian import Hessian
 from ctplab.compress.spread import deal, whole
-from ctplab.compress.staging import staged
+from ctplab.compress.staging import Stages, staged
 from ctplab.errors import InputError
 from ctplab.models import Model, blocks, check_context, eager_experts, linears, tensor_fingerprint, weight_matrix
 from ctplab.progress import Progress, bar
@@ -160,13 +161,19 @@ def walk(
                 if shape not in plans:
                     found = plan(block, lambda index=index, block=block: flow.sample(index, block))
                     plans[shape] = parallel.of_main(found)  # experts that one process saw, another may not have seen
-                done: Done = []
                 stages = staged(flow, index, block, plans[shape], true_sequential=spec.true_sequential, advance=more)
-                for group, hessian in stages:
-                    matrices = {f"{prefix}.{name}": weight_matrix(block, name) for name in group}
-                    done += _solve(matrices, whole(hessian), spec)
-                yield index, done
+                yield index, _compress_block(prefix, block, stages, spec)
             leave(index, block)
+
+
+def _compress_block(prefix: str, block: nn.Module, stages: Stages, spec: CompressionSpec) -> Done:
+    """Solve group after group and put each result in place before the next group's inputs are looked at."""
+    done: Done = []
+    with closing(stages):  # on errors too: passes may wait in the middle of the block
+        for group, hessian in stages:
+            matrices = {f"{prefix}.{name}": weight_matrix(block, name) for name in group}
+            done += _solve(matrices, whole(hessian), spec)
+    return done
 
 
 def _solve(matrices: dict[str, Tensor], hessian: Hessian, spec: CompressionSpec) -> Iterator[tuple[LayerReport, Parts]]:
