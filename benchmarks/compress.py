@@ -159,6 +159,8 @@ def main() -> None:
         folder, out, settings = options.contender
         ours(Path(folder), Path(out), json.loads(settings), options.device)
         return
+    if options.peers and (options.device, options.size) != ("cpu", "small"):
+        parser.error("--peers run on the CPU, at size small")
     width, mlp, heads, blocks = SIZES[options.size]
     blocks = options.blocks or blocks
     dtype = getattr(torch, options.dtype)

@@ -121,13 +121,19 @@ def test_few_tokens_on_a_gpu_take_its_int4_kernel(group_size):
 
 
 def test_a_kernel_that_disagrees_is_not_used(monkeypatch):
-    """As a GPU whose kernel orders codes in another way would: here the CPU's plays it, with two columns swapped."""
+    """As one would that orders codes in another way: two columns swapped."""
     found = solve(torch.randn(48, 128), torch.eye(128), CompressionSpec(bits=4, group_size=32))
     parts = pack(found, 4)
-    right = int4.prepare(parts, 32)
-    assert int4.agrees(right, parts)
     swapped = pack(dataclasses.replace(found, codes=found.codes[:, [1, 0, *range(2, 128)]]), 4)
-    assert not int4.agrees(int4.prepare(swapped, 32), parts)
+    wrong = int4.prepare(swapped, 32)
+    monkeypatch.setattr(int4, "prepare", lambda *_: wrong)
+    layer, x = PackedLinear(parts, 4, None), torch.randn(3, 128).bfloat16()
+    with torch.no_grad(), pytest.warns(UserWarning, match="disagrees with the weights on cpu"):
+        out = layer(x)
+    assert torch.equal(out, x @ layer.dense(torch.bfloat16).T)
+    with torch.no_grad():
+        assert torch.equal(layer(x), out)  # and is not tried, nor warned of, again
+    assert layer.int4 is None
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.tag)

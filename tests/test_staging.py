@@ -15,11 +15,11 @@ from ctplab.models import blocks, linears
 
 @pytest.fixture
 def windows(web):
-    return web.train.sample(40, seed=0)  # 1,920 tokens: two passes, of 32 and 8 windows, in batches of 32
+    return web.train.sample(100, seed=0)  # of 48 tokens: passes of 42 and 22 windows make a batch, 36 another
 
 
 def compressed(model, windows, quiet, **settings):
-    return ctp.compress(model, windows, ctp.CompressionSpec(**settings), batch=32, **quiet)
+    return ctp.compress(model, windows, ctp.CompressionSpec(**settings), batch=64, **quiet)
 
 
 @pytest.mark.parametrize("settings", [{"bits": 3}, {"bits": 4, "sparsity": 0.5}])
