@@ -7,11 +7,12 @@ from functools import cache
 from threading import Event
 from typing import Any
 
+from ctplab.app.bench import USUAL_ARMS, Bench, Chosen
+
 import ctplab as ctp
-from app.bench import USUAL_ARMS, Bench, Chosen
 from ctplab.atlas.questions import FORM, Question, all_questions, is_correct
+from ctplab.decoding.sampler import Sampler
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
-from ctplab.prompts.sampler import Sampler
 
 PERIOD = 0.1  # seconds between updates of a page: faster than reading, slower than flooding
 

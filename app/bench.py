@@ -10,16 +10,18 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from ctplab.app.jobs import Jobs
+from ctplab.app.turns import Turns
+
 import ctplab as ctp
-from app.jobs import Jobs
-from app.turns import Turns
-from ctplab.atlas.facts import data_dir
-from ctplab.compress.checkpoint import MANIFEST, describe
-from ctplab.models import base_fingerprint, resolve, tokenizer_fingerprint
+from ctplab.decoding.steps import steps
+from ctplab.disk import data_dir
+from ctplab.formats.checkpoint import MANIFEST, describe
+from ctplab.formats.prompt_file import SavedPrompt
+from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
+from ctplab.models.loading import resolve
 from ctplab.prompts import prefix
-from ctplab.prompts.files import SavedPrompt
-from ctplab.prompts.steps import steps
-from ctplab.store import Store
+from ctplab.runs.store import Store
 
 #: Arm -> what it is, in the words of the page.
 ARMS = {

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from app.bench import Bench, Chosen
+from ctplab.app.bench import Bench, Chosen
+
 from ctplab.measure.lens import lens
 
 

@@ -6,14 +6,14 @@ from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
+from ctplab.app import views
+from ctplab.app.answers import Request, answer
+from ctplab.app.bench import ARMS, DEVICE, PRIVATE, USUAL_ARMS, Bench, Chosen
+from ctplab.app.closer import alternatives, look
+from ctplab.app.header import Header
+from ctplab.app.share import LINK, download
+from ctplab.app.toast import plain_errors
 
-from app import views
-from app.answers import Request, answer
-from app.bench import ARMS, DEVICE, PRIVATE, USUAL_ARMS, Bench, Chosen
-from app.closer import alternatives, look
-from app.header import Header
-from app.share import LINK, download
-from app.toast import plain_errors
 from ctplab.atlas.questions import FORM
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 

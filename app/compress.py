@@ -3,14 +3,14 @@
 from typing import Any
 
 import gradio as gr
+from ctplab.app.bench import PRIVATE, Bench
+from ctplab.app.header import Header, renew
+from ctplab.app.jobs import Job
+from ctplab.app.toast import plain_errors
+from ctplab.app.views import size
 
 import ctplab as ctp
-from app.bench import PRIVATE, Bench
-from app.header import Header, renew
-from app.jobs import Job
-from app.toast import plain_errors
-from app.views import size
-from ctplab.store import Store
+from ctplab.runs.store import Store
 
 CORPORA = ["atlas-web", "atlas-wiki", "atlas-news", "docs", "c4", "wikitext2", "ptb"]
 LAYERS = ["layer", "method", "loss a token", "weights", "bytes", "bits a weight", "note"]
@@ -42,7 +42,7 @@ def start(
     def work(job: Job) -> None:
         job.note = f"reading {corpus}"
         windows = ctp.corpus(corpus, full.tokenizer, seq_len).train.sample(samples, seed)
-        job.result = ctp.compress_to(out, full.source, full.tokenizer, windows, spec, progress=job.progress)
+        job.result = ctp.compress_to(full.source, out, full.tokenizer, windows, spec, progress=job.progress)
         job.result["name"] = bench.load_model(str(out), again=True)
         job.note = f"{size(job.result['bytes'])} in {out}"
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ctplab.plots import COLOURS
+from ctplab.show.plots import COLOURS
 
 GREY = "#7c8798"  # readable on white and on near-black
 GRID = "rgba(128, 140, 160, 0.25)"

@@ -5,10 +5,9 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-
-from app.bench import DEVICE, PRIVATE, Bench, Chosen, Loaded
-from app.toast import plain_errors
-from app.views import size
+from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen, Loaded
+from ctplab.app.toast import plain_errors
+from ctplab.app.views import size
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from html import escape
 from threading import Event
 from typing import Any, TypeVar
 
+from ctplab.app.turns import Turns
+
 import ctplab as ctp
-from app.turns import Turns
 
 T = TypeVar("T")
 

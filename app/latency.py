@@ -5,12 +5,12 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+from ctplab.app import figures
+from ctplab.app.bench import DEVICE, PRIVATE, Bench
+from ctplab.app.header import Header
+from ctplab.app.toast import plain_errors
 
 import ctplab as ctp
-from app import figures
-from app.bench import DEVICE, PRIVATE, Bench
-from app.header import Header
-from app.toast import plain_errors
 from ctplab.measure.latency import latency
 from ctplab.prompts import prefix
 

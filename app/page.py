@@ -3,9 +3,8 @@
 from typing import Any
 
 import gradio as gr
-
-from app import compare, compress, header, latency, results, share, similarity, tokens, train
-from app.bench import PRIVATE, Bench
+from ctplab.app import compare, compress, header, latency, results, share, similarity, tokens, train
+from ctplab.app.bench import PRIVATE, Bench
 
 TABS = {
     "Prompt tokens": tokens.build,

@@ -6,13 +6,13 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+from ctplab.app import figures, sweeps
+from ctplab.app.bench import PRIVATE, Bench
+from ctplab.app.header import Header
+from ctplab.app.views import size
 
-from app import figures, sweeps
-from app.bench import PRIVATE, Bench
-from app.header import Header
-from app.views import size
-from ctplab.paper import TABLES
-from ctplab.store import Store
+from ctplab.paper.printed import TABLES
+from ctplab.runs.store import Store
 
 NOTHING = "No demo yet in `{runs}`. Run `ctplab demo --out {runs}` (some minutes), then open this tab again."
 FILES = ["arm", "file", "windows", "tokens", "summed NLL", "windows' fingerprint"]

@@ -9,12 +9,12 @@ os.environ.setdefault("OTEL_SDK_DISABLED", "true")
 
 import gradio as gr
 import uvicorn
+from ctplab.app import page
+from ctplab.app.answers import warm
+from ctplab.app.bench import Bench, shipped
 from fastapi import FastAPI
 
 import ctplab as ctp
-from app import page
-from app.answers import warm
-from app.bench import Bench, shipped
 
 HERE = Path(__file__).parent
 #: Fonts of the reader's own system: the default theme would fetch some.

@@ -3,8 +3,7 @@
 from typing import Any
 
 import gradio as gr
-
-from app.bench import ARMS, PRIVATE
+from ctplab.app.bench import ARMS, PRIVATE
 
 DOWNLOAD = """(file) => {
   if (!file || !file.name) return;

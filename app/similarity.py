@@ -4,14 +4,13 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen
+from ctplab.app.header import Header
+from ctplab.app.share import download
+from ctplab.app.toast import plain_errors
 
-from app import figures
-from app.bench import DEVICE, PRIVATE, Bench, Chosen
-from app.header import Header
-from app.share import download
-from app.toast import plain_errors
-from ctplab.inspect.similarity import cosine_histogram
-from ctplab.paper import LARGEST_COSINE
+from ctplab.app import figures
+from ctplab.inspect.similarity import PAPER_LARGEST, cosine_histogram
 
 NAMES = {"soft": "learned rows", "init": "untrained rows", "real": "real tokens", "random": "random directions"}
 STYLES = {"soft": "soft", "init": "init", "real": "full", "random": "random"}
@@ -39,9 +38,9 @@ def draw(data: dict[str, Any], top: int, log: bool) -> go.Figure:
             name=f"{NAMES[name]}, mean {data['mean'][name]}",
             hovertemplate="cosine from %{x}: %{y} pairs",
         )
-    figure.add_vline(x=LARGEST_COSINE, line={"dash": "dash", "color": figures.GREY})
-    words = f"{LARGEST_COSINE}: the paper's largest"
-    figure.add_annotation(x=LARGEST_COSINE, y=1, yref="paper", text=words, showarrow=False, xanchor="left", xshift=4)
+    figure.add_vline(x=PAPER_LARGEST, line={"dash": "dash", "color": figures.GREY})
+    words = f"{PAPER_LARGEST}: the paper's largest"
+    figure.add_annotation(x=PAPER_LARGEST, y=1, yref="paper", text=words, showarrow=False, xanchor="left", xshift=4)
     used = [i for counts in data["counts"].values() for i, count in enumerate(counts) if count]
     figure.update_xaxes(range=[edges[min(used)], edges[min(max(used) + 2, len(edges) - 1)]])
     if log:

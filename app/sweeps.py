@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from ctplab.app.bench import PRIVATE, Bench
 
-from app.bench import PRIVATE, Bench
-from ctplab import store
-from ctplab.tables import sweep_cells
+from ctplab.runs import store
+from ctplab.show.tables import sweep_cells
 
 
 def found_sweeps(runs: Path) -> list[str]:

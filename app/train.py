@@ -10,16 +10,16 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen
+from ctplab.app.compress import CORPORA
+from ctplab.app.header import Header, renew
+from ctplab.app.jobs import Job
+from ctplab.app.toast import plain_errors
+from ctplab.app.views import size
 
 import ctplab as ctp
-from app import figures
-from app.bench import DEVICE, PRIVATE, Bench, Chosen
-from app.compress import CORPORA
-from app.header import Header, renew
-from app.jobs import Job
-from app.toast import plain_errors
-from app.views import size
-from ctplab.prompts.learn import learn_steps, start
+from ctplab.app import figures
+from ctplab.learning.rows import learn_steps, start
 
 PROBE = 3  # steps that the estimate really runs
 
@@ -98,7 +98,7 @@ def begin(bench: Bench, chosen: Chosen, name: str, spec: ctp.PromptSpec, corpus:
                 break
         steps.close()  # type: ignore[attr-defined]
         ctp.save_prompt(
-            out, result, spec, small.model, small.tokenizer, base=small.about.get("base", full.name), tag=small.tag,
+            result, out, spec, small.model, small.tokenizer, base=small.about.get("base", full.name), tag=small.tag,
             corpus=corpus, corpus_fingerprint=text.train.fingerprint, seq_len=seq_len,
         )  # fmt: skip
         if not result.stopped:

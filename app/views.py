@@ -4,8 +4,9 @@ from difflib import SequenceMatcher
 from html import escape
 from typing import Any
 
-from app.bench import ARMS
-from ctplab.plots import COLOURS
+from ctplab.app.bench import ARMS
+
+from ctplab.show.plots import COLOURS
 
 SAME, ADDED, MISSING = None, "only here", "only in full"
 DIFFERENCE_COLOURS = {ADDED: "#E69F00", MISSING: "#56B4E9"}

@@ -44,7 +44,7 @@ def make(folder: Path, dtype: torch.dtype, size: tuple[int, int, int, int]) -> N
 
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from ctplab.atlas.facts import data_dir
+    from ctplab.disk import data_dir
 
     torch.manual_seed(0)
     width, mlp, heads, blocks = size
@@ -77,7 +77,7 @@ def ours(folder: Path, out: Path, settings: dict, device: str) -> None:
     tokenizer = ctp.load_tokenizer(folder)
     began = time.perf_counter()
     spec = ctp.CompressionSpec(**settings)
-    ctp.compress_to(out, folder, tokenizer, ids, spec, dtype=dtype, device=device, progress=silent)
+    ctp.compress_to(folder, out, tokenizer, ids, spec, dtype=dtype, device=device, progress=silent)
     report(began, device)
 
 
@@ -101,7 +101,7 @@ def run(command: list[str]) -> dict:
 def errors(folder: Path, outs: dict[str, Path]) -> dict[str, tuple[float, float]]:
     """Of every contender: squared output error a token on the full model's inputs; relative error of the logits."""
     import ctplab as ctp
-    from ctplab.models import blocks, linears
+    from ctplab.models.anatomy import blocks, linears
 
     full, _ = ctp.load(folder, device="cpu", dtype="float32")
     ids = load_file(folder / "tokens.st")["ids"][:16]

@@ -24,11 +24,12 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import ctplab as ctp
-from ctplab.models import embed
+from ctplab.learning.objective import mixed_loss
+from ctplab.learning.rows import learn_steps, start
+from ctplab.models.anatomy import embed
 from ctplab.progress import silent
-from ctplab.prompts.kv import compile_rows, halves
-from ctplab.prompts.learn import learn_steps, start
-from ctplab.prompts.objective import mixed_loss
+from ctplab.prompts.compiled import compile_rows
+from ctplab.prompts.head import halves
 
 K, WIDTH, LAYERS, VOCABULARY = 100, 256, 4, 16_384
 INNER = 688

@@ -24,11 +24,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import ctplab as ctp
-from ctplab.corpora import Split
-from ctplab.memory import SHAPES, Settings, Shape, learning, shape_of
+from ctplab.learning.memory import SHAPES, Settings, Shape, learning, shape_of
+from ctplab.learning.recompute import recompute
 from ctplab.progress import silent
 from ctplab.prompts.prefix import random_rows
-from ctplab.prompts.recompute import recompute
+from ctplab.text.corpora import Split
 
 VOCABULARY, LAYERS, REPEATS = 4096, 4, 3
 STEPS, BATCH, LENGTH, K = 30_000, 4, 1024, 100

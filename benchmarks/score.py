@@ -13,7 +13,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ctplab.measure.perplexity import window_nll
-from ctplab.prompts.kv import Arm, compile_prefix, logits_after
+from ctplab.prompts.arms import Arm
+from ctplab.prompts.compiled import compile_prefix
+from ctplab.prompts.head import logits_after
 from ctplab.prompts.prefix import none, random_rows
 
 ROUNDS, WINDOWS, LENGTH, BATCH = 7, 8, 128, 4

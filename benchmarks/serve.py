@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ctplab.models import embed
+from ctplab.formats import peft
+from ctplab.models.anatomy import embed
 from ctplab.progress import bar
-from ctplab.prompts import peft_format, prefix
-from ctplab.prompts.compiled import compiled
-from ctplab.prompts.kv import Arm, expand
+from ctplab.prompts import prefix
+from ctplab.prompts.arms import Arm
+from ctplab.prompts.compiled import compiled, expand
 
 K, LENGTH, NEW, ROUNDS = 100, 128, 24, 5
 
@@ -52,7 +53,7 @@ def requests(model: Any, arm: Arm, ids: torch.Tensor, with_peft: bool) -> dict[s
         from peft import PeftModel
 
         with tempfile.TemporaryDirectory() as folder:
-            peft_format.write(Path(folder), arm.prefix, model, None)
+            peft.write(arm.prefix, Path(folder), model, None)
             wrapped = PeftModel.from_pretrained(model, folder)
         ways["peft"] = lambda new: generate(wrapped, new, input_ids=ids, attention_mask=mask)
     return ways

@@ -8,22 +8,23 @@ from typing import Any
 
 import torch
 
-from ctplab import plots, report
 from ctplab.atlas.questions import Question, all_questions, questions
 from ctplab.atlas.registers import document
-from ctplab.compress.checkpoint import model_bytes, write_json
-from ctplab.compress.loading import load
-from ctplab.corpora import corpus
+from ctplab.disk import write_json
+from ctplab.formats.checkpoint import model_bytes
+from ctplab.formats.loading import load
 from ctplab.inspect.nearest import inspect_prompt
 from ctplab.inspect.similarity import cosine_histogram
-from ctplab.measure.questions import answers, marks
 from ctplab.measure.stats import recovery, wilson
+from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.progress import Progress, bar
 from ctplab.prompts import prefix
-from ctplab.prompts.kv import Arm
+from ctplab.prompts.arms import Arm
+from ctplab.runs.store import Store
+from ctplab.runs.study import Study, score_of
+from ctplab.show import plots, report
 from ctplab.specs import CompressionSpec, PromptSpec
-from ctplab.store import Store
-from ctplab.study import Study, score_of
+from ctplab.text.corpora import corpus
 
 LEVELS = (
     CompressionSpec(bits=4),
@@ -214,4 +215,4 @@ def _write(folder: Path, result: dict[str, Any]) -> None:
     plots.answers(result["questions"], folder / "questions.png")
     plots.histogram(result["histogram"], folder / "cosines.png")
     (folder / "report.md").write_text(report.markdown(result, CORPORA))
-    write_json(folder / "demo.json", result)
+    write_json(result, folder / "demo.json")

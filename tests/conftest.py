@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import ctplab as ctp
-from ctplab.atlas.facts import data_dir
+from ctplab.disk import data_dir
 from ctplab.progress import silent
 
 VOCABULARY = 2048

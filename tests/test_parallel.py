@@ -12,7 +12,7 @@ import worker
 from conftest import tiny
 
 from ctplab.cli import main
-from ctplab.compress.checkpoint import MANIFEST, read_tensors
+from ctplab.formats.checkpoint import MANIFEST, read_tensors
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]

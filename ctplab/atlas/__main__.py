@@ -4,8 +4,8 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from ctplab.atlas.facts import data_dir
 from ctplab.atlas.train import Recipe, train
+from ctplab.disk import data_dir
 
 
 def main() -> None:

@@ -11,13 +11,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
+from ctplab.disk import data_dir
+
 REGISTERS = ("web", "wiki", "news")
-
-
-def data_dir() -> Path:
-    """Folder of tables, model and prompt: inside an installed wheel, or ``data/atlas`` of a checkout."""
-    packaged = Path(__file__).parent / "data"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "data" / "atlas"
 
 
 @dataclass(frozen=True)

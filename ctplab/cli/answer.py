@@ -9,7 +9,7 @@ from ctplab.cli.shared import add_command, arm_options, chosen_arm, finish, load
 
 def sampler(options: argparse.Namespace) -> Any:
     """How the next token is chosen, from :func:`sampler_options`."""
-    from ctplab.prompts.sampler import Sampler
+    from ctplab.decoding.sampler import Sampler
 
     return Sampler(options.temperature, options.top_p, options.repetition_penalty, options.seed)
 
@@ -21,7 +21,7 @@ def sampler_options(sub: argparse.ArgumentParser) -> None:
 
 
 def generate(options: argparse.Namespace) -> None:
-    from ctplab.prompts.generate import generate, stream
+    from ctplab.decoding.generate import generate, stream
 
     model, tokenizer = load_model(options, options.model)
     arm = chosen_arm(options, model, tokenizer)
@@ -37,10 +37,10 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
+    from ctplab.decoding.generate import generate
     from ctplab.prompts import prefix
-    from ctplab.prompts.generate import generate
-    from ctplab.prompts.hard import wording
-    from ctplab.prompts.kv import arms
+    from ctplab.prompts.arms import arms
+    from ctplab.prompts.wordings import wording
 
     full, small, soft, tokenizer = models_and_prompt(options)
     hard = prefix.hard(small, tokenizer, wording(options.hard_prompt))

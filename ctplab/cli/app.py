@@ -9,9 +9,9 @@ from ctplab.errors import InputError
 
 def app(options: argparse.Namespace) -> None:
     try:
-        from app.server import launch  # pyright: ignore[reportMissingImports]  (not in every installation)
+        from ctplab.app.server import launch  # pyright: ignore[reportMissingImports]  (not in every installation)
     except ImportError as error:
-        missing = error.name or "app"
+        missing = error.name or "ctplab.app"
         raise InputError(
             f"the dashboard needs {missing!r}: pip install 'ctplab[app]', or 'make app' in a checkout"
         ) from None

@@ -9,24 +9,24 @@ from ctplab.cli.shared import add_command, add_group, attach, finish, load_model
 
 
 def export_prompt(options: argparse.Namespace) -> None:
-    from ctplab.prompts import files
-    from ctplab.prompts.exchange import export_prompt
+    from ctplab.formats import prompt_file
+    from ctplab.formats.exchange import export_prompt
 
-    saved = files.load(options.prompt)
+    saved = prompt_file.load(options.prompt)
     model, tokenizer = load_model(options, options.model)
     attach(options, options.model, saved, model, tokenizer)
-    result = export_prompt(saved, model, Path(options.out), options.to)
+    result = export_prompt(saved, Path(options.out), model, options.to)
     say(options)(f"{result['k']} prompt tokens as {result['format']} -> {result['out']}")
     finish(options, result)
 
 
 def import_prompt(options: argparse.Namespace) -> None:
-    from ctplab.prompts.exchange import import_prompt
+    from ctplab.formats.exchange import import_prompt
 
     model, tokenizer = load_model(options, options.model)
     base = manifest_of(options.model).get("base", options.model)
     info = import_prompt(
-        Path(options.path), model, tokenizer, Path(options.out), base=base, source=getattr(options, "from")
+        Path(options.path), Path(options.out), model, tokenizer, base=base, source=getattr(options, "from")
     )
     say(options)(f"{info['k']} prompt tokens from {info['imported_from']}, made for {info['base']} -> {options.out}")
     keys = ("k", "width", "kind", "base", "tag", "imported_from", "claimed")

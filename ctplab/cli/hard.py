@@ -9,18 +9,19 @@ from ctplab.cli.shared import add_command, finish, load_model, say, seq_len
 
 
 def hard(options: argparse.Namespace) -> None:
-    from ctplab.corpora import corpus
+    from ctplab.disk import compute_always, kept_in, write_json
     from ctplab.measure.candidates import rank
     from ctplab.progress import bar
-    from ctplab.prompts.hard import WORDINGS, read_candidates
+    from ctplab.prompts.wordings import WORDINGS, read_candidates
+    from ctplab.text.corpora import corpus
 
     texts = read_candidates(Path(options.candidates)) if options.candidates else list(WORDINGS.values())
     model, tokenizer = load_model(options, options.model)
     longest = max(len(tokenizer(text)["input_ids"]) for text in texts)
     length = seq_len(model, options.seq_len, longest)
     windows = corpus(options.corpus, tokenizer, length).validation.windows[: options.windows or None]
-    kept = Path(options.out) if options.out else None
-    ranked = rank(model, tokenizer, texts, windows, kept=kept, seed=options.seed, progress=bar)
+    keep = kept_in(Path(options.out).with_suffix(".cells")) if options.out else compute_always
+    ranked = rank(model, tokenizer, texts, windows, keep=keep, seed=options.seed, progress=bar)
     tell = say(options)
     tell(f"nats a token on the validation split of {options.corpus}, and the difference to no prompt [95%]")
     for candidate in ranked:
@@ -28,7 +29,10 @@ def hard(options: argparse.Namespace) -> None:
         tell(f"{candidate.nll:8.4f}  {candidate.difference}  {candidate.k:4d} tokens  {first[:70]}")
     tell("This was a search: report the winner on a test split, with 'ctplab score --hard-prompt'.")
     result: dict[str, Any] = {"corpus": options.corpus, "seq_len": length, "windows": len(windows)}
-    finish(options, {**result, "candidates": [asdict(candidate) for candidate in ranked]})
+    result["candidates"] = [asdict(candidate) for candidate in ranked]
+    if options.out:
+        write_json(result, Path(options.out))
+    finish(options, result)
 
 
 def register(commands: Any) -> None:
@@ -39,4 +43,4 @@ def register(commands: Any) -> None:
     sub.add_argument("--corpus", default="atlas-web")
     sub.add_argument("--seq-len", type=int, default=0)
     sub.add_argument("--windows", type=int, default=0, help="use the first N windows only")
-    sub.add_argument("--out", metavar="FILE", help="keep results as they come; run again to go on")
+    sub.add_argument("--out", metavar="FILE", help="write JSON here; results are kept beside it as they come")

@@ -8,16 +8,16 @@ from ctplab.cli.shared import add_command, attach, finish, load_model, models_an
 
 
 def inspect(options: argparse.Namespace) -> None:
-    from ctplab import report
-    from ctplab.corpora import corpus
+    from ctplab.formats import prompt_file
     from ctplab.inspect.nearest import inspect_prompt, nearest_hard_prompt
     from ctplab.inspect.similarity import cosine_histogram
     from ctplab.measure.perplexity import perplexity
     from ctplab.progress import bar
-    from ctplab.prompts import files
-    from ctplab.prompts.kv import Arm
+    from ctplab.prompts.arms import Arm
+    from ctplab.show import report
+    from ctplab.text.corpora import corpus
 
-    saved = files.load(options.prompt)
+    saved = prompt_file.load(options.prompt)
     model, tokenizer = load_model(options, options.model)
     attach(options, options.model, saved, model, tokenizer)
     E, initial = saved.rows()
@@ -63,12 +63,12 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def lens(options: argparse.Namespace) -> None:
-    from ctplab import tables
     from ctplab.measure.lens import hurt_and_helped
     from ctplab.measure.lens import lens as look
     from ctplab.prompts import prefix
-    from ctplab.prompts.hard import wording
-    from ctplab.prompts.kv import arms
+    from ctplab.prompts.arms import arms
+    from ctplab.prompts.wordings import wording
+    from ctplab.show import tables
 
     full, small, soft, tokenizer = models_and_prompt(options)
     hard = prefix.hard(small, tokenizer, wording(options.hard_prompt)) if options.hard_prompt else None

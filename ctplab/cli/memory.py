@@ -8,9 +8,9 @@ from ctplab.cli.shared import add_command, finish, say
 
 
 def memory(options: argparse.Namespace) -> None:
-    from ctplab.memory import SHAPES, Settings, learning, shape_of
-    from ctplab.models import load_config
-    from ctplab.tables import memory_table
+    from ctplab.learning.memory import SHAPES, Settings, learning, shape_of
+    from ctplab.models.loading import load_config
+    from ctplab.show.tables import memory_table
 
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
     found = {}

@@ -9,10 +9,10 @@ from ctplab.cli.shared import add_command, finish, note, say, seq_len
 
 
 def compress(options: argparse.Namespace) -> None:
-    from ctplab.compress.stream import compress_to, local_folder
-    from ctplab.corpora import corpus
-    from ctplab.models import load_tokenizer, skeleton
+    from ctplab.formats.streaming import compress_to
+    from ctplab.models.loading import load_tokenizer, local_folder, skeleton
     from ctplab.specs import CompressionSpec
+    from ctplab.text.corpora import corpus
 
     chosen = {field.name: getattr(options, field.name) for field in fields(CompressionSpec)}
     spec = CompressionSpec(**chosen)
@@ -38,7 +38,7 @@ def compress(options: argparse.Namespace) -> None:
 
 
 def model(options: argparse.Namespace) -> None:
-    from ctplab.compress.gptq_format import export
+    from ctplab.formats.gptq import export
 
     result = export(Path(options.model), Path(options.out), options.to)
     say(options)(f"{result['tag']} as {result['format']}, {result['bytes'] / 1e6:.2f} MB -> {result['out']}")
@@ -46,12 +46,12 @@ def model(options: argparse.Namespace) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-    from ctplab.compress.checkpoint import describe
-    from ctplab.prompts import files
+    from ctplab.formats import prompt_file
+    from ctplab.formats.checkpoint import describe
 
     folder = Path(options.path)
-    if (folder / files.MANIFEST).exists():
-        result = {key: value for key, value in files.load(folder).info.items() if key != "curve"}
+    if (folder / prompt_file.MANIFEST).exists():
+        result = {key: value for key, value in prompt_file.load(folder).info.items() if key != "curve"}
     else:
         result = describe(options.path)
     for key, value in result.items():

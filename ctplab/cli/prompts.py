@@ -35,8 +35,8 @@ def recipe(options: argparse.Namespace) -> Any:
 
 def teacher_of(options: argparse.Namespace, train: Any) -> Any:
     """The full model, or what it says on the training text, kept in --teacher-cache."""
+    from ctplab.learning.teacher import cached_teacher
     from ctplab.progress import bar
-    from ctplab.prompts.teacher import cached_teacher
 
     model = load_model(options, options.teacher)[0]
     if options.teacher_cache is None:
@@ -50,12 +50,13 @@ def teacher_of(options: argparse.Namespace, train: Any) -> Any:
 
 
 def learn(options: argparse.Namespace) -> None:
-    from ctplab.corpora import corpus
+    from ctplab.formats import prompt_file
+    from ctplab.learning.recompute import recompute
+    from ctplab.learning.rows import learn
+    from ctplab.learning.saving import save_prompt
     from ctplab.measure.perplexity import Score
-    from ctplab.models import tokenizer_fingerprint
-    from ctplab.prompts import files
-    from ctplab.prompts.learn import learn
-    from ctplab.prompts.recompute import recompute
+    from ctplab.models.fingerprints import tokenizer_fingerprint
+    from ctplab.text.corpora import corpus
 
     spec = recipe(options)
     if spec.kl and not options.teacher:
@@ -76,15 +77,15 @@ def learn(options: argparse.Namespace) -> None:
         spec,
         tokenizer=tokenizer,
         teacher=teacher_of(options, text.train) if spec.kl else None,
-        earlier=files.load(options.init_prompt).rows()[0] if options.init_prompt else None,
+        earlier=prompt_file.load(options.init_prompt).rows()[0] if options.init_prompt else None,
         state=out / "state.safetensors",
     )
     if not parallel.is_main():
         return
     bases = [manifest_of(name) for name in options.model]
-    files.save(
-        out,
+    save_prompt(
         learned,
+        out,
         spec,
         models[0],
         tokenizer,

@@ -10,20 +10,22 @@ from ctplab.errors import InputError
 
 
 def recover(options: argparse.Namespace) -> None:
-    from ctplab import tables
-    from ctplab.controls import LEARNED, recover_with_controls
-    from ctplab.corpora import corpus
+    from ctplab.disk import kept_in, slug
+    from ctplab.formats import prompt_file
     from ctplab.measure.recovery import in_words, over_seeds
     from ctplab.progress import bar
-    from ctplab.prompts import files, prefix
-    from ctplab.store import Store, kept_in, slug
-    from ctplab.study import Study
+    from ctplab.prompts import prefix
+    from ctplab.runs.controls import LEARNED, recover_with_controls
+    from ctplab.runs.store import Store
+    from ctplab.runs.study import Study
+    from ctplab.show import tables
+    from ctplab.text.corpora import corpus
 
     skip = list(filter(None, options.skip.split(",")))
     if not set(skip) <= set(LEARNED):
         raise InputError(f"--skip takes {', '.join(LEARNED)}, not {options.skip!r}")
-    saved = [files.load(folder) for folder in options.prompt]
-    own = files.load(options.full_prompt) if options.full_prompt else None
+    saved = [prompt_file.load(folder) for folder in options.prompt]
+    own = prompt_file.load(options.full_prompt) if options.full_prompt else None
     full, tokenizer = load_model(options, options.full)
     small, _ = load_model(options, options.compressed)
     for prompt in saved:

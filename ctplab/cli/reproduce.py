@@ -10,12 +10,12 @@ from ctplab.errors import InputError
 
 
 def reproduce(options: argparse.Namespace) -> None:
-    from ctplab import paper
-    from ctplab.compress.checkpoint import write_json
-    from ctplab.reproduce.recipes import chosen, needs
-    from ctplab.reproduce.run import run
+    from ctplab.disk import write_json
+    from ctplab.paper import printed
+    from ctplab.paper.recipes import chosen, needs
+    from ctplab.paper.reproduce import run
 
-    captions = {name: table.caption for name, table in paper.TABLES.items()} | paper.FIGURES
+    captions = {name: table.caption for name, table in printed.TABLES.items()} | printed.FIGURES
     tell = say(options)
     if options.name == "list":
         for name, caption in captions.items():
@@ -46,14 +46,14 @@ def reproduce(options: argparse.Namespace) -> None:
     (folder / "table.md").write_text(f"# {options.name}: {captions[options.name]}\n\n{text}\n")
     _draw(options.name, found, folder / "figure.png")
     result = {"name": options.name, "caption": captions[options.name], "rows": found}
-    write_json(folder / "result.json", result)
+    write_json(result, folder / "result.json")
     tell(f"table, figure and JSON in {folder}")
     finish(options, result)
 
 
 def _table(name: str, found: Any) -> str:
-    from ctplab import tables
-    from ctplab.reproduce.recipes import PERPLEXITIES
+    from ctplab.paper.recipes import PERPLEXITIES
+    from ctplab.show import tables
 
     if name in PERPLEXITIES:
         return tables.reproduced_table(found)
@@ -65,28 +65,29 @@ def _table(name: str, found: Any) -> str:
 
 
 def _draw(name: str, found: Any, path: Path) -> None:
-    from ctplab import plots, plots_measure, plots_paper
     from ctplab.measure.latency import LatencyPoint
-    from ctplab.reproduce.perplexities import cells
+    from ctplab.paper import figures
+    from ctplab.paper.perplexities import cells
+    from ctplab.show import measured, plots
 
     if name == "figure8":
         plots.histogram(found, path)
     elif name == "figure5":
-        plots_measure.latency([LatencyPoint.from_json(row) for row in found], path)
+        measured.latency([LatencyPoint.from_json(row) for row in found], path)
     elif name == "figure4":
-        plots_measure.transfer_matrix(cells(found), path)
+        measured.transfer_matrix(cells(found), path)
     elif name == "figure1":
-        plots_paper.answers(name, found, path)
+        figures.answers(name, found, path)
     elif name == "table8":
-        plots_paper.accuracies(name, found, path)
+        figures.accuracies(name, found, path)
     elif name in ("figure2", "figure3"):
-        plots_paper.by_level(name, found, path)
+        figures.by_level(name, found, path)
     else:
-        plots_paper.beside_the_paper(name, found, path)
+        figures.beside_the_paper(name, found, path)
 
 
 def _scale(options: argparse.Namespace) -> Any:
-    from ctplab.reproduce.recipes import CORPORA, EMBEDDED, PAPER, TASKS
+    from ctplab.paper.recipes import CORPORA, EMBEDDED, PAPER, TASKS
 
     scale = EMBEDDED if options.scale == "embedded" else PAPER
     if options.model:

@@ -21,12 +21,12 @@ from ctplab.errors import InputError
 
 
 def score(options: argparse.Namespace) -> None:
-    from ctplab.corpora import corpus
-    from ctplab.measure.keep import compute_always, kept_nll
+    from ctplab.disk import compute_always, kept_in
+    from ctplab.measure.kept import kept_nll
     from ctplab.measure.perplexity import Score
-    from ctplab.measure.tasks import evaluate
+    from ctplab.measure.tasks.evaluate import evaluate
     from ctplab.progress import bar
-    from ctplab.store import kept_in
+    from ctplab.text.corpora import corpus
 
     model, tokenizer = load_model(options, options.model, options.packed)
     arm = chosen_arm(options, model, tokenizer)
@@ -60,12 +60,12 @@ def score(options: argparse.Namespace) -> None:
 
 
 def latency(options: argparse.Namespace) -> None:
-    from ctplab import tables
-    from ctplab.compress.loading import load
+    from ctplab.formats.loading import load
     from ctplab.measure.latency import latency as measure
     from ctplab.progress import bar
-    from ctplab.prompts.kv import Arm
+    from ctplab.prompts.arms import Arm
     from ctplab.prompts.prefix import none
+    from ctplab.show import tables
 
     kinds = {"dense": False, "packed": True} if "packed" in options.weights.split(",") else {"dense": False}
     if set(options.weights.split(",")) - set(kinds):

@@ -41,13 +41,13 @@ def finish(options: argparse.Namespace, result: Any) -> None:
 
 def load_model(options: argparse.Namespace, name: str, packed: bool = False) -> tuple[Any, Any]:
     """(model, tokenizer) on the chosen device."""
-    from ctplab.compress.loading import load
+    from ctplab.formats.loading import load
 
     return load(name, device=options.device, dtype=options.dtype, packed=packed)
 
 
 def seq_len(model: Any, wanted: int, k: int = 0) -> int:
-    from ctplab.models import context_length
+    from ctplab.models.anatomy import context_length
 
     limit = context_length(model)
     return wanted or min(1024, (limit or 1024 + k) - k)
@@ -101,8 +101,8 @@ def window_options(sub: argparse.ArgumentParser, default_length: int = 0) -> Non
 
 
 def manifest_of(model: str) -> dict[str, Any]:
-    from ctplab.compress import checkpoint
-    from ctplab.models import resolve
+    from ctplab.formats import checkpoint
+    from ctplab.models.loading import resolve
 
     folder = Path(resolve(model))
     return checkpoint.read_manifest(folder) if (folder / checkpoint.MANIFEST).exists() else {}
@@ -110,30 +110,33 @@ def manifest_of(model: str) -> dict[str, Any]:
 
 def attach(options: argparse.Namespace, name: str, saved: Any, model: Any, tokenizer: Any) -> None:
     """Check that a prompt fits the model called ``name``, and tell what the user should know."""
-    from ctplab.prompts import files
+    from ctplab.formats import prompt_file
 
-    for found in files.attach(saved, model, tokenizer, tag=manifest_of(name).get("tag", "full"), force=options.force):
+    for found in prompt_file.attach(
+        saved, model, tokenizer, tag=manifest_of(name).get("tag", "full"), force=options.force
+    ):
         note(found)
 
 
 def models_and_prompt(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     """(full model, compressed model, learned prefix or None, tokenizer) of --full, --compressed and --prompt."""
-    from ctplab.prompts import files
+    from ctplab.formats import prompt_file
 
     full, tokenizer = load_model(options, options.full)
     small, _ = load_model(options, options.compressed)
     if options.prompt is None:
         return full, small, None, tokenizer
-    saved = files.load(options.prompt)
+    saved = prompt_file.load(options.prompt)
     attach(options, options.compressed, saved, small, tokenizer)
     return full, small, saved.prefix, tokenizer
 
 
 def chosen_arm(options: argparse.Namespace, model: Any, tokenizer: Any):
     """The arm that --prompt, --hard-prompt or --control asks for."""
-    from ctplab.prompts import files, prefix
-    from ctplab.prompts.hard import wording
-    from ctplab.prompts.kv import Arm
+    from ctplab.formats import prompt_file
+    from ctplab.prompts import prefix
+    from ctplab.prompts.arms import Arm
+    from ctplab.prompts.wordings import wording
 
     if sum(x is not None for x in (options.prompt, options.hard_prompt, options.control)) > 1:
         raise InputError("give one of --prompt, --hard-prompt and --control")
@@ -144,7 +147,7 @@ def chosen_arm(options: argparse.Namespace, model: Any, tokenizer: Any):
     if options.control == "random":
         return Arm("random", model, prefix.random_rows(model, options.tokens, options.seed))
     if options.prompt is not None:
-        saved = files.load(options.prompt)
+        saved = prompt_file.load(options.prompt)
         attach(options, options.model, saved, model, tokenizer)
         return Arm("soft", model, saved.prefix)
     return Arm("full" if not manifest_of(options.model) else "compressed", model, prefix.none(model))

@@ -10,8 +10,8 @@ from ctplab.errors import InputError
 
 
 def sweep(options: argparse.Namespace) -> None:
-    from ctplab import tables
     from ctplab.progress import bar, by_size
+    from ctplab.show import tables
     from ctplab.sweep import local, log, ray, results
     from ctplab.sweep.cells import Settings
     from ctplab.sweep.grid import read

@@ -9,20 +9,19 @@ from ctplab.errors import InputError
 
 
 def transfer(options: argparse.Namespace) -> None:
-    from ctplab import tables
-    from ctplab.compress.checkpoint import write_json
+    from ctplab.disk import kept_in, write_json
+    from ctplab.formats import prompt_file
+    from ctplab.measure.tasks.transferred import transfer_tasks as across_tasks
     from ctplab.measure.transfer import Target, home
     from ctplab.measure.transfer import transfer as across_corpora
-    from ctplab.measure.transfer_tasks import transfer_tasks as across_tasks
     from ctplab.progress import bar
-    from ctplab.prompts import files
-    from ctplab.store import kept_in
+    from ctplab.show import tables
 
     corpora = list(filter(None, options.corpora.split(",")))
     tasks = list(filter(None, options.tasks.split(",")))
     if not corpora and not tasks:
         raise InputError("give --corpora, --tasks or both")
-    sources = {_name(folder, options.prompts): files.load(folder) for folder in options.prompts}
+    sources = {_name(folder, options.prompts): prompt_file.load(folder) for folder in options.prompts}
     if len(sources) < len(options.prompts):
         raise InputError("the same prompt folder is named twice")
     targets = [
@@ -54,7 +53,7 @@ def transfer(options: argparse.Namespace) -> None:
             tell(f"{name}: {mine[0].metric} in % [95%] of {mine[0].n} questions; points against no prompt, McNemar")
             tell(tables.task_matrix_table(mine))
     if options.out:
-        write_json(Path(options.out), result)
+        write_json(result, Path(options.out))
     finish(options, result)
 
 

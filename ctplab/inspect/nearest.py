@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ctplab.errors import InputError
-from ctplab.models import Model, Tokenizer, embed, embeddings
+from ctplab.models import Model, Tokenizer
+from ctplab.models.anatomy import embed, embeddings
 from ctplab.prompts.prefix import Prefix, from_ids
 
 METRICS = ("cosine", "dot", "l2")

@@ -9,6 +9,9 @@ from ctplab.inspect.nearest import search, vocabulary
 from ctplab.models import Model
 from ctplab.prompts.prefix import Prefix
 
+PAPER_LARGEST = 0.16
+"""Figure 8: nearly all cosines to the 100 nearest tokens lie below (appendix D, a prompt at 50% sparsity)."""
+
 
 def _but_own(table: Tensor, rows: Tensor, own: Tensor, top: int, metric: str, centre: bool) -> Tensor:
     """(k, top) values of ``rows``, which are rows ``own`` (k,) of ``table``, to the nearest others."""

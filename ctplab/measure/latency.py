@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from ctplab.errors import InputError
-from ctplab.models import Model, check_context, embed, embeddings
+from ctplab.models import Model
+from ctplab.models.anatomy import check_context, embed, embeddings
 from ctplab.progress import Progress, silent
-from ctplab.prompts.kv import KV, Arm, compile_rows, expand
+from ctplab.prompts.arms import Arm
+from ctplab.prompts.compiled import KV, compile_rows, expand
 from ctplab.prompts.prefix import random_rows
 
 

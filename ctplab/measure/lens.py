@@ -16,8 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ctplab.errors import InputError
-from ctplab.models import Tokenizer, check_context, embeddings
-from ctplab.prompts.kv import Arm, compile_prefix, logits_after
+from ctplab.models import Tokenizer
+from ctplab.models.anatomy import check_context, embeddings
+from ctplab.prompts.arms import Arm
+from ctplab.prompts.compiled import compile_prefix
+from ctplab.prompts.head import logits_after
 
 
 @dataclass(frozen=True)

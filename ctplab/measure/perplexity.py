@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ctplab import parallel
-from ctplab.corpora import Split
 from ctplab.errors import InputError
-from ctplab.models import check_context, embeddings
+from ctplab.models.anatomy import check_context, embeddings
 from ctplab.progress import Progress, silent
-from ctplab.prompts.kv import Arm, compile_prefix, logits_after
+from ctplab.prompts.arms import Arm
+from ctplab.prompts.compiled import compile_prefix
+from ctplab.prompts.head import logits_after
+from ctplab.text.corpora import Split
 
 
 @dataclass(frozen=True)

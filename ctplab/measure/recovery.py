@@ -16,17 +16,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ctplab.corpora import Split
+from ctplab.disk import Keep, compute_always
 from ctplab.errors import InputError
-from ctplab.measure.keep import Keep, compute_always, kept_nll
+from ctplab.measure.kept import kept_nll
 from ctplab.measure.perplexity import Score
 from ctplab.measure.stats import Interval
 from ctplab.measure.stats import recovery as share_of_gap
 from ctplab.models import Model, Tokenizer
 from ctplab.progress import Progress, silent
 from ctplab.prompts import prefix
-from ctplab.prompts.kv import Arm
+from ctplab.prompts.arms import Arm
 from ctplab.prompts.prefix import AnyPrefix, Prefix
+from ctplab.text.corpora import Split
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,18 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from ctplab.corpora import corpus
+from ctplab.disk import Keep, compute_always
 from ctplab.errors import InputError
-from ctplab.measure.keep import Keep, compute_always, kept_nll
+from ctplab.formats.prompt_file import SavedPrompt, attach
+from ctplab.measure.kept import kept_nll
 from ctplab.measure.perplexity import Score
 from ctplab.measure.stats import Interval, paired_change
-from ctplab.models import Model, Tokenizer, check_context
+from ctplab.models import Model, Tokenizer
+from ctplab.models.anatomy import check_context
 from ctplab.progress import Progress, silent
 from ctplab.prompts import prefix
-from ctplab.prompts.files import SavedPrompt, attach
-from ctplab.prompts.kv import Arm
+from ctplab.prompts.arms import Arm
+from ctplab.text.corpora import corpus
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def transfer(
 ) -> list[Cell]:
     """All cells, target by target: first each target without a prompt, then behind every source.
 
-    ``corpora`` are names as in :func:`ctplab.corpora.corpus`, scored on their test splits in windows of ``seq_len``
+    ``corpora``: names as in :func:`ctplab.text.corpora.corpus`, scored on their test splits in windows of ``seq_len``
     (the first ``limit``), the same windows for every source.
     """
     check_names(sources, targets)

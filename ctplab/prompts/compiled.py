@@ -1,9 +1,11 @@
-"""A prefix is compiled once per model: the keys and values are kept while model and prefix live.
+"""A prefix compiled to keys and values: paid once per model, not once per text.
 
-They are made again as soon as a tensor of either was replaced, moved or written to, so nobody has to tell. Two
-things leave no trace that could be checked, so they are not kept at all: models with PEFT adapters, which can be
-switched without touching a tensor, and tensors made under ``torch.inference_mode``. What this cannot see is a write
-through ``tensor.data``, which hides itself from torch as well; nothing in ctplab does that.
+A prefix's keys and values do not depend on what follows, so they are computed for one row and expanded over the
+batch. They are kept while model and prefix live, and made again as soon as a tensor of either was replaced, moved or
+written to, so nobody has to tell. Two things leave no trace that could be checked, so they are not kept at all: models
+with PEFT adapters, which can be switched without touching a tensor, and tensors made under ``torch.inference_mode``.
+What this cannot see is a write through ``tensor.data``, which hides itself from torch as well; nothing in ctplab does
+that.
 """
 
 from threading import Lock
@@ -12,15 +14,58 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor
 
+from ctplab.errors import InputError
 from ctplab.models import Model
-from ctplab.prompts.kv import KV, Arm, compile_prefix
-from ctplab.prompts.prefix import AnyPrefix, tensors
+from ctplab.models.anatomy import embeddings
+from ctplab.prompts.arms import Arm
+from ctplab.prompts.prefix import AnyPrefix, Prefix, tensors
 
+KV = list[tuple[Tensor, Tensor]]
+"""One (keys, values) pair a layer, each (1, heads, k, head_dim)."""
 Seen = list[tuple[ref[Tensor], int, int]]
 """Every tensor that the keys and values depend on: itself, its address, how often it was written to."""
 
 _lock = Lock()
 _kept: WeakKeyDictionary[Model, WeakKeyDictionary[AnyPrefix, tuple[Seen, KV]]] = WeakKeyDictionary()
+
+
+def check_width(model: Model, prefix: Prefix) -> None:
+    """Raise InputError where the rows do not fit the model's embeddings."""
+    d = embeddings(model).shape[1]
+    if prefix.rows.shape[1] != d:
+        raise InputError(f"the prompt has width {prefix.rows.shape[1]}, the model {d}: it was made for another model")
+
+
+def compile_rows(model: Model, rows: Tensor) -> KV:
+    """Keys and values of ``rows`` (k, d) in every layer. Differentiable in ``rows``. Empty for k = 0.
+
+    Raises InputError where a sliding attention window is too short for the rows.
+    """
+    if rows.shape[0] == 0:
+        return []
+    from ctplab.prompts.cache import Recorder
+
+    table, cache = embeddings(model), Recorder(config=model.config)
+    embedded = rows.to(table.device, table.dtype)[None]
+    out = model(inputs_embeds=embedded, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    kv = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+    window = min(keys.shape[2] for keys, _ in kv) + 1
+    if window <= rows.shape[0]:  # the first rows are gone already, and the positions behind them would be wrong
+        raise InputError(f"{rows.shape[0]} prompt rows, but this model's attention window takes fewer than {window}")
+    return kv
+
+
+def compile_prefix(model: Model, prefix: AnyPrefix) -> KV:
+    """Keys and values of any prefix. Raises InputError where it was made for a model of another shape."""
+    if isinstance(prefix, Prefix):
+        check_width(model, prefix)
+        return compile_rows(model, prefix.rows)
+    table = embeddings(model)
+    own = compile_rows(model, table.new_zeros(1, table.shape[1]))
+    shapes = [(k.shape[1::2], v.shape[1::2]) for k, v in own]  # heads and their width, layer by layer
+    if shapes != [(k.shape[1::2], v.shape[1::2]) for k, v in prefix.kv]:
+        raise InputError(f"the KV prefix {prefix.name!r} was made for other layers or heads than this model has")
+    return [(k.to(table.device, table.dtype), v.to(table.device, table.dtype)) for k, v in prefix.kv]
 
 
 @torch.no_grad()
@@ -43,3 +88,13 @@ def _unchanged(seen: Seen, found: list[Tensor]) -> bool:
         kept() is t and address == t.data_ptr() and version == t._version
         for (kept, address, version), t in zip(seen, found, strict=True)
     )
+
+
+def expand(model: Model, kv: KV, batch: int):
+    """A fresh cache for ``batch`` rows (models write into it); None for an empty prefix."""
+    from transformers import DynamicCache
+
+    if not kv:
+        return None
+    pairs = [(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in kv]
+    return DynamicCache(ddp_cache_data=pairs, config=model.config)

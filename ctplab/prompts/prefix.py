@@ -3,13 +3,15 @@
 A hard prompt, a learned soft prompt and every control are the same type, so whatever is measured is written once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ctplab.errors import InputError
-from ctplab.models import Model, Tokenizer, embed, embeddings
+from ctplab.models import Model, Tokenizer
+from ctplab.models.anatomy import embed, embeddings
 
 #: The hard prompt of the paper's Figure 1.
 PAPER_HARD_PROMPT = (
@@ -69,21 +71,40 @@ def hard(model: Model, tokenizer: Tokenizer, text: str = PAPER_HARD_PROMPT) -> P
     return from_ids(model, torch.tensor(ids), "hard")
 
 
+def start_token(tokenizer: Tokenizer) -> int | None:
+    """The id of the start token, or of the end token for tokenizers that have no other; None if there is neither."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
 def bos(model: Model, tokenizer: Tokenizer) -> Prefix:
     """Control: the start token alone. Tells a prompt from an attention sink."""
-    token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    token = start_token(tokenizer)
     if token is None:
         raise InputError("this tokenizer has no start token: there is no bos control for it")
     return from_ids(model, torch.tensor([token]), "bos")
 
 
 def random_rows(model: Model, k: int, seed: int = 0, name: str = "random") -> Prefix:
-    """Control, and the paper's initialisation: k random rows of the vocabulary."""
+    """The paper's initialisation: k random rows of the vocabulary."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary = embeddings(model).shape[0]
     if k <= vocabulary:
         return from_ids(model, torch.randperm(vocabulary, generator=generator)[:k], name)
     return from_ids(model, torch.randint(vocabulary, (k,), generator=generator), name)
+
+
+def random_control(model: Model, k: int, seed: int = 0, unlike: Sequence[tuple[int, ...] | None] = ()) -> Prefix:
+    """Control: k random rows of the vocabulary that are not the untrained prompt's, nor another control's.
+
+    They are drawn from the seed after ``seed`` on, until they differ from the rows that ``vocab-random`` draws with
+    ``seed`` and from all ids in ``unlike``. Raises InputError if the vocabulary is too small for that.
+    """
+    taken = [random_rows(model, k, seed).ids, *unlike]
+    for attempt in range(1, 65):
+        found = random_rows(model, k, seed + attempt)
+        if found.ids not in taken:
+            return found
+    raise InputError(f"the vocabulary has no {k} rows that no other control has: give a longer prompt")
 
 
 def first_rows(model: Model, k: int) -> Prefix:

@@ -14,8 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ctplab import store
 from ctplab.errors import InputError
+from ctplab.runs import store
 
 
 def read(root: Path) -> list[dict[str, Any]]:

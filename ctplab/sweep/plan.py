@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctplab.compress.checkpoint import MANIFEST
-from ctplab.compress.stream import local_folder
 from ctplab.errors import InputError
-from ctplab.models import check_context, skeleton, tensor_fingerprint
+from ctplab.formats.checkpoint import MANIFEST
+from ctplab.models.anatomy import check_context
+from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.models.loading import local_folder, skeleton
 from ctplab.progress import Progress, silent
 from ctplab.sweep import log
 from ctplab.sweep.cells import STEPS, Cell, Settings, cells

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctplab import store
-from ctplab.compress.checkpoint import write_json
+from ctplab.disk import write_json
 from ctplab.measure.stats import recovery
-from ctplab.study import score_of
+from ctplab.runs import store
+from ctplab.runs.study import score_of
 from ctplab.sweep.cells import Cell, short
 from ctplab.sweep.plan import Plan
 from ctplab.sweep.steps import result_path
@@ -59,5 +59,5 @@ def _nll(cell: Cell, plan: Plan) -> Tensor:
 def write(plan: Plan, found: list[dict[str, Any]], failures: dict[str, str]) -> Path:
     """Keep the rows where the dashboard and scripts find them."""
     path = store.sweep(plan.settings.root, plan.name)
-    write_json(path, {"name": plan.name, "grid": str(plan.grid), "rows": found, "failed": failures})
+    write_json({"name": plan.name, "grid": str(plan.grid), "rows": found, "failed": failures}, path)
     return path

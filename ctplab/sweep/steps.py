@@ -5,20 +5,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ctplab.compress.checkpoint import MANIFEST
-from ctplab.compress.loading import load
-from ctplab.compress.stream import local_folder
-from ctplab.corpora import Corpus, Split, corpus
 from ctplab.errors import InputError
-from ctplab.models import Model, Tokenizer, load_tokenizer
+from ctplab.formats import prompt_file
+from ctplab.formats.checkpoint import MANIFEST
+from ctplab.formats.loading import load
+from ctplab.models import Model, Tokenizer
+from ctplab.models.loading import load_tokenizer, local_folder
 from ctplab.progress import Progress, silent
-from ctplab.prompts import files
-from ctplab.prompts.kv import Arm
+from ctplab.prompts.arms import Arm
 from ctplab.prompts.prefix import none
-from ctplab.store import Store
-from ctplab.study import Study
+from ctplab.runs.store import Store
+from ctplab.runs.study import Study
 from ctplab.sweep import log
 from ctplab.sweep.cells import Cell, Settings, short
+from ctplab.text.corpora import Corpus, Split, corpus
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def result_path(cell: Cell, root: Path) -> Path:
     if cell.step == "compress":
         return store.compressed(cell.tag) / MANIFEST
     if cell.step == "learn":
-        return store.prompt(cell.tag, cell.folder) / files.MANIFEST
+        return store.prompt(cell.tag, cell.folder) / prompt_file.MANIFEST
     return store.score(cell.tag, cell.arm, cell.text or "")
 
 
@@ -122,7 +122,7 @@ def _score(job: Job, progress: Progress) -> None:
     assert cell.text is not None
     model, prefix = _model_of(job), None
     if cell.prompt:
-        prefix = files.load(Store(settings.root, cell.model).prompt(cell.tag, cell.folder)).prefix
+        prefix = prompt_file.load(Store(settings.root, cell.model).prompt(cell.tag, cell.folder)).prefix
     arm = Arm(cell.arm, model, prefix or none(model))
     _study(job, model, progress).nll(cell.tag, arm, _split(job, cell.text, "test"), settings.windows)
 

@@ -13,9 +13,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import pytest
 import uvicorn
-
-from app.bench import Bench, shipped
-from app.server import application
+from ctplab.app.bench import Bench, shipped
+from ctplab.app.server import application
 
 TICK = 0.02
 

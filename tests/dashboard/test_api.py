@@ -8,11 +8,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from ctplab.app.answers import Request, answer
+from ctplab.app.bench import ARMS, USUAL_ARMS, Bench, Chosen
 from gradio_client import Client
 
 import ctplab as ctp
-from app.answers import Request, answer
-from app.bench import ARMS, USUAL_ARMS, Bench, Chosen
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +173,7 @@ def test_a_wrong_pair_is_told_in_plain_words(real, tmp_path):
 
 
 def test_turns_are_taken_in_order():
-    from app.turns import Turns
+    from ctplab.app.turns import Turns
 
     turns, order = Turns(), []
 

@@ -5,11 +5,11 @@ import time
 import urllib.request
 
 import pytest
+from ctplab.app.bench import USUAL_ARMS
 
 import ctplab as ctp
-from app.bench import USUAL_ARMS
 from ctplab.demo import CORPORA
-from ctplab.store import sweep as sweep_file
+from ctplab.runs.store import sweep as sweep_file
 
 SOON = 20_000  # ms: patience on a busy machine, no timing of ours
 UNNAMED = """() => [...document.querySelectorAll('input, textarea, select, button')].filter((e) => {

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 import ctplab as ctp
-from ctplab.compress import obs
-from ctplab.models import blocks, linears
+from ctplab.compression import obs
+from ctplab.models.anatomy import blocks, linears
 from ctplab.progress import silent
 from ctplab.specs import CompressionSpec
 
@@ -92,7 +92,7 @@ def write(folder: Path) -> None:
     for spec, to in EXPORTED:
         small, report = ctp.compress(model, windows, spec, progress=silent)
         ours = folder / "ours" / spec.tag
-        ctp.save(ours, small, tokenizer, report, "atlas")
+        ctp.save(small, ours, tokenizer, report, "atlas")
         out = folder / "exported" / f"{spec.tag}--{to}"
         ctp.export(ours, out, to)
         ids = text.test.windows[:4]

@@ -1,0 +1,71 @@
+"""A linear layer that keeps its packed weights only: nothing dense lives between calls, forward or backward."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctplab.compression import int4
+from ctplab.compression.packing import unpack
+
+
+class _PackedMatmul(torch.autograd.Function):
+    """y = x Wᵀ with W unpacked anew in backward, so that autograd keeps no dense copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: "PackedLinear") -> Tensor:
+        ctx.layer = layer
+        return x @ layer.dense(x.dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] @ ctx.layer.dense(grads[0].dtype), None
+
+
+class PackedLinear(nn.Module):
+    """Stands in for ``nn.Linear`` (or ``Conv1D``); buffers are the parts of :func:`packing.pack`.
+
+    A few bfloat16 tokens, without gradients, go through torch's int4 kernels where the weights are 4 bits, unpruned and
+    of fitting shape; the codes are then kept in the kernel's order as well: 8 bits a weight.
+    """
+
+    def __init__(self, parts: dict[str, Tensor], bits: int | None, bias: Tensor | None) -> None:
+        super().__init__()
+        self.bits = bits
+        self.part_names = tuple(parts)
+        for name, part in parts.items():
+            self.register_buffer(name, part)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.out_features, self.in_features = parts["shape"].tolist()
+        self.int4_group = int4.group_size(parts, bits)
+        self.int4: int4.Int4 | None = None
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weights, (out, in)."""
+        return unpack(self._parts(), self.bits, dtype)
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.part_names}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        y = self._int4_product(x)
+        if y is None:
+            y = _PackedMatmul.apply(x, self)
+            assert isinstance(y, Tensor)
+        return y if self.bias is None else y + self.bias
+
+    def _int4_product(self, x: Tensor) -> Tensor | None:
+        """The kernel's answer; None where it has none, or not sooner."""
+        few = x.dtype == torch.bfloat16 and x.numel() <= int4.TOKENS.get(x.device.type, 0) * self.in_features
+        needs_grad = torch.is_grad_enabled() and x.requires_grad
+        if not few or not self.int4_group or needs_grad or not int4.runs_on(x.device):
+            return None
+        if self.int4 is None or self.int4.codes.device != x.device:
+            self.int4 = int4.prepare(self._parts(), self.int4_group)
+            if not int4.agrees(self.int4, self._parts()):  # a kernel for a processor that our tests have not seen
+                warnings.warn(f"torch's int4 kernel disagrees with the weights on {x.device}: not used", stacklevel=2)
+                self.int4, self.int4_group = None, 0
+                return None
+        return self.int4.product(x.reshape(-1, self.in_features).contiguous()).view(*x.shape[:-1], self.out_features)

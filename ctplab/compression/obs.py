@@ -1,0 +1,259 @@
+"""One column solver for GPTQ (arXiv 2210.17323), SparseGPT (arXiv 2301.00774) and both jointly.
+
+Objective, for one linear with weights W (out, in) and inputs X (in, n): find Ŵ on a grid, or with zeros, or both,
+that minimises ||(W - Ŵ) X||² = N/2 · tr((W - Ŵ) H (W - Ŵ)ᵀ) with H = 2 X Xᵀ / N. Columns are fixed one after the
+other; what fixing column i costs is spread over the columns not yet fixed by the optimal-brain-surgeon update
+
+    err = (w_i - ŵ_i) / U_ii ;   W[:, i:] -= err ⊗ U[i, i:]        U: upper Cholesky factor of H⁻¹
+
+SparseGPT chooses its zeros block by block by the saliency w² / U_ii². Pure tensors: no modules, devices, prints.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ctplab.compression import grid as grids
+from ctplab.compression.grid import Grid
+from ctplab.specs import CompressionSpec
+
+DAMP_LADDER = (1, 10, 100)  # times spec.damp, until H is positive definite
+LEAF = 640  # columns up to which a triangular solve is the fastest inverse
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A compressed matrix."""
+
+    W_hat: Tensor  # (out, in) fp32
+    codes: Tensor | None  # (out, in) uint8; None if not quantised
+    scale: Tensor | None  # (out, groups)
+    zero: Tensor | None  # (out, groups)
+    group: Tensor | None  # (in,) group of every column; None: one grid a row
+    mask: Tensor | None  # (out, in) True where pruned
+    fallback: str | None = None  # how the Hessian had to be helped, if it had
+
+    def split(self, sections: tuple[int, ...]) -> list["Solution"]:
+        """The solutions of the layers whose rows were stacked."""
+
+        def cut(tensor: Tensor | None) -> list[Tensor] | list[None]:
+            return [None] * len(sections) if tensor is None else list(torch.split(tensor, list(sections)))
+
+        columns = [cut(x) for x in (self.W_hat, self.codes, self.scale, self.zero, self.mask)]
+        return [
+            Solution(W_hat, codes, scale, zero, self.group, mask, self.fallback)
+            for W_hat, codes, scale, zero, mask in zip(*columns, strict=True)
+            if W_hat is not None
+        ]
+
+
+def cholesky_of_inverse(H: Tensor) -> Tensor | None:
+    """U, upper, with H⁻¹ = Uᵀ U; None where H is not positive definite. (in, in)
+
+    Reversing rows and columns turns a lower factor of H into an upper one, H = R Rᵀ; then U = R⁻¹. One
+    factorisation and one triangular inverse; H⁻¹ itself is never formed.
+    """
+    lower, info = torch.linalg.cholesky_ex(H.flip(0, 1))
+    if int(info) != 0 or not torch.isfinite(lower).all():
+        return None
+    return inverse_upper(lower.flip(0, 1))
+
+
+def inverse_upper(R: Tensor) -> Tensor:
+    """R⁻¹ of an upper triangular R (n, n).
+
+    Large ones by halves, [[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]: a triangular solve against the identity
+    would not know that half of its answer is zero, and matrix products run faster than it does.
+    """
+    n = len(R)
+    if n <= LEAF:
+        return torch.linalg.solve_triangular(R, torch.eye(n, dtype=R.dtype, device=R.device), upper=True)
+    half = n // 2
+    inverse = R.new_zeros(n, n)
+    inverse[:half, :half], inverse[half:, half:] = inverse_upper(R[:half, :half]), inverse_upper(R[half:, half:])
+    inverse[:half, half:] = -inverse[:half, :half] @ (R[:half, half:] @ inverse[half:, half:])
+    return inverse
+
+
+def factor(H: Tensor, damp: float) -> tuple[Tensor | None, str | None]:
+    """U for ``H`` dampened by ``damp`` · mean(diag H), climbing a ladder; (None, why) where nothing helps."""
+    for times in DAMP_LADDER:
+        damped = H.clone()
+        damped.diagonal().add_(max(times * damp * float(H.diagonal().mean()), 1e-12))
+        U = cholesky_of_inverse(damped)
+        if U is not None:
+            return U, None if times == 1 else f"damp {times * damp:g}"
+    return None, "round-to-nearest: Hessian not positive definite"
+
+
+PANEL = 256  # columns of H at a time in the output loss
+MINI = 16  # columns of the inner level of lazy updates: what stays in a core's cache
+
+
+def output_loss(W: Tensor, W_hat: Tensor, H: Tensor) -> float:
+    """||(W - Ŵ) X||² / N: the squared output error a token, summed over outputs."""
+    difference, H = W.float() - W_hat, H.float()
+    total = torch.zeros((), device=H.device)
+    for start in range(0, len(H), PANEL):  # H is symmetric: what is above its diagonal counts twice
+        own, behind = slice(start, start + PANEL), slice(start + PANEL, None)
+        product = 2 * (difference[:, behind] @ H[behind, own])
+        total += (product.addmm_(difference[:, own], H[own, own]) * difference[:, own]).sum()
+    return float(total) / 2
+
+
+def _block_size(spec: CompressionSpec) -> int:
+    """A multiple (or divisor) of the group size and a multiple of m, so that neither grid nor pattern is cut."""
+    block = spec.block
+    if spec.group_size and not spec.reference and block % spec.group_size and spec.group_size % block:
+        block = spec.group_size
+    m = spec.n_m[1] or 1
+    return -(-block // m) * m
+
+
+def _cuts(start: int, end: int, spec: CompressionSpec) -> list[int]:
+    """Where the mini-blocks of a block begin: every 16 columns, and wherever a group or an m begins."""
+    m = spec.n_m[1]
+    inner = m if m and MINI % m else MINI
+    wanted = {c for c in range(start, end) if (c - start) % inner == 0}
+    if spec.group_size:
+        wanted |= {c for c in range(start, end) if c % spec.group_size == 0}
+    return [*sorted(wanted), end]
+
+
+def _unstructured_mask(saliency: Tensor, sparsity: float, sections: tuple[int, ...]) -> Tensor:
+    """The reference's threshold, for each stacked layer by itself: int(n · s) + 1 lowest. (columns, rows)"""
+    masks = []
+    for part in torch.split(saliency, list(sections), 1):
+        index = min(int(part.numel() * sparsity), part.numel() - 1)
+        masks.append(part <= torch.kthvalue(part.flatten(), index + 1).values)
+    return torch.cat(masks, 1)
+
+
+def _static_grids(W: Tensor, spec: CompressionSpec) -> list[Grid]:
+    """One grid a group of neighbouring columns of the original weights."""
+    assert spec.bits and spec.group_size
+    return [_fit(part, spec) for part in W.split(spec.group_size, 1)]
+
+
+def _fit(w: Tensor, spec: CompressionSpec) -> Grid:
+    assert spec.bits
+    return grids.fit(w, spec.bits, symmetric=spec.symmetric, mse=spec.mse, reference=spec.reference)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the column loop reads and writes, transposed: a column of W is a row here."""
+
+    Wt: Tensor  # (in, out): fixed above the current column, updated below it
+    U: Tensor  # (in, in)
+    codes: Tensor | None  # (in, out)
+    mask: Tensor | None  # (in, out)
+
+
+def _saliency(work: _Work, first: int, last: int) -> Tensor:
+    """w² / U_ii² of some columns: what setting each weight to zero would cost. (columns, rows)"""
+    return work.Wt[first:last] ** 2 / work.U.diagonal()[first:last, None] ** 2
+
+
+def _group_columns(Wt: Tensor, stale: Tensor | None, start: int, first: int, end: int, size: int) -> Tensor:
+    """The columns that a group's grid is fitted to: as they are now, or as they were when the block began."""
+    if stale is None:
+        return Wt[first : first + size]
+    past = stale[first - start : first - start + size]
+    return torch.cat([past, Wt[end : first + size]]) if len(past) < size else past
+
+
+def _fix_columns(
+    work: _Work, first: int, last: int, use: list[Grid | None], Err: Tensor, spec: CompressionSpec
+) -> None:
+    """Fix columns ``first`` to ``last`` one by one; what each costs goes to those behind it, and into ``Err``."""
+    Wt, U, codes, mask = work.Wt, work.U, work.codes, work.mask
+    n, m = spec.n_m
+    diagonal = U.diagonal()[first:last].unbind()
+    snapped = torch.empty_like(Wt[first])
+    for i, c in enumerate(range(first, last)):
+        if mask is not None and m and c % m == 0:
+            score = _saliency(work, c, c + m)
+            lowest = torch.topk(score, min(n, len(score)), dim=0, largest=False).indices
+            mask[c : c + m].scatter_(0, lowest, True)
+        w, grid = Wt[c], use[i]
+        q = w if mask is None else w.masked_fill(mask[c], 0)
+        if grid is not None and codes is not None:
+            grid.snap(q, codes[c], out=snapped)
+            q = snapped
+        elif mask is not None and not spec.reference:
+            q = q.half().to(w.dtype)  # kept weights live on disk in half precision
+        err = Err[i]
+        torch.sub(w, q, out=err).div_(diagonal[i])
+        Wt[c + 1 : last].addr_(U[c, c + 1 : last], err, alpha=-1)
+        w.copy_(q)
+
+
+def solve(W: Tensor, H: Tensor, spec: CompressionSpec, sections: tuple[int, ...] | None = None) -> Solution:
+    """Compress ``W`` (out, in) against the Hessian ``H`` (in, in).
+
+    ``sections``: rows of each layer where several that share an input are stacked (q, k, v): rows are independent,
+    so one solve serves all; only the pruning threshold is taken a layer.
+    """
+    W, H = W.float().clone(), H.float().clone()
+    rows, columns = W.shape
+    sections = sections or (rows,)
+    dead = H.diagonal() == 0  # inputs that are always zero
+    grid = _fit(W, spec) if spec.bits and not spec.group_size else None
+    H[dead, dead] = 1
+    W[:, dead] = 0
+    static = _static_grids(W, spec) if spec.static_groups else None
+    order = torch.argsort(H.diagonal(), descending=True, stable=True) if spec.act_order else None
+    if order is not None:
+        W, H = W[:, order], H[order][:, order]
+    U, fallback = factor(H, spec.damp)
+    if U is None:  # round to nearest, prune by magnitude: as if all inputs were alike
+        U = torch.eye(columns, dtype=W.dtype, device=W.device)
+
+    # Columns become rows, so that all that is done to a column is done to contiguous memory.
+    work = _Work(
+        W.T.contiguous(),
+        U,
+        codes=torch.zeros(columns, rows, dtype=torch.uint8, device=W.device) if spec.bits else None,
+        mask=torch.zeros(columns, rows, dtype=torch.bool, device=W.device) if spec.sparsity else None,
+    )
+    Wt, codes, mask = work.Wt, work.codes, work.mask
+    found: list[Grid] = static or ([grid] if grid else [])
+    where = torch.arange(columns, device=W.device) if order is None else order
+    source = (where // spec.group_size).tolist() if static and spec.group_size else None  # grid of every column
+    block = _block_size(spec)
+    for start in range(0, columns, block):
+        end = min(start + block, columns)
+        Err = torch.empty_like(Wt[start:end])
+        stale = Wt[start:end].clone() if spec.reference and spec.group_size else None
+        if mask is not None and not spec.pattern:
+            mask[start:end] = _unstructured_mask(_saliency(work, start, end), spec.sparsity, sections)
+        for first, last in pairwise(_cuts(start, end, spec)):
+            if spec.group_size and static is None and first % spec.group_size == 0:
+                grid = _fit(_group_columns(Wt, stale, start, first, end, spec.group_size).T, spec)
+                found.append(grid)
+            use = [static[source[c]] for c in range(first, last)] if static and source else [grid] * (last - first)
+            done = Err[first - start : last - start]
+            _fix_columns(work, first, last, use, done, spec)
+            Wt[last:end].addmm_(U[first:last, last:end].T, done, alpha=-1)
+        Wt[end:].addmm_(U[start:end, end:].T, Err, alpha=-1)
+
+    group = None
+    if spec.group_size:
+        place = where if static is not None else torch.arange(columns, device=W.device)
+        group = place // spec.group_size
+    if order is not None:
+        back = torch.argsort(order)
+        Wt, codes, mask, group = (None if x is None else x[back] for x in (Wt, codes, mask, group))
+    assert Wt is not None
+    return Solution(
+        Wt.T.contiguous(),
+        None if codes is None else codes.T.contiguous(),
+        torch.cat([g.scale for g in found], 1) if found else None,
+        torch.cat([g.zero for g in found], 1) if found else None,
+        group,
+        None if mask is None else mask.T.contiguous(),
+        fallback,
+    )

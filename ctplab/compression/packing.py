@@ -1,0 +1,102 @@
+"""Codes and masks <-> bits. One little-endian bit stream: value i occupies bits i·b .. i·b + b - 1."""
+
+import torch
+from torch import Tensor
+
+from ctplab.compression.obs import Solution
+from ctplab.errors import InputError
+
+
+def pack_bits(values: Tensor, bits: int) -> Tensor:
+    """Pack unsigned integers (any shape, each < 2^bits, bits <= 8) into bytes, (ceil(n · bits / 8),) uint8.
+
+    Eight values are ``bits`` whole bytes: they go into one 64-bit word, of which the low bytes are kept.
+    """
+    n = values.numel()
+    eights = torch.nn.functional.pad(values.flatten().to(torch.uint8), (0, -n % 8)).view(-1, 8)
+    words = torch.zeros(len(eights), dtype=torch.int64, device=values.device)
+    for i in range(8):  # ends in the sign bit at 8 bits, which is as good as any other
+        words |= eights[:, i].to(torch.int64) << (i * bits)
+    return words.view(torch.uint8).view(-1, 8)[:, :bits].flatten()[: -(-n * bits // 8)]
+
+
+def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
+    """The inverse: the first ``n`` values, (n,) uint8."""
+    count = -(-n // 8)
+    low = torch.nn.functional.pad(packed[: count * bits], (0, max(0, count * bits - len(packed)))).view(count, bits)
+    words = torch.nn.functional.pad(low, (0, 8 - bits)).view(torch.int64)[:, 0]
+    values = torch.empty(count, 8, dtype=torch.uint8, device=packed.device)
+    for i in range(8):
+        values[:, i] = (words >> (i * bits)) & (2**bits - 1)
+    return values.flatten()[:n]
+
+
+def pack(solution: Solution, bits: int | None) -> dict[str, Tensor]:
+    """The tensors that stand for a compressed matrix on disk and in ``PackedLinear``.
+
+    ``codes`` (kept codes only, packed), ``scale`` (out, groups), ``zero`` uint8, ``group`` (only where columns are
+    out of order), ``mask`` (a bit a weight, 1 = kept), ``values`` (kept weights, fp16; where not quantised).
+    """
+    parts: dict[str, Tensor] = {"shape": torch.tensor(solution.W_hat.shape, dtype=torch.int64)}
+    kept = None if solution.mask is None else ~solution.mask
+    if kept is not None:
+        parts["mask"] = pack_bits(kept, 1)
+    if bits and solution.codes is not None and solution.scale is not None and solution.zero is not None:
+        codes = solution.codes.flatten() if kept is None else solution.codes[kept]
+        parts["codes"] = pack_bits(codes, bits)
+        half = solution.scale.half()
+        exact = torch.equal(half.to(solution.scale.dtype), solution.scale)
+        parts["scale"] = half if exact else solution.scale
+        parts["zero"] = solution.zero.to(torch.uint8)
+        if solution.group is not None:
+            in_order = group_of(parts)
+            if not torch.equal(in_order, solution.group.to(in_order)):
+                parts["group"] = solution.group.to(torch.int32)
+    elif kept is not None:
+        values = solution.W_hat[kept].half()
+        if not torch.isfinite(values).all():
+            raise InputError("kept weights exceed half precision")
+        parts["values"] = values
+    return {name: tensor.contiguous() for name, tensor in parts.items()}
+
+
+def full_codes(parts: dict[str, Tensor], bits: int) -> Tensor:
+    """All codes (out, in) uint8; a pruned weight has its grid's zero, which stands for 0."""
+    rows, columns = parts["shape"].tolist()
+    if "mask" not in parts:
+        return unpack_bits(parts["codes"], bits, rows * columns).view(rows, columns)
+    kept = unpack_bits(parts["mask"], 1, rows * columns).bool()
+    codes = parts["zero"][:, group_of(parts)].flatten()
+    codes[kept] = unpack_bits(parts["codes"], bits, int(kept.sum()))
+    return codes.view(rows, columns)
+
+
+def group_of(parts: dict[str, Tensor]) -> Tensor:
+    """(in,) group of every column; where none is stored, neighbours share theirs."""
+    if "group" in parts:
+        return parts["group"].long()
+    columns, groups = int(parts["shape"][1]), parts["scale"].shape[1]
+    return torch.arange(columns, device=parts["scale"].device) // (columns // groups)
+
+
+def unpack(parts: dict[str, Tensor], bits: int | None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The dense matrix (out, in) that ``parts`` stand for."""
+    rows, columns = parts["shape"].tolist()
+    if "values" in parts:
+        kept = unpack_bits(parts["mask"], 1, rows * columns).bool()
+        flat = torch.zeros(rows * columns, dtype=dtype, device=parts["values"].device)
+        flat[kept] = parts["values"].to(dtype)
+        return flat.view(rows, columns)
+    assert bits is not None
+    codes = full_codes(parts, bits)
+    scale, zero = parts["scale"].float(), parts["zero"].float()
+    if "group" in parts:
+        group = group_of(parts)
+        return (scale[:, group] * (codes.float() - zero[:, group])).to(dtype)
+    grouped = codes.view(rows, scale.shape[1], -1).float()  # (out, groups, columns a group)
+    return grouped.sub_(zero[..., None]).mul_(scale[..., None]).view(rows, columns).to(dtype)
+
+
+def packed_bytes(parts: dict[str, Tensor]) -> int:
+    """Bytes of the parts, as stored."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in parts.values())

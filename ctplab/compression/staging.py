@@ -1,0 +1,93 @@
+"""The Hessians of a block's groups, one after the other, while the calibration windows pass through the block.
+
+Either all are of the dense block's activations, or each is of what the compressed linears before it have made
+(true-sequential). The caller puts a group's new weights in place before it asks for the next group; at the end the
+windows have passed the compressed block.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor, nn
+
+from ctplab.compression.capture import Flow, Plan, Stop, Watch
+from ctplab.compression.hessian import Hessian
+from ctplab.models.anatomy import weight_matrix
+
+Group = tuple[str, ...]
+Stages = Generator[tuple[Group, Hessian], None, None]
+
+
+def staged(flow: Flow, index: int, block: nn.Module, order: Plan, *, true_sequential: bool, advance: bool) -> Stages:
+    """Every group of ``order`` with its Hessian. ``advance``: leave the compressed block's outputs in ``flow``."""
+    if true_sequential and order.stoppable:
+        yield from _paused(flow, index, block, order, advance)
+        return
+    for stage in [(group,) for group in order.groups] if true_sequential else [order.groups]:
+        yield from _together(flow, index, block, order, stage)
+    if advance:
+        flow.advance(index, block)
+
+
+def _hessian(block: nn.Module, group: Group) -> Hessian:
+    matrix = weight_matrix(block, group[0])
+    return Hessian(matrix.shape[1], matrix.device)
+
+
+def _together(flow: Flow, index: int, block: nn.Module, order: Plan, stage: Sequence[Group]) -> Stages:
+    """The Hessians of several groups by one pass that ends at the last one's input."""
+    hessians = {group[0]: _hessian(block, group) for group in stage}
+    inputs: dict[str, list[Tensor]] = {}
+    last = stage[-1][0]
+
+    def seen(name: str, x: Tensor) -> None:
+        if name in hessians:
+            inputs.setdefault(name, []).append(x if order.inputs_kept else x.clone())
+            if name == last and order.stoppable:
+                raise Stop
+
+    with Watch(block, seen).on():
+        for batch in flow.batches:
+            for i in batch:
+                with suppress(Stop):
+                    flow.run(i, index, block)
+            for name, parts in inputs.items():
+                hessians[name].add(*parts)
+            inputs.clear()
+    for group in stage:
+        yield group, hessians.pop(group[0])
+
+
+def _paused(flow: Flow, index: int, block: nn.Module, order: Plan, advance: bool) -> Stages:
+    """One pass for all groups: each batch waits at a group's input until the group's new weights are in place.
+
+    A batch's pass is a greenlet, so nothing before the group is computed twice; what its frames hold meanwhile, for
+    all batches, is the price. A batch that does not use a group (an expert, say) waits at the next one that it uses.
+    """
+    open_groups = {group[0] for group in order.groups}
+
+    def seen(name: str, x: Tensor) -> None:
+        if name in open_groups:
+            scheduler = getcurrent().parent
+            assert scheduler is not None
+            scheduler.switch((name, x))
+
+    passes = [greenlet(lambda i=i: flow.step(i, index, block)) for i in range(len(flow.hidden))]
+    with Watch(block, seen).on():
+        try:
+            at = [one.switch() for one in passes]  # the group's name and its input; None at the end
+            for group in order.groups:
+                hessian = _hessian(block, group)
+                here = [i for i, reached in enumerate(at) if reached and reached[0] == group[0]]
+                for batch in flow.batches:
+                    if parts := [at[i][1] for i in batch if i in here]:
+                        hessian.add(*parts)
+                yield group, hessian
+                open_groups.remove(group[0])
+                if open_groups or advance:
+                    for i in here:
+                        at[i] = passes[i].switch()
+        finally:
+            for one in passes:
+                one.throw(GreenletExit)

@@ -1,0 +1,194 @@
+"""Block by block through a model: Hessians, solve, pass the compressed block's outputs on.
+
+Knows modules but no compression maths (that is ``obs``) and no architectures (``capture`` finds them by running).
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ctplab import parallel
+from ctplab.compression import heap, obs, packing
+from ctplab.compression.capture import Plan, capture, plan
+from ctplab.compression.hessian import Hessian
+from ctplab.compression.sharing import deal, whole
+from ctplab.compression.staging import Stages, staged
+from ctplab.errors import InputError
+from ctplab.models import Model
+from ctplab.models.anatomy import blocks, check_context, eager_experts, linears, parameter_name, weight_matrix
+from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.progress import Progress, bar
+from ctplab.specs import CompressionSpec
+
+Parts = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one weight matrix."""
+
+    name: str
+    method: str
+    loss: float
+    """Squared output error a token, summed over outputs."""
+    fallback: str | None
+    weights: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What happened to a model, and the packed weights to save."""
+
+    spec: CompressionSpec
+    layers: tuple[LayerReport, ...]
+    untouched: tuple[str, ...]
+    """Parameters with at least two dimensions that were not compressed."""
+    calibration: str
+    """Fingerprint of the calibration tokens."""
+    tokens: int
+    """Calibration tokens."""
+    seconds: float
+    parts: dict[str, Parts] = field(repr=False)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """True bits over the compressed matrices: codes, masks, scales and zeros."""
+        return 8 * sum(layer.bytes for layer in self.layers) / sum(layer.weights for layer in self.layers)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know: fallbacks, and Hessians of less than full rank."""
+        found = [f"{layer.name}: {layer.fallback}" for layer in self.layers if layer.fallback]
+        widest = max((int(p["shape"][1]) for p in self.parts.values()), default=0)
+        if self.tokens < widest:
+            found.append(
+                f"{self.tokens} calibration tokens are fewer than the {widest} columns of the widest matrix: its "
+                "Hessian is singular but for the dampening; give more --samples or a longer --seq-len"
+            )
+        return found
+
+
+Done = list[tuple[LayerReport, Parts]]
+
+
+@torch.no_grad()
+def compress(
+    model: Model,
+    calibration: Tensor,
+    spec: CompressionSpec,
+    *,
+    batch: int = 16,
+    progress: Progress = bar,
+    inplace: bool = False,
+) -> tuple[Model, CompressionReport]:
+    """Compress every linear inside the blocks of ``model``; embeddings and the output head stay as they are.
+
+    ``calibration``: (N, T) token windows. Returns the compressed model (a copy unless ``inplace``; its weights
+    equal what the saved checkpoint will decode to) and the report. Raises InputError for NaN, for windows longer
+    than the context and for group sizes that do not divide. For models larger than memory: ``stream.compress_to``.
+    Several processes share the windows, and all return the same.
+    """
+    began = time.perf_counter()
+    model = model if inplace else copy.deepcopy(model)
+    done: Done = []
+    for _, found in walk(model, calibration, spec, batch=batch, progress=progress):
+        done += found
+    return model, report_of(model, done, spec, calibration, time.perf_counter() - began)
+
+
+def report_of(model: Model, done: Done, spec: CompressionSpec, calibration: Tensor, seconds: float):
+    """The report on everything that :func:`walk` yielded."""
+    layers = tuple(report for report, _ in done)
+    names = {parameter_name(layer.name, model) for layer in layers}
+    untouched = tuple(n for n, p in model.named_parameters() if p.ndim > 1 and n not in names)
+    parts = {report.name: parts for report, parts in done}
+    return CompressionReport(
+        spec, layers, untouched, tensor_fingerprint(calibration), calibration.numel(), seconds, parts
+    )
+
+
+def walk(
+    model: Model,
+    calibration: Tensor,
+    spec: CompressionSpec,
+    *,
+    batch: int,
+    progress: Progress,
+    enter: Callable[[int, nn.Module], bool] = lambda index, block: False,
+    leave: Callable[[int, nn.Module], None] = lambda index, block: None,
+) -> Iterator[tuple[int, Done]]:
+    """Compress block after block in place; yields (index, what was done) once a block is ready.
+
+    ``enter`` puts a block's weights in place and says whether they are compressed already; ``leave`` is called when
+    nothing more is asked of the block.
+    """
+    check_context(model, 0, calibration.shape[1])
+    named = blocks(model)
+    modules = [block for _, block in named]
+    if not linears(modules[0]):
+        raise InputError("this model runs from packed weights: it is compressed already")
+    finished = enter(0, modules[0])
+    device = next(modules[0].parameters()).device
+    with eager_experts(model), heap.kept():
+        flow = capture(model, modules, deal(calibration.to(device), batch))
+        plans: dict[tuple, Plan] = {}
+        for index, (prefix, block) in enumerate(progress(named, total=len(named), label=f"compress {spec.tag}")):
+            finished = finished if index == 0 else enter(index, block)
+            more = index + 1 < len(named)
+            if finished:
+                if more:
+                    flow.advance(index, block)
+            else:
+                shape = (type(block), *((name, p.shape) for name, p in block.named_parameters()))
+                if shape not in plans:
+                    found = plan(block, lambda index=index, block=block: flow.sample(index, block))
+                    plans[shape] = parallel.of_main(found)  # experts that one process saw, another may not have seen
+                stages = staged(flow, index, block, plans[shape], true_sequential=spec.true_sequential, advance=more)
+                yield index, _compress_block(prefix, block, stages, spec)
+            leave(index, block)
+
+
+def _compress_block(prefix: str, block: nn.Module, stages: Stages, spec: CompressionSpec) -> Done:
+    """Solve group after group and put each result in place before the next group's inputs are looked at."""
+    done: Done = []
+    with closing(stages):  # on errors too: passes may wait in the middle of the block
+        for group, hessian in stages:
+            matrices = {f"{prefix}.{name}": weight_matrix(block, name) for name in group}
+            done += _solve(matrices, whole(hessian), spec)
+    return done
+
+
+def _solve(matrices: dict[str, Tensor], hessian: Hessian, spec: CompressionSpec) -> Iterator[tuple[LayerReport, Parts]]:
+    """Solve the stacked matrices of one shared input and put the result in place."""
+    for name, matrix in matrices.items():
+        if not torch.isfinite(matrix).all():
+            raise InputError(f"{name}: weights hold NaN or Inf; the model is damaged")
+        if spec.group_size and matrix.shape[1] % spec.group_size:
+            raise InputError(f"{name}: group size {spec.group_size} does not divide its {matrix.shape[1]} columns")
+        if spec.pattern and matrix.shape[1] % spec.n_m[1]:
+            raise InputError(f"{name}: pattern {spec.pattern} does not divide its {matrix.shape[1]} columns")
+    H = hessian.matrix
+    if not torch.isfinite(H).all():
+        raise InputError(f"{next(iter(matrices))}: its inputs hold NaN or Inf; try --dtype float32")
+    silent = hessian.tokens == 0
+    if silent:  # a mixture-of-experts layer that no calibration token reached
+        H = torch.eye(H.shape[0], device=H.device)
+    sections = tuple(len(matrix) for matrix in matrices.values())
+    solved = obs.solve(torch.cat(list(matrices.values())), H, spec, sections)
+    fallback = "no calibration tokens: round-to-nearest" if silent else solved.fallback
+    for (name, matrix), own in zip(matrices.items(), solved.split(sections), strict=True):
+        try:
+            packed = packing.pack(own, spec.bits)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        decoded = packing.unpack(packed, spec.bits)
+        parallel.copy_main(decoded)  # all solved the same, but processors of another kind may round otherwise
+        loss = obs.output_loss(matrix, decoded, H)
+        matrix.copy_(decoded.to(matrix.dtype))
+        yield LayerReport(name, spec.method, loss, fallback, matrix.numel(), packing.packed_bytes(packed)), packed

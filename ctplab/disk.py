@@ -1,0 +1,109 @@
+"""Files of the lab: where they lie, how they are written, and how a result is kept until what it was made from changes.
+
+A reader never sees half a file: everything is written beside its place and then put there in one move.
+"""
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ctplab import parallel
+from ctplab.errors import InputError
+
+Compute = Callable[[], dict[str, Any]]
+Keep = Callable[[str, dict[str, Any], Compute], dict[str, Any]]
+"""(name, key, compute) -> the result kept under ``name`` if it was made from the same ``key``, else a computed one."""
+
+
+def data_dir() -> Path:
+    """Folder of the embedded world and model: inside an installed wheel, or ``data/atlas`` of a checkout."""
+    packaged = Path(__file__).parent / "atlas" / "data"
+    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "data" / "atlas"
+
+
+def cache_dir() -> Path:
+    """``CTPLAB_CACHE``, or ``~/.cache/ctplab``."""
+    return Path(os.environ.get("CTPLAB_CACHE") or Path.home() / ".cache" / "ctplab")
+
+
+def slug(name: str) -> str:
+    """``name`` as a file name."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-")
+
+
+def cannot_write(what: Path, error: Exception) -> InputError:
+    """The one line about a full disk, a missing permission and the like."""
+    return InputError(f"cannot write {what}: {getattr(error, 'strerror', None) or error}")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to; at the end of the block the file moves to ``path``, or vanishes if the block failed.
+
+    Makes the folder. Raises InputError if the disk refuses.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write ``text`` as UTF-8. Raises InputError if the disk refuses."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(data: dict[str, Any], path: Path) -> None:
+    """Write ``data`` as JSON. Raises InputError if the disk refuses."""
+    write_text(json.dumps(data, indent=1) + "\n", path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in ``path``. Raises InputError if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"cannot read {path}: it holds no object")
+    return found
+
+
+def once(path: Path, key: dict[str, Any], compute: Compute) -> dict[str, Any]:
+    """The result in ``path`` if it was made from the same ``key``; else computes it and keeps it there.
+
+    Several processes: the main one writes. ``compute`` must be shared work, so that it ends after all have looked.
+    """
+    try:
+        kept = read_json(path)
+        if kept.get("key") == key and isinstance(kept.get("result"), dict):
+            return kept["result"]
+    except InputError:
+        pass  # absent or damaged: computed again
+    result = compute()
+    if parallel.is_main():
+        write_json({"key": key, "result": result}, path)
+    return result
+
+
+def kept_in(folder: Path) -> Keep:
+    """Keeps many named results in one folder, a file each."""
+    return lambda name, key, compute: once(folder / f"{slug(name)}.json", key, compute)
+
+
+def compute_always(name: str, key: dict[str, Any], compute: Compute) -> dict[str, Any]:
+    """Keeps nothing."""
+    return compute()

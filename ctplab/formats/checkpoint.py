@@ -1,0 +1,259 @@
+"""Save and load compressed models: packed weights, everything else, and a manifest written last.
+
+config.json, tokenizer files     as Hugging Face
+block-00000.safetensors, ...     a block each: packed matrices (``name::part``, see packing.py), norms, biases
+rest.safetensors                 what lies outside the blocks; as all else in half precision where that is exact
+compression.json                 spec, losses, bytes, fingerprints, versions; its existence means: complete
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ctplab.compression.linear import PackedLinear
+from ctplab.compression.packing import unpack
+from ctplab.compression.walk import CompressionReport, Done, LayerReport
+from ctplab.disk import whole, write_json
+from ctplab.errors import InputError
+from ctplab.models import Model, Tokenizer
+from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
+from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
+from ctplab.models.loading import resolve, skeleton
+from ctplab.specs import SCHEMA, CompressionSpec
+
+MANIFEST = "compression.json"
+
+
+def _smallest_exact(tensor: Tensor) -> Tensor:
+    """The same values in half precision where nothing is lost, else as they are."""
+    half = tensor.half()
+    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
+
+
+def block_file(out: Path, index: int) -> Path:
+    """The file that holds block ``index``."""
+    return out / f"block-{index:05d}.safetensors"
+
+
+def write_block(path: Path, block_tensors: dict[str, Tensor], done: Done, key: str) -> None:
+    """Write one block: ``name::part`` of its packed matrices, its other tensors by name, and what was done to it.
+
+    Atomic: a block file that exists is whole. ``key`` says what it was made from.
+    """
+    tensors = {f"{report.name}::{part}": t.cpu() for report, parts in done for part, t in parts.items()}
+    tensors |= {name: _smallest_exact(t.cpu()).contiguous() for name, t in block_tensors.items()}
+    # One entry: the order of several is random, and the same run must give the same bytes.
+    about = {"block": json.dumps({"key": key, "layers": [asdict(report) for report, _ in done]})}
+    with whole(path) as temporary:
+        save_file(tensors, temporary, metadata=about)
+
+
+def read_block(path: Path, key: str) -> tuple[dict[str, Tensor], Done] | None:
+    """(other tensors, what was done) of a block made from ``key``; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["block"])
+        if about["key"] != key:
+            return None
+        stored = load_file(path)
+        reports = [LayerReport(**row) for row in about["layers"]]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None  # damaged: made anew
+    parts = parts_of(stored)
+    return {n: t for n, t in stored.items() if "::" not in n}, [(r, parts[r.name]) for r in reports]
+
+
+def parts_of(stored: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """``name::part`` tensors by name."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in stored.items():
+        name, mark, part = key.partition("::")
+        if mark:
+            found.setdefault(name, {})[part] = tensor
+    return found
+
+
+def other_tensors(model: Model, report: CompressionReport) -> dict[str, Tensor]:
+    """Parameters and saved buffers that were not compressed, each once (tied ones under their first name)."""
+    compressed = {parameter_name(layer.name, model) for layer in report.layers}
+    found, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        if name in compressed or (tensor.device.type != "meta" and tensor.data_ptr() in seen):
+            continue
+        seen.add(tensor.data_ptr())
+        found[name] = tensor
+    return found
+
+
+def save(model: Model, out: Path, tokenizer: Tokenizer, report: CompressionReport, base: str) -> dict[str, Any]:
+    """Write a compressed model to ``out`` and return its manifest."""
+    start_folder(out)
+    rest = other_tensors(model, report)
+    names = [name for name, _ in blocks(model)]
+    for index, prefix in enumerate(names):
+        mine = {name: rest.pop(name) for name in list(rest) if name.startswith(f"{prefix}.")}
+        done = [(layer, report.parts[layer.name]) for layer in report.layers if layer.name.startswith(f"{prefix}.")]
+        write_block(block_file(out, index), mine, done, key=report.calibration)
+    return finish_folder(out, model, tokenizer, report, base, rest)
+
+
+def start_folder(out: Path) -> None:
+    """Make ``out``; from now on it counts as unfinished."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write the model to {out}: {error.strerror or error}") from error
+
+
+def finish_folder(
+    out: Path, model: Model, tokenizer: Tokenizer, report: CompressionReport, base: str, rest: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Write what lies outside the blocks, and the manifest last."""
+    try:
+        small = {name: _smallest_exact(tensor.cpu()).contiguous() for name, tensor in rest.items()}
+        save_file(small, out / "rest.safetensors", metadata={"format": "pt"})
+        model.config.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        files = [out / "rest.safetensors", *(block_file(out, i) for i in range(len(blocks(model))))]
+        size = sum(path.stat().st_size for path in files)  # not of what an earlier run may have left
+        parameters = sum(p.numel() for p in model.parameters())  # each tied one once
+        manifest = {
+            "schema": SCHEMA,
+            "base": base,
+            "tag": report.spec.tag,
+            "spec": report.spec.to_json(),
+            "base_fingerprint": base_fingerprint(model),
+            "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+            "calibration": report.calibration,
+            "bytes": size,
+            "bits_per_weight": round(report.bits_per_weight, 4),
+            "nominal_bits_per_weight": report.spec.nominal_bits,
+            "model_bits_per_weight": round(8 * size / parameters, 4),
+            "seconds": round(report.seconds, 2),
+            "layers": [asdict(layer) for layer in report.layers],
+            "untouched": list(report.untouched),
+            "warnings": report.warnings,
+            "versions": {"torch": torch.__version__},
+        }
+        write_json(manifest, out / MANIFEST)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write the model to {out}: {getattr(error, 'strerror', None) or error}") from error
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a compressed model. Raises InputError where it is missing or damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        CompressionSpec.from_json(manifest["spec"])
+        return manifest
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no {MANIFEST}: the compression did not finish; run it again") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / MANIFEST} is damaged ({type(error).__name__})") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file. Raises InputError where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is missing or damaged: {error}") from None
+
+
+def load_compressed(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
+    """The model in ``folder``, dense or with PackedLinear layers. Raises InputError for a damaged folder."""
+    manifest = read_manifest(folder)
+    spec = CompressionSpec.from_json(manifest["spec"])
+    try:
+        model = skeleton(folder, dtype)
+    except Exception as error:  # a foreign folder can fail here in many ways; the user needs one line
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"cannot load the compressed model {folder}: {reason}") from error
+    for path in [folder / "rest.safetensors", *(block_file(folder, i) for i in range(len(blocks(model))))]:
+        stored = read_tensors(path)
+        assign(
+            model, {n: t.to(dtype) if t.is_floating_point() else t for n, t in stored.items() if "::" not in n}, folder
+        )
+        for unit, parts in parts_of(stored).items():
+            _place(model, unit, parts, spec.bits, packed, folder, dtype)
+    return model
+
+
+def assign(model: Model, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Give parameters and buffers their tensors."""
+    try:
+        unexpected = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
+    except RuntimeError as error:
+        raise InputError(f"{folder}: tensors do not fit the model: {str(error).splitlines()[-1].strip()}") from None
+    if unexpected:
+        raise InputError(f"{folder}: tensors do not fit the model: {unexpected[:3]}")
+
+
+def _place(
+    model: Model, unit: str, parts: dict[str, Tensor], bits: int | None, packed: bool, folder: Path, kind: torch.dtype
+) -> None:
+    """Put one unit's weights in: dense, or as a PackedLinear (stacked experts are always dense)."""
+    try:
+        matrix = weight_matrix(model, unit)
+        if tuple(parts["shape"].tolist()) != tuple(matrix.shape):
+            raise ValueError
+        whole = parameter_name(unit, model)
+        dense = unpack(parts, bits, kind)
+    except (KeyError, ValueError, RuntimeError, AssertionError, AttributeError, IndexError):
+        raise InputError(f"{folder}: packed weights of {unit} are damaged") from None
+    owner, _, name = whole.rpartition(".")
+    module = model.get_submodule(owner)
+    if whole != f"{unit}.weight":
+        if getattr(module, name).device.type == "meta":
+            empty = torch.empty_like(getattr(module, name), device="cpu")
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
+        weight_matrix(model, unit).copy_(dense)
+    elif packed:
+        parent, _, child = unit.rpartition(".")
+        setattr(model.get_submodule(parent), child, PackedLinear(parts, bits, getattr(module, "bias", None)))
+    else:
+        upright = dense if isinstance(module, nn.Linear) else dense.T.contiguous()
+        setattr(module, name, nn.Parameter(upright, requires_grad=False))
+
+
+def model_bytes(name: str | Path) -> int:
+    """Bytes of all safetensors files of a model folder."""
+    return sum(path.stat().st_size for path in Path(resolve(name)).glob("*.safetensors"))
+
+
+def describe(name: str | Path) -> dict[str, Any]:
+    """What a model folder holds, read from its files alone: for ``ctplab info``."""
+    folder = Path(resolve(name))
+    if (folder / MANIFEST).exists():
+        return {key: value for key, value in read_manifest(folder).items() if key != "layers"}
+    if not (folder / "config.json").exists():
+        raise InputError(f"{name} is no model folder: it has neither {MANIFEST} nor config.json")
+    weights = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 (safe_open is no dict)
+                weights += torch.Size(file.get_slice(key).get_shape()).numel()
+    size = model_bytes(name)
+    config = json.loads((folder / "config.json").read_text())
+    if isinstance(config.get("quantization_config"), dict):  # packed by others, or exported: words are no weights
+        settings = config["quantization_config"]
+        known = {key: settings.get(key) for key in ("quant_method", "checkpoint_format", "bits", "group_size", "sym")}
+        return {"base": str(name), "model_type": config.get("model_type"), "bytes": size, **known}
+    return {
+        "base": str(name),
+        "tag": "full",
+        "model_type": config.get("model_type"),
+        "parameters": weights,
+        "bytes": size,
+        "model_bits_per_weight": round(8 * size / max(1, weights), 4),
+    }

@@ -1,0 +1,37 @@
+"""Load any model: embedded, Hugging Face, compressed by ctplab, or compressed by others as GPTQ."""
+
+from pathlib import Path
+
+import torch
+
+from ctplab.errors import InputError
+from ctplab.formats import checkpoint, gptq
+from ctplab.models import Model, Tokenizer
+from ctplab.models.loading import default_device, load_dense, load_tokenizer, place, resolve, runs_on_cpu
+
+
+def load(
+    name: str | Path, *, device: str | None = None, dtype: str | None = None, packed: bool = False
+) -> tuple[Model, Tokenizer]:
+    """Load ``atlas``, a Hugging Face folder, a hub id, a GPTQ folder, or a folder that ``save`` wrote.
+
+    ``device`` and ``dtype`` as for ``load_dense``; on a GPU packed weights are unpacked to bfloat16 by default.
+    ``packed``: a compressed model runs from its packed weights (small in memory, slower) instead of dense ones.
+    Raises InputError where ``name`` is no model, or not a packed one.
+    """
+    folder = Path(resolve(name))
+    device = device or default_device()
+    kind = getattr(torch, dtype or ("float32" if runs_on_cpu(device) else "bfloat16"))
+    if (folder / checkpoint.MANIFEST).exists() or checkpoint.block_file(folder, 0).exists():
+        model = checkpoint.load_compressed(folder, kind, packed)
+    elif gptq.quantization(folder):
+        model = gptq.load_gptq(folder, kind, packed)
+    elif packed:
+        raise InputError(f"{name} is not packed: give a folder that 'ctplab compress' or a GPTQ program wrote")
+    else:
+        return load_dense(name, device=device, dtype=dtype)
+    model.tie_weights()
+    empty = [name for name, p in model.named_parameters() if p.device.type == "meta"]
+    if empty:
+        raise InputError(f"{folder}: tensors are missing: {', '.join(empty[:3])}")
+    return place(model.requires_grad_(False), device).eval(), load_tokenizer(folder)

@@ -1,0 +1,181 @@
+"""The prompt file: a folder with ``prompt.safetensors`` (fp32) and ``prompt.json`` (provenance), written last.
+
+prompt.safetensors   E (k, d) and, where known, init (k, d); or key.0, value.0, ... (1, heads, k, head_dim) a layer
+prompt.json          base, tokenizer and corpus with their fingerprints, compression tag, recipe, scores, versions
+
+Attaching checks that a prompt fits a model before anything is computed with it.
+"""
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ctplab.disk import whole
+from ctplab.errors import InputError
+from ctplab.models import Model, Tokenizer
+from ctplab.models.anatomy import embeddings
+from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
+from ctplab.prompts.compiled import compile_prefix
+from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
+from ctplab.specs import SCHEMA
+
+MANIFEST = "prompt.json"
+TENSORS = "prompt.safetensors"
+
+_TEXT = ("base", "tag", "corpus", "corpus_fingerprint", "base_fingerprint", "tokenizer_fingerprint", "claimed")
+"""Manifest entries that are text, or absent where nothing is known."""
+
+
+@dataclass(frozen=True)
+class SavedPrompt:
+    """A prompt as read from disk."""
+
+    prefix: AnyPrefix
+    initial: Prefix | None
+    """What the rows started from; None where that is unknown."""
+    info: dict[str, Any]
+
+    def rows(self) -> tuple[Prefix, Prefix]:
+        """The learned rows and their start (the rows themselves where it is unknown: no drift can be told then)."""
+        if not isinstance(self.prefix, Prefix):
+            raise InputError("this prompt consists of keys and values: it has no rows in the embedding space")
+        return self.prefix, self.initial or Prefix("init", self.prefix.rows)
+
+
+def made_for(model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The facts that attaching checks."""
+    return {
+        "base_fingerprint": base_fingerprint(model),
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "width": embeddings(model).shape[1],
+    }
+
+
+def write(prefix: AnyPrefix, initial: AnyPrefix | None, info: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Write a prompt folder. A full disk leaves the folder as it was, without half a prompt.
+
+    Returns the manifest. Raises InputError if the disk refuses.
+    """
+    start = initial if isinstance(initial, Prefix) else None
+    info = {
+        "schema": SCHEMA,
+        **info,
+        "kind": "rows" if isinstance(prefix, Prefix) else "kv",
+        "k": prefix.k,
+        "init_ids": list(start.ids or ()) if start else [],
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+    tensors = {} if start is None else {"init": start.rows}
+    if isinstance(prefix, Prefix):
+        tensors["E"] = prefix.rows
+    else:
+        for layer, (keys, values) in enumerate(prefix.kv):
+            tensors |= {f"key.{layer}": keys, f"value.{layer}": values}
+    fp32 = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
+    with whole(out / MANIFEST) as manifest, whole(out / TENSORS) as file:  # the tensors come first, the manifest last
+        save_file(fp32, file, metadata={"format": "pt"})
+        manifest.write_text(json.dumps(info, indent=1) + "\n")
+        (out / MANIFEST).unlink(missing_ok=True)  # from here on nothing can run out of space
+    return info
+
+
+def load(folder: str | Path) -> SavedPrompt:
+    """Read a prompt folder. Raises InputError where it is missing, unfinished or damaged."""
+    folder = Path(folder)
+    try:
+        info = json.loads((folder / MANIFEST).read_text())
+        _check_manifest(info)
+        return _build(info, load_file(folder / TENSORS))
+    except FileNotFoundError as error:
+        missing = Path(str(error.filename)).name if error.filename else TENSORS
+        raise InputError(f"{folder} is no finished prompt: {missing} is missing") from None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"the prompt in {folder} is damaged: {str(error).splitlines()[0]}") from None
+
+
+def _check_manifest(info: Any) -> None:
+    if not isinstance(info, dict):
+        raise ValueError(f"{MANIFEST} holds no object")
+    if info.get("schema") != SCHEMA:
+        raise ValueError(f"schema {info.get('schema')!r} is not {SCHEMA}, which this ctplab reads")
+    for key in ("k", "width"):
+        if type(info.get(key)) is not int or info[key] < 1:
+            raise ValueError(f"{key} is {info.get(key)!r}, not a positive number")
+    for key in _TEXT:
+        if not isinstance(info.get(key), str | None):
+            raise ValueError(f"{key} is no text")
+    if not isinstance(info.get("init_ids"), list) or any(type(i) is not int for i in info["init_ids"]):
+        raise ValueError("init_ids is no list of token ids")
+    if info.get("kind", "rows") not in ("rows", "kv"):
+        raise ValueError(f"kind {info['kind']!r} is neither rows nor kv")
+
+
+def _build(info: dict[str, Any], tensors: dict[str, Tensor]) -> SavedPrompt:
+    """The prompt from its parts. Raises ValueError or KeyError where they do not go together."""
+    k, ids = info["k"], tuple(info["init_ids"])
+    if any(not torch.isfinite(t).all() for t in tensors.values()):
+        raise ValueError("it holds NaN or infinite numbers")
+    if ids and len(ids) != k:
+        raise ValueError(f"{len(ids)} init_ids for {k} rows")
+    initial = None
+    if "init" in tensors:
+        if tensors["init"].shape != (k, info["width"]):
+            raise ValueError(f"init is no ({k}, {info['width']}) matrix")
+        initial = Prefix("init", tensors["init"].float(), ids)
+    if info.get("kind", "rows") == "rows":
+        if tensors["E"].shape != (k, info["width"]):
+            raise ValueError(f"E has the shape {tuple(tensors['E'].shape)}, not (k, width) = ({k}, {info['width']})")
+        return SavedPrompt(Prefix("soft", tensors["E"].float(), ids), initial, info)
+    layers = sum(name.startswith("key.") for name in tensors)
+    kv = tuple((tensors[f"key.{i}"].float(), tensors[f"value.{i}"].float()) for i in range(layers))
+    if not kv or any(t.ndim != 4 or t.shape[0] != 1 or t.shape[2] != k for pair in kv for t in pair):
+        raise ValueError(f"its keys and values are not (1, heads, {k}, head_dim) in every layer")
+    return SavedPrompt(KVPrefix("soft", kv), initial, info)
+
+
+def attach(
+    prompt: SavedPrompt, model: Model, tokenizer: Tokenizer, *, tag: str | None = None, force: bool = False
+) -> list[str]:
+    """Check that ``prompt`` fits; return what the user should know. Raises InputError where it does not fit.
+
+    ``tag``: the model's compression level, where known. Another level, or another base model of equal tokenizer and
+    width, is fine and said; another width or tokenizer is refused; ``force`` allows an unknown origin.
+    """
+    info = prompt.info
+    origin = info.get("base") or "a model that it does not name"
+    this = getattr(model.config, "name_or_path", "") or type(model).__name__
+    width = embeddings(model).shape[1]
+    if isinstance(prompt.prefix, KVPrefix):
+        with torch.no_grad():
+            compile_prefix(model, prompt.prefix)  # refuses other layers or heads
+    elif prompt.prefix.rows.shape[1] != width:
+        raise InputError(
+            f"this prompt has width {prompt.prefix.rows.shape[1]}, the model {width}: it was made for {origin}, and "
+            f"this is {this}"
+        )
+    known = info.get("tokenizer_fingerprint"), info.get("base_fingerprint")
+    if None in known:
+        if not force:
+            raise InputError(
+                "this prompt does not say which model and tokenizer it was made for; --force uses it all the same"
+            )
+        return ["the prompt's origin is unknown: nobody checked that it was made for this model"]
+    if known[0] != tokenizer_fingerprint(tokenizer):
+        raise InputError(
+            f"this prompt was made for {origin}, which has another tokenizer than {this}: its rows mean nothing here"
+        )
+    notes = []
+    if known[1] != base_fingerprint(model):
+        notes.append(f"the prompt was made for another base model ({origin}) of equal width and tokenizer")
+    elif tag is not None and info.get("tag") not in (None, tag):
+        notes.append(f"the prompt was learned on {info['tag']} and is used on {tag}, the same base model")
+    if info.get("claimed"):
+        notes.append(f"where the prompt comes from was {info['claimed']}, not recorded when it was learned")
+    return notes

@@ -1,0 +1,153 @@
+"""Compress a model that need not fit into memory: blocks come from safetensors one at a time and leave packed.
+
+Memory: what lies outside the blocks, one dense block with its Hessians, and the hidden states of the calibration
+windows. Each finished block is a file of the result, so a killed run goes on at the block where it stopped and ends
+with the same bytes.
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ctplab import parallel
+from ctplab.compression.packing import unpack
+from ctplab.compression.walk import Done, report_of, walk
+from ctplab.errors import InputError
+from ctplab.formats import checkpoint
+from ctplab.models import Model, Tokenizer
+from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
+from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.models.loading import default_device, load_dense, local_folder, skeleton
+from ctplab.progress import Progress, bar
+from ctplab.specs import CompressionSpec
+
+
+class Source:
+    """The tensors of a Hugging Face folder's safetensors files, read one by one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                with safe_open(path, "pt") as file:
+                    self.files |= dict.fromkeys(file.keys(), path)
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"{path} is damaged: {error}") from None
+
+    def names(self, model: Model) -> dict[str, str]:
+        """Parameter and buffer names of ``model`` -> tensor names here (with or without the base model's prefix).
+
+        Raises KeyError where one is missing: then the model's own loading code must convert the weights.
+        """
+        prefix = f"{model.base_model_prefix}."
+        tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(
+            model.named_parameters()
+        ).keys()
+        found = {}
+        for name in model.state_dict():
+            choices = (name, name.removeprefix(prefix), prefix + name)
+            stored = next((choice for choice in choices if choice in self.files), None)
+            if stored is None and name not in tied:
+                raise KeyError(name)
+            if stored is not None:
+                found[name] = stored
+        return found
+
+    def read(self, names: dict[str, str], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+        """The tensors called ``names`` (model name -> name here)."""
+        found = {}
+        for name, stored in names.items():
+            with safe_open(self.files[stored], "pt") as file:
+                found[name] = file.get_tensor(stored).to(device=device, dtype=dtype)
+        return found
+
+
+def _key(spec: CompressionSpec, calibration: Tensor, source: Path, dtype: torch.dtype) -> str:
+    """Changes with anything that changes a block's bytes."""
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(source.glob("*.safetensors"))]
+    what = [spec.to_json(), tensor_fingerprint(calibration), str(source), files, str(dtype)]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def compress_to(
+    name: str | Path,
+    out: Path,
+    tokenizer: Tokenizer,
+    calibration: Tensor,
+    spec: CompressionSpec,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    batch: int = 16,
+    progress: Progress = bar,
+) -> dict[str, Any]:
+    """Compress model ``name`` (folder or hub id) into ``out``, block by block, and return the manifest.
+
+    Resumes: blocks in ``out`` that were made from the same model, calibration and spec are kept. Several processes
+    share the windows; the main one writes. Raises InputError for a model that is compressed already, and for all that
+    ``walk.compress`` raises.
+    """
+    began = time.perf_counter()
+    folder, device = local_folder(name), default_device() if device in (None, "auto") else device
+    if (folder / checkpoint.MANIFEST).exists():
+        raise InputError(f"{name} is compressed already; compress the full model it came from")
+    kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
+    source = Source(folder)
+    try:
+        model = skeleton(folder, kind)
+        names = source.names(model)
+    except KeyError:  # stored in another layout than the model's: transformers converts it, in memory
+        model, names = load_dense(folder, device=device, dtype=dtype or str(kind).removeprefix("torch."))[0], {}
+    if parallel.is_main():
+        checkpoint.start_folder(out)
+    parallel.wait()  # the folder is there, and nobody finishes before all have begun
+    key = _key(spec, calibration, folder, kind)
+    prefixes = [prefix for prefix, _ in blocks(model)]
+    outside = {n: s for n, s in names.items() if not n.startswith(tuple(f"{p}." for p in prefixes))}
+    model.load_state_dict(source.read(outside, kind, device), strict=False, assign=True)
+    model.tie_weights()
+    for module in model.modules():  # rotary tables and the like
+        for buffer, value in module._buffers.items():
+            module._buffers[buffer] = None if value is None else value.to(device)
+    done: Done = []
+
+    def enter(index: int, block: nn.Module) -> bool:
+        mine = {n: s for n, s in names.items() if n.startswith(f"{prefixes[index]}.")}
+        model.load_state_dict(source.read(mine, kind, device), strict=False, assign=True)
+        kept = checkpoint.read_block(checkpoint.block_file(out, index), key)
+        if kept is None:
+            return False
+        for report, parts in kept[1]:
+            matrix = weight_matrix(model, report.name)
+            matrix.copy_(unpack(parts, spec.bits).to(matrix))
+        done.extend(kept[1])
+        return True
+
+    def leave(index: int, block: nn.Module) -> None:
+        if names:
+            empty = {n: torch.empty_like(p, device="meta") for n, p in block.named_parameters()}
+            block.load_state_dict(empty, strict=False, assign=True)
+
+    for index, found in walk(model, calibration, spec, batch=batch, progress=progress, enter=enter, leave=leave):
+        prefix = prefixes[index]
+        compressed = {parameter_name(report.name, model) for report, _ in found}
+        state = model.get_submodule(prefix).state_dict()
+        others = {f"{prefix}.{n}": t for n, t in state.items() if f"{prefix}.{n}" not in compressed}
+        if parallel.is_main():
+            checkpoint.write_block(checkpoint.block_file(out, index), others, found, key)
+        done += found
+    done.sort(key=lambda pair: next(i for i, p in enumerate(prefixes) if pair[0].name.startswith(f"{p}.")))
+    report = report_of(model, done, spec, calibration, time.perf_counter() - began)
+    rest = {n: t for n, t in checkpoint.other_tensors(model, report).items() if t.device.type != "meta"}
+    rest = {n: t for n, t in rest.items() if not n.startswith(tuple(f"{p}." for p in prefixes))}
+    if parallel.is_main():
+        checkpoint.finish_folder(out, model, tokenizer, report, str(name), rest)
+    parallel.wait()
+    return checkpoint.read_manifest(out)

@@ -1,0 +1,238 @@
+"""The loop that learns whatever stands in front of, or is added to, frozen models: rows, keys and values, adapters.
+
+One step: each process takes its part of the batch, works through it piece by piece, gradients are summed, AdamW moves
+the parameters (fp32 whatever the model's dtype). The iterator yields a :class:`Step` a step, which is all that a bar,
+a notebook or an app needs.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ctplab import parallel
+from ctplab.errors import InputError
+from ctplab.learning import schedule
+from ctplab.learning.objective import mixed_loss, nll
+from ctplab.learning.state import load_state, save_state
+from ctplab.learning.teacher import MemoryTeacher, Teacher, TopKTeacher
+from ctplab.models import Model
+from ctplab.models.anatomy import check_context, embeddings
+from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.progress import Progress
+from ctplab.prompts.compiled import KV
+from ctplab.prompts.head import Halves, halves
+from ctplab.specs import PromptSpec
+from ctplab.text.corpora import Split
+
+P = TypeVar("P")
+P_co = TypeVar("P_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of learning tells."""
+
+    step: int
+    loss: float
+    lr: float
+    seconds: float
+    """Wall time, the validation included."""
+    tokens_per_second: float
+    """Text tokens learned from, over the time without the validation."""
+    validation: float | None = None
+    """NLL a token on the validation windows, where this step measured it."""
+
+    @property
+    def note(self) -> str:
+        """For a progress bar."""
+        measured = "" if self.validation is None else f", validation {self.validation:.3f}"
+        return f"loss {self.loss:.3f}{measured}, {self.tokens_per_second:.0f} tokens/s"
+
+
+@dataclass
+class Learned(Generic[P]):
+    """The best so far and the way there."""
+
+    prefix: P
+    initial: P
+    steps: list[Step] = field(default_factory=list)
+    best_step: int = 0
+    best_validation: float = math.inf
+    validation_tokens: int = 0
+    stopped: str | None = None
+    """Why learning ended early, if it did."""
+
+    @property
+    def stale(self) -> int:
+        """Validations since the best one."""
+        return sum(s.validation is not None and s.step >= self.best_step for s in self.steps)
+
+
+class Learnable(Protocol[P_co]):
+    """What is learned, and how it stands in front of a model."""
+
+    k: int
+    """Positions it takes."""
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """fp32 leaves by name."""
+        ...
+
+    def kv(self, model: Model) -> KV:
+        """Keys and values in front of every text, differentiable in the parameters."""
+        ...
+
+    def frozen(self, values: dict[str, Tensor]) -> P_co:
+        """The result with these values of the parameters."""
+        ...
+
+
+@torch.no_grad()
+def _validate(learnable: Learnable, models: list[Halves], windows: Tensor, batch: int) -> float:
+    """NLL a token on ``windows`` (N, T), the mean over the models."""
+    total = torch.zeros((), dtype=torch.float64, device=windows.device)
+    for cut in models:
+        vocabulary = cut.model.get_output_embeddings().weight.shape[0]
+        kv = learnable.kv(cut.model)
+        for ids in parallel.share(windows).split(batch):
+            if len(ids):
+                states = cut.states(kv, ids)[:, :-1].flatten(0, 1)
+                targets = ids[:, 1:].flatten().to(states.device)
+                total += nll(states, cut.head, vocabulary, targets).double().to(total.device)
+    parallel.add_up([total])
+    return float(total) / (len(models) * windows.shape[0] * (windows.shape[1] - 1))
+
+
+def _gradient(
+    learnable: Learnable, cut: Halves, windows: Tensor, numbers: Tensor, spec: PromptSpec, teacher: Teacher | None
+) -> Tensor:
+    """Leave the gradient of the batch's loss on the parameters; returns the loss, the mean over all its targets."""
+    vocabulary = cut.model.get_output_embeddings().weight.shape[0]
+    n_targets = len(numbers) * (windows.shape[1] - 1)
+    total = torch.zeros((), device=windows.device)
+    for part in parallel.share(numbers).tensor_split(spec.accumulate):
+        if len(part) == 0:
+            continue
+        ids = windows[part.to(windows.device)]
+        target = teacher.target(part, ids) if teacher is not None else None
+        states = cut.states(learnable.kv(cut.model), ids)[:, :-1].flatten(0, 1)
+        targets = ids[:, 1:].flatten().to(states.device)
+        loss = mixed_loss(states, cut.head, vocabulary, targets, spec.kl, target) / n_targets
+        loss.backward()
+        total += loss.detach().to(total.device)
+    parallel.add_up([total, *(p.grad for p in learnable.parameters.values() if p.grad is not None)])
+    return total
+
+
+def _check(models: Sequence[Model], train: Split, spec: PromptSpec, k: int, teacher: Teacher | None) -> None:
+    if spec.kl > 0 and teacher is None:
+        raise InputError("the KL objective needs the full model as teacher")
+    if spec.batch < parallel.size():
+        raise InputError(f"a batch of {spec.batch} cannot be shared by {parallel.size()} processes; raise the batch")
+    shapes = {tuple(embeddings(model).shape) for model in models}
+    if len(shapes) > 1:
+        raise InputError(f"models to learn one prompt on need one vocabulary and width, not {sorted(shapes)}")
+    vocabulary = models[0].get_output_embeddings().weight.shape[0]
+    if spec.kl > 0 and teacher is not None and teacher.vocabulary != vocabulary:
+        raise InputError(f"the teacher has {teacher.vocabulary} tokens, the model {vocabulary}: KL needs the same")
+    if isinstance(teacher, TopKTeacher) and teacher.corpus != train.fingerprint:
+        raise InputError("the cached teacher was made for other text or windows than are learned from")
+    for model in models:
+        check_context(model, k, train.seq_len)
+
+
+def run(
+    learnable: Learnable[P],
+    models: Sequence[Model],
+    train: Split,
+    validation: Split,
+    spec: PromptSpec,
+    result: Learned[P],
+    *,
+    teacher: Model | Teacher | None = None,
+    state: Path | None = None,
+) -> Iterator[Step]:
+    """Learn step by step; ``result`` always holds the best so far. Several models take turns, a step each.
+
+    ``state``: a file to save to at every validation and to resume from; a resumed run gives the same curve.
+    Raises InputError where recipe, text and models do not fit each other.
+    """
+    if spec.kl == 0:
+        teacher = None
+    elif teacher is not None and not isinstance(teacher, Teacher):
+        teacher = MemoryTeacher(teacher)
+    _check(models, train, spec, learnable.k, teacher)
+    device = embeddings(models[0]).device
+    windows = train.windows.to(device)
+    plan = schedule.validations(spec, len(windows), len(validation.windows), len(models))
+    held_out = validation.windows[: plan.windows].to(device)
+    result.validation_tokens = held_out.shape[0] * (held_out.shape[1] - 1)
+    parameters = learnable.parameters
+    identity: dict[str, Any] = {
+        "recipe": spec.to_json(),
+        "corpus": [train.fingerprint, validation.fingerprint],
+        "start": tensor_fingerprint(*parameters.values()),
+        "model": [tensor_fingerprint(*model.state_dict().values()) for model in models],
+        "teacher": None if teacher is None else teacher.fingerprint,
+    }
+    optimizer = torch.optim.AdamW(list(parameters.values()), lr=spec.lr, weight_decay=spec.weight_decay)
+    cuts = [halves(model) for model in models]
+    first = 0
+    if state is not None and state.exists():
+        best, record = load_state(state, parameters, optimizer, identity)
+        result.prefix, first = learnable.frozen(best), record["step"]
+        result.best_step, result.best_validation = record["best_step"], record["best_validation"]
+        result.steps[:] = [Step(**step) for step in record["curve"]]
+    else:
+        best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
+        result.best_validation = _validate(learnable, cuts, held_out, spec.batch)
+    parallel.wait()  # nobody writes the state before all have read it
+
+    for step, numbers in enumerate(schedule.batches(len(windows), spec, first), first):
+        if spec.patience is not None and result.stale >= spec.patience:
+            result.stopped = f"stopped after {step} steps: {spec.patience} validations without a better one"
+            return
+        began = time.perf_counter()
+        lr = optimizer.param_groups[0]["lr"] = schedule.rate(spec, step)
+        for p in parameters.values():
+            p.grad = torch.zeros_like(p)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed((spec.seed + 1) * 1_000_003 + step)  # for an adapter's dropout
+            loss = _gradient(learnable, cuts[step % len(cuts)], windows, numbers, spec, teacher)
+        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), spec.clip)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            result.stopped = f"the loss was not finite at step {step}: stopped with the best prompt so far"
+            return
+        optimizer.step()
+        trained = time.perf_counter() - began
+        measured = None
+        if plan.due(step):
+            measured = _validate(learnable, cuts, held_out, spec.batch)
+            if measured < result.best_validation:
+                result.best_validation, result.best_step = measured, step + 1
+                best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
+                result.prefix = learnable.frozen(best)
+        tokens = len(numbers) * windows.shape[1]
+        result.steps.append(Step(step, loss.item(), lr, time.perf_counter() - began, tokens / trained, measured))
+        if measured is not None and state is not None and parallel.is_main():
+            record = {"step": step + 1, "best_step": result.best_step, "best_validation": result.best_validation}
+            record["curve"] = [asdict(s) for s in result.steps]
+            save_state(state, parameters, optimizer, best, identity, record)
+        yield result.steps[-1]
+
+
+def finish(steps: Iterator[Step], result: Learned[P], spec: PromptSpec, progress: Progress) -> Learned[P]:
+    """Take all steps. An interrupt (Ctrl-C) ends them early and keeps the best."""
+    try:
+        for _ in progress(steps, total=spec.steps, label="learn"):
+            pass
+    except KeyboardInterrupt:
+        result.stopped = f"interrupted after {len(result.steps)} steps"
+    return result

@@ -1,0 +1,167 @@
+"""The paper's LoRA baseline (section 5.5) through PEFT, learned by the same loop on the same tokens as prompts are.
+
+PEFT is an optional extra. The base weights are frozen; :meth:`Adapter.remove` puts the model back as it was.
+"""
+
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ctplab.disk import read_json, write_json
+from ctplab.errors import InputError
+from ctplab.learning.loop import Learned, finish, run
+from ctplab.learning.teacher import Teacher
+from ctplab.models import Model
+from ctplab.models.anatomy import blocks, linears
+from ctplab.progress import Progress, bar
+from ctplab.prompts.compiled import KV
+from ctplab.specs import LoraSpec, PromptSpec
+from ctplab.text.corpora import Split
+
+#: Names of the query and value projections: apart, or fused with the keys (BLOOM, GPT-NeoX, Falcon; GPT-2; Phi-3).
+APART = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"))
+FUSED = ("query_key_value", "c_attn", "qkv_proj", "Wqkv")
+MANIFEST = "adapter.json"
+
+
+def targets(model: Model) -> list[str]:
+    """Names of the query and value projections in the model's blocks. Raises InputError where none is known."""
+    found = {name.rpartition(".")[2] for name in linears(blocks(model)[0][1])}
+    for pair in APART:
+        if set(pair) <= found:
+            return list(pair)
+    fused = [name for name in FUSED if name in found]
+    if fused:
+        return fused
+    raise InputError(f"no query and value projections among {', '.join(sorted(found))}: LoRA does not know this model")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """An adapter's learned matrices by name, fp32."""
+
+    name: str
+    tensors: dict[str, Tensor] = field(repr=False)
+
+
+class Adapter:
+    """A LoRA adapter inside ``model``, as something to learn. Its A is random and its B zero: no effect at first."""
+
+    k = 0
+
+    def __init__(self, model: Model, spec: LoraSpec, seed: int = 0) -> None:
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError:
+            raise InputError("the LoRA baseline needs PEFT: pip install 'ctplab[baselines]'") from None
+        try:
+            names = targets(model)
+        except InputError:
+            if any(type(module).__name__ == "PackedLinear" for module in model.modules()):
+                raise InputError(
+                    "LoRA cannot be put on packed layers, which PEFT does not know; load the model without packed=True"
+                ) from None
+            raise
+        config = LoraConfig(
+            task_type="CAUSAL_LM", r=spec.r, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=names
+        )
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT asks transformers by old names, and notes that GPT-2 is transposed
+            torch.manual_seed(seed)
+            self._peft = get_peft_model(model, config)
+        self.model: Model = model
+        self._dropouts = [
+            module
+            for name, layers in model.named_modules()
+            if name.endswith("lora_dropout")
+            for module in layers.modules()
+            if isinstance(module, nn.Dropout)
+        ]
+        self.parameters = {name: p for name, p in self._peft.named_parameters() if p.requires_grad}
+        for p in self.parameters.values():
+            p.data = p.data.float()
+        self._peft.eval()
+
+    def kv(self, model: Model) -> KV:
+        """Nothing stands in front. Dropout belongs to learning only, which is where gradients are recorded."""
+        for module in self._dropouts:
+            module.train(torch.is_grad_enabled())
+        return []
+
+    def frozen(self, values: dict[str, Tensor]) -> Weights:
+        return Weights("lora", {name: value.float().cpu().clone() for name, value in values.items()})
+
+    def put(self, weights: Weights) -> Model:
+        """The model with these weights in its adapter, for an arm with no prefix."""
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(weights.tensors[name])
+        for module in self._dropouts:
+            module.eval()
+        return self.model
+
+    def save(self, folder: Path, made_from: dict[str, Any], learned: Learned[Weights]) -> None:
+        """Write PEFT's own files, and last ``adapter.json``: what it was made from, and how learning went."""
+        info = {
+            "made_from": made_from,
+            "best_step": learned.best_step,
+            "validation_nll": learned.best_validation,
+            "stopped": learned.stopped,
+            "curve": [vars(step) for step in learned.steps],
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a base without a name
+            self._peft.save_pretrained(str(folder), save_embedding_layers=False)
+        write_json(info, folder / MANIFEST)
+
+    def load(self, folder: Path) -> None:
+        """Put the weights of a saved adapter into this one."""
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(self._peft, load_file(folder / "adapter_model.safetensors"))
+
+    def remove(self) -> Model:
+        """The model without the adapter: the very modules and weights it had before."""
+        self._peft.unload()
+        return self.model.requires_grad_(False)
+
+
+def learn_lora(
+    adapter: Adapter,
+    train: Split,
+    validation: Split,
+    spec: PromptSpec,
+    *,
+    teacher: Model | Teacher | None = None,
+    state: Path | None = None,
+    progress: Progress = bar,
+) -> Learned[Weights]:
+    """Learn an adapter that is already in its model, and leave the best weights in it. The paper's recipe:
+    :meth:`PromptSpec.lora`; ``spec.tokens`` and ``spec.init`` have no meaning here."""
+    initial = adapter.frozen({name: p.detach() for name, p in adapter.parameters.items()})
+    result = Learned(initial, initial)
+    steps = run(adapter, [adapter.model], train, validation, spec, result, teacher=teacher, state=state)
+    finish(steps, result, spec, progress)
+    adapter.put(result.prefix)
+    return result
+
+
+def same_budget(spec: PromptSpec) -> PromptSpec:
+    """The recipe for an adapter beside a prompt's ``spec``: the same steps, tokens, loss and validations.
+
+    The rate is a fifth, which is how the paper's two rates differ (2e-4 and 1e-3).
+    """
+    return replace(spec, tokens=1, lr=spec.lr / 5, weight_decay=0.0, init="vocab-random", init_text=None)
+
+
+def made_from(folder: Path) -> dict[str, Any] | None:
+    """What a saved adapter was made from; None where there is no finished one."""
+    try:
+        return read_json(folder / MANIFEST)["made_from"]
+    except (InputError, KeyError):
+        return None

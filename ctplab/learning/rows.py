@@ -1,0 +1,127 @@
+"""Learning a soft prompt through frozen weights: Eq. (1) of arXiv 2305.11186.
+
+    min over E (k, d) of  Σ_t -log p_θ̃(x_t | E, x_0 .. x_{t-1}),  t = 1 .. n      (the first token is no target)
+
+optionally mixed with KL(p_θ || p_θ̃) to the full model. θ̃ is never changed. E's keys and values do not depend on
+the text, so they are computed once a step for one row and shared by the batch: the gradient is that of plain
+concatenation, at a fraction of its cost. With several θ̃ one E is learned for all of them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from ctplab.errors import InputError
+from ctplab.learning.loop import Learned, Step, finish, run
+from ctplab.learning.teacher import Teacher
+from ctplab.models import Model, Tokenizer
+from ctplab.models.anatomy import embeddings
+from ctplab.progress import Progress, bar
+from ctplab.prompts import prefix
+from ctplab.prompts.compiled import KV, check_width, compile_rows
+from ctplab.prompts.prefix import Prefix
+from ctplab.specs import PromptSpec
+from ctplab.text.corpora import Split
+
+__all__ = ["Learned", "Step", "initial_rows", "learn", "learn_steps", "start"]
+
+
+class Rows:
+    """E, the rows (k, d) of a soft prompt, as something to learn."""
+
+    def __init__(self, initial: Prefix, model: Model) -> None:
+        check_width(model, initial)
+        self.k = initial.k
+        self.ids = initial.ids
+        self.parameters = {"E": initial.rows.float().to(embeddings(model).device, copy=True).requires_grad_(True)}
+
+    def kv(self, model: Model) -> KV:
+        return compile_rows(model, self.parameters["E"])
+
+    def frozen(self, values: dict[str, Tensor]) -> Prefix:
+        return Prefix("soft", values["E"].float().cpu().clone(), self.ids)
+
+
+def initial_rows(
+    model: Model,
+    spec: PromptSpec,
+    tokenizer: Tokenizer | None = None,
+    train: Split | None = None,
+    earlier: Prefix | None = None,
+) -> Prefix:
+    """The rows that E starts from. Raises InputError where what the init needs is not given."""
+    if spec.init == "vocab-random":
+        return prefix.random_rows(model, spec.tokens, spec.seed, "init")
+    if spec.init == "vocab-first":
+        return prefix.first_rows(model, spec.tokens)
+    if spec.init == "frequent":
+        if train is None:
+            raise InputError("the init 'frequent' needs the training split")
+        return prefix.frequent_rows(model, train.stream, spec.tokens)
+    if spec.init == "prompt":
+        if earlier is None:
+            raise InputError("the init 'prompt' needs an earlier prompt")
+        check_width(model, earlier)
+        return prefix.resized(earlier, spec.tokens)
+    if tokenizer is None:
+        raise InputError("an initial text needs the tokenizer")
+    return prefix.text_rows(model, tokenizer, spec.init_text or "", spec.tokens)
+
+
+def start(
+    model: Model | list[Model],
+    spec: PromptSpec,
+    tokenizer: Tokenizer | None = None,
+    train: Split | None = None,
+    earlier: Prefix | None = None,
+) -> Learned[Prefix]:
+    """An empty result: the untrained prompt."""
+    first = model[0] if isinstance(model, list) else model
+    initial = initial_rows(first, spec, tokenizer, train, earlier)
+    return Learned(Prefix("soft", initial.rows.clone(), initial.ids), initial)
+
+
+def learn_steps(
+    model: Model | list[Model],
+    train: Split,
+    validation: Split,
+    spec: PromptSpec,
+    *,
+    tokenizer: Tokenizer | None = None,
+    teacher: Model | Teacher | None = None,
+    earlier: Prefix | None = None,
+    state: Path | None = None,
+    result: Learned[Prefix] | None = None,
+) -> Iterator[Step]:
+    """Learn step by step; ``result`` (make one with :func:`start`) always holds the best prompt so far.
+
+    ``model``: one, or a list that takes turns, a step each, and is validated by its mean. ``teacher``: the full
+    model, or its cached log-probabilities. ``earlier``: the prompt that the init 'prompt' starts from. ``state``: a
+    file to save to at every validation and to resume from; a resumed run gives the same curve.
+    """
+    models = model if isinstance(model, list) else [model]
+    if not models:
+        raise InputError("give at least one model to learn on")
+    result = result or start(models, spec, tokenizer, train, earlier)
+    yield from run(
+        Rows(result.initial, models[0]), models, train, validation, spec, result, teacher=teacher, state=state
+    )
+
+
+def learn(
+    model: Model | list[Model],
+    train: Split,
+    validation: Split,
+    spec: PromptSpec,
+    *,
+    tokenizer: Tokenizer | None = None,
+    teacher: Model | Teacher | None = None,
+    earlier: Prefix | None = None,
+    state: Path | None = None,
+    progress: Progress = bar,
+) -> Learned[Prefix]:
+    """Learn a prompt to the end (see :func:`learn_steps`). An interrupt (Ctrl-C) ends it early and keeps the best."""
+    result = start(model, spec, tokenizer, train, earlier)
+    steps = learn_steps(model, train, validation, spec, teacher=teacher, state=state, result=result)
+    return finish(steps, result, spec, progress)

@@ -1,0 +1,28 @@
+"""A learned prompt goes to disk, with the recipe and the way it was learned."""
+
+from pathlib import Path
+from typing import Any
+
+from ctplab.formats.prompt_file import made_for, write
+from ctplab.learning.loop import Learned
+from ctplab.models import Model, Tokenizer
+from ctplab.specs import PromptSpec
+
+
+def save_prompt(
+    learned: Learned, out: Path, spec: PromptSpec, model: Model, tokenizer: Tokenizer, **provenance: Any
+) -> dict[str, Any]:
+    """Write the best prompt of ``learned`` as a folder and return its manifest.
+
+    ``provenance`` adds facts such as base, tag and corpus fingerprint. Raises InputError if the disk refuses.
+    """
+    info = {
+        **provenance,
+        **made_for(model, tokenizer),
+        "spec": spec.to_json(),
+        "best_step": learned.best_step,
+        "validation_nll": learned.best_validation,
+        "stopped": learned.stopped,
+        "curve": [vars(step) for step in learned.steps],
+    }
+    return write(learned.prefix, learned.initial, info, out)

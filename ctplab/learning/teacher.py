@@ -1,0 +1,112 @@
+"""The full model as teacher: in memory, or as its top-K log-probabilities kept on disk.
+
+A teacher's :meth:`target` gives, for a batch, a function from rows of the batch to log-probabilities (n, V), so that
+they too exist only a few rows at a time (see :mod:`ctplab.learning.objective`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ctplab.disk import whole
+from ctplab.errors import InputError
+from ctplab.learning.objective import Target, chunks, spread
+from ctplab.models import Model
+from ctplab.models.anatomy import embeddings
+from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.progress import Progress, silent
+from ctplab.prompts.head import halves
+from ctplab.text.corpora import Split
+
+
+class MemoryTeacher:
+    """A model that is run on every batch."""
+
+    def __init__(self, model: Model) -> None:
+        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self.fingerprint = tensor_fingerprint(*model.state_dict().values())
+        self._halves = halves(model)
+
+    @torch.no_grad()
+    def target(self, numbers: Tensor, ids: Tensor) -> Target:
+        """For windows ``ids`` (B, T): log-probabilities of the B·(T - 1) next tokens, by rows."""
+        states = self._halves.states([], ids)[:, :-1].flatten(0, 1)
+
+        def rows_of(rows: slice, student: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self._halves.head(states[rows]).to(student).log_softmax(-1)
+
+        return rows_of
+
+
+@dataclass(frozen=True)
+class TopKTeacher:
+    """The K likeliest next tokens at every position of a split, and how likely they are."""
+
+    top: Tensor  # (N, T - 1, K) fp16 log-probabilities
+    ids: Tensor  # (N, T - 1, K) int32
+    vocabulary: int
+    corpus: str
+    """Fingerprint of the split."""
+
+    @property
+    def fingerprint(self) -> str:
+        return tensor_fingerprint(self.top, self.ids)
+
+    def target(self, numbers: Tensor, ids: Tensor) -> Target:
+        """For windows number ``numbers`` (B,): log-probabilities with the tail filled in, by rows."""
+        top = self.top[numbers].to(ids.device).flatten(0, 1)
+        tokens = self.ids[numbers].to(ids.device).flatten(0, 1)
+        return lambda rows, student: spread(top[rows].to(student.dtype), tokens[rows].long(), student)
+
+
+Teacher = MemoryTeacher | TopKTeacher
+
+
+def cached_teacher(
+    model: Model, split: Split, folder: Path, *, k: int = 64, batch: int = 16, progress: Progress = silent
+) -> TopKTeacher:
+    """The teacher of ``split`` from ``folder``, computed there once for this model, these windows and this K.
+
+    6 K bytes a token. Raises InputError where K is no number of tokens or the file cannot be written.
+    """
+    vocabulary = int(model.get_output_embeddings().weight.shape[0])
+    if not 1 <= k <= vocabulary:
+        raise InputError(f"the teacher's top-k must be in 1 .. {vocabulary}, not {k}")
+    weights = tensor_fingerprint(*model.state_dict().values())
+    path = folder / f"teacher-{weights}-{split.fingerprint}-top{k}.safetensors"
+    if not path.exists():
+        parts = list(
+            progress(_top(model, split.windows, k, batch), total=-(-len(split.windows) // batch), label="teacher")
+        )
+        top, ids = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        with whole(path) as temporary:
+            save_file({"top": top, "ids": ids}, temporary)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it to compute it anew") from error
+    return TopKTeacher(tensors["top"], tensors["ids"], vocabulary, split.fingerprint)
+
+
+@torch.no_grad()
+def _top(model: Model, windows: Tensor, k: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(log-probabilities, ids) of a batch of windows, each (B, T - 1, k)."""
+    cut = halves(model)
+    for ids in windows.split(batch):
+        states = cut.states([], ids.to(embeddings(model).device))[:, :-1]
+        flat = states.flatten(0, 1)
+        found = []
+        for rows in chunks(len(flat), int(model.get_output_embeddings().weight.shape[0])):
+            logp = cut.head(flat[rows]).float().log_softmax(-1)
+            found.append(logp.topk(k, -1))
+        shape = (*states.shape[:2], k)
+        yield (
+            torch.cat([f.values for f in found]).view(shape).half().cpu(),
+            torch.cat([f.indices for f in found]).view(shape).int().cpu(),
+        )

@@ -1,0 +1,187 @@
+"""Zero-shot tasks for any arm. lm-eval asks, the arm answers behind its compiled prefix; ``atlas``, the embedded
+closed-book questions, are asked without it.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from ctplab.atlas.questions import questions
+from ctplab.errors import InputError
+from ctplab.measure.stats import Interval, mcnemar, paired_change, wilson
+from ctplab.measure.tasks import local
+from ctplab.measure.tasks.closed_book import answers, marks
+from ctplab.measure.tasks.harness import as_lm, only_errors
+from ctplab.models import Tokenizer
+from ctplab.models.anatomy import check_context
+from ctplab.progress import Progress, silent
+from ctplab.prompts.arms import Arm
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's value, its standard error (None where lm-eval gives none) and the number of questions."""
+
+    value: float
+    stderr: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One arm on one task."""
+
+    metrics: dict[str, Metric]
+    marks: dict[str, list[float]]
+    """Metric -> one value a question, in the task's order: what paired tests need."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict``."""
+        return cls({name: Metric(**metric) for name, metric in data["metrics"].items()}, data["marks"])
+
+    @property
+    def main(self) -> str:
+        """The metric to report: the paper's normalised accuracy where there is one."""
+        return next(iter([m for m in ("acc_norm", "acc", "exact_match") if m in self.marks] or self.metrics))
+
+    @property
+    def share(self) -> Interval:
+        """Share of right answers by the main metric, with its 95% interval (Wilson)."""
+        right = self.marks.get(self.main)
+        if right is None:
+            raise InputError(f"{self.main} is no share of right answers")
+        return wilson(round(sum(right)), len(right))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two arms on the same questions."""
+
+    difference: Interval
+    """Mean of the first minus mean of the second, paired bootstrap over questions."""
+    p: float
+    """Exact McNemar test: how likely so uneven a split of the questions on which they differ is by chance."""
+
+
+def evaluate(
+    arm: Arm,
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    batch: int = 8,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> dict[str, TaskResult]:
+    """Ask ``tasks``: ``atlas``, lm-eval's by name, or custom ones by the path of their YAML file.
+
+    ``limit`` takes the first questions only. The tasks of ``local_tasks`` are read from ``CTPLAB_DATA`` where that is
+    set; everything else, and everything where it is not, is lm-eval's own and may need the hub. Raises InputError
+    where lm-eval is missing or knows no such task.
+    """
+    check_context(arm.model, arm.prefix.k, 2)
+    found = {}
+    if "atlas" in tasks:
+        found["atlas"] = _closed_book(arm, tokenizer, limit, progress)
+    named = [name for name in dict.fromkeys(tasks) if name != "atlas"]
+    if named:
+        found |= _ask(arm, tokenizer, named, limit, batch, seed)
+    return found
+
+
+def asked_from(task: str) -> str:
+    """Where a task's questions come from: kept results of the same name are good while this stays the same."""
+    if task == "atlas":
+        return hashlib.sha256("\n".join(question.text for question in questions()).encode()).hexdigest()[:16]
+    if _is_file(task):
+        return hashlib.sha256(Path(task).read_bytes()).hexdigest()[:16]
+    return os.environ.get("CTPLAB_DATA", "") if task in local.NAMES else ""
+
+
+def _closed_book(arm: Arm, tokenizer: Tokenizer, limit: int | None, progress: Progress) -> TaskResult:
+    asked = list(questions())[:limit]
+    right = [float(mark) for mark in marks(answers(arm, tokenizer, asked, progress=progress), asked)]
+    share, n = sum(right) / len(asked), len(asked)
+    return TaskResult({"exact_match": Metric(share, (share * (1 - share) / n) ** 0.5, n)}, {"exact_match": right})
+
+
+def _ask(
+    arm: Arm, tokenizer: Tokenizer, names: list[str], limit: int | None, batch: int, seed: int
+) -> dict[str, TaskResult]:
+    """lm-eval's results for tasks by name or YAML file."""
+    try:
+        harness: Any = import_module("lm_eval")
+        ConfigurableTask: Any = import_module("lm_eval.api.task").ConfigurableTask
+        TaskManager: Any = import_module("lm_eval.tasks").TaskManager
+    except ImportError:
+        raise InputError("tasks need lm-eval: pip install 'ctplab[tasks]'") from None
+    with only_errors():
+        try:
+            asked: list[Any] = []
+            for name in names:
+                config = local.config(name)
+                asked.append(name if config is None else ConfigurableTask(config=config))
+            theirs = [task for task in asked if isinstance(task, str) and not _is_file(task)]
+            manager = TaskManager(include_defaults=bool(theirs))
+            unknown = [name for name in theirs if name not in manager.all_tasks]
+            if unknown:
+                raise InputError(f"lm-eval knows no task {unknown[0]!r}; 'lm-eval ls tasks' names them all")
+            loaded: Any = manager.load(asked)
+            for task in loaded["tasks"].values():
+                if task.get_config("num_fewshot") is None:
+                    task.set_config(key="num_fewshot", value=0)
+                task.set_fewshot_seed(seed=seed)
+            # not simple_evaluate: that also reseeds the whole process and interrogates the machine for seconds
+            found: Any = harness.evaluate(
+                lm=as_lm(arm, tokenizer, batch), task_dict=loaded, limit=limit, bootstrap_iters=1000
+            )
+        except (ConnectionError, FileNotFoundError) as error:
+            reason = str(error).split("\n")[0]
+            raise InputError(
+                f"a task's data cannot be had ({reason}); {', '.join(local.NAMES)} can be read from the folder "
+                "tasks of CTPLAB_DATA"
+            ) from error
+    return {name: _result(found["results"][name], samples) for name, samples in found["samples"].items()}
+
+
+def _is_file(name: str) -> bool:
+    """True for a custom task's YAML file. Raises InputError where there is none."""
+    if not name.endswith((".yaml", ".yml")):
+        return False
+    if not Path(name).is_file():
+        raise InputError(f"there is no task file {name}")
+    return True
+
+
+def _result(values: dict[str, Any], samples: list[dict[str, Any]]) -> TaskResult:
+    samples = sorted(samples, key=lambda sample: sample["doc_id"])
+    metrics, marks = {}, {}
+    for key, value in values.items():
+        name, _, filtered = key.partition(",")
+        if not filtered or name.endswith("_stderr") or not isinstance(value, float | int):
+            continue
+        stderr = values.get(f"{name}_stderr,{filtered}")
+        metrics[name] = Metric(float(value), stderr if isinstance(stderr, float | int) else None, len(samples))
+        if all(isinstance(sample.get(name), float | int) for sample in samples):
+            marks[name] = [float(sample[name]) for sample in samples]
+    return TaskResult(metrics, marks)
+
+
+def compare(first: TaskResult, second: TaskResult, metric: str | None = None, *, seed: int = 0) -> Paired:
+    """Two arms' results on one task by the main metric, or another, question by question.
+
+    Raises InputError where the questions differ.
+    """
+    metric = metric or first.main
+    a, b = first.marks.get(metric), second.marks.get(metric)
+    if a is None or b is None or len(a) != len(b):
+        raise InputError(f"these results have no {metric} of the same questions")
+    difference = paired_change(torch.tensor(a), torch.tensor(b), 1, seed=seed)
+    return Paired(difference, mcnemar([x > 0.5 for x in a], [x > 0.5 for x in b]))

@@ -1,0 +1,7 @@
+"""Hugging Face causal language models: get one, find its parts, tell it from another."""
+
+from typing import Any
+
+#: transformers models and tokenizers come without usable static types.
+Model = Any
+Tokenizer = Any

@@ -1,0 +1,108 @@
+"""Find a model's parts by looking at it: blocks, linears, embeddings, context length. No architecture is named."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from ctplab.errors import InputError
+from ctplab.models import Model
+
+
+@contextmanager
+def eager_experts(model: Model) -> Iterator[None]:
+    """Mixture-of-experts blocks compute expert by expert with plain products, which can be watched."""
+    if not getattr(model, "_can_set_experts_implementation", lambda: False)():
+        yield
+        return
+    before = model.get_experts_implementation()
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
+
+
+def blocks(model: Model) -> list[tuple[str, nn.Module]]:
+    """The decoder blocks in order with their names: the module list with linears (packed ones too) that is largest."""
+
+    def counts(block: nn.Module) -> bool:
+        return bool(linears(block)) or any(hasattr(module, "in_features") for module in block.modules())
+
+    def numbers(module: nn.Module) -> int:
+        return sum(t.numel() for t in (*module.parameters(), *module.buffers()))
+
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    lists = [(name, module) for name, module in lists if len(module) and counts(module[0])]
+    if not lists:
+        raise InputError(f"{type(model).__name__} has no list of decoder blocks with linear layers")
+    name, found = max(lists, key=lambda pair: numbers(pair[1]))
+    return [(f"{name}.{index}", block) for index, block in enumerate(found)]
+
+
+def linears(block: nn.Module) -> dict[str, nn.Module]:
+    """``nn.Linear`` and GPT-2's ``Conv1D`` layers of a block, by name inside the block."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+
+
+def as_matrix(layer: nn.Module) -> Tensor:
+    """The layer's weight as (out, in), whichever way it is stored. A view."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight if isinstance(layer, nn.Linear) else weight.T
+
+
+def weight_matrix(module: nn.Module, unit: str) -> Tensor:
+    """(out, in) view of a linear called ``unit`` in ``module``, or of one expert (``experts.down_proj.3``)."""
+    parent, _, last = unit.rpartition(".")
+    if last.isdigit():
+        owner, _, name = parent.rpartition(".")
+        stack = getattr(module.get_submodule(owner), name)
+        if isinstance(stack, nn.Parameter):
+            return stack[int(last)]
+    return as_matrix(module.get_submodule(unit))
+
+
+def parameter_name(unit: str, model: nn.Module) -> str:
+    """The parameter that a unit belongs to: a linear's weight, or the stack that an expert is part of."""
+    stack, _, last = unit.rpartition(".")
+    return stack if last.isdigit() and isinstance(getattr_path(model, stack), nn.Parameter) else f"{unit}.weight"
+
+
+def getattr_path(model: nn.Module, name: str) -> object:
+    """The module or parameter called ``name``; None where there is none."""
+    found: object = model
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def embeddings(model: Model) -> Tensor:
+    """The input embedding matrix, (vocabulary, d). OPT-350m: d is ``word_embed_proj_dim``."""
+    return model.get_input_embeddings().weight
+
+
+def embed(model: Model, ids: Tensor) -> Tensor:
+    """Rows as the model itself embeds them (scaled where its embedding module scales), (..., d)."""
+    return model.get_input_embeddings()(ids.to(embeddings(model).device))
+
+
+def context_length(model: Model) -> int | None:
+    """Most positions the model takes, or None where nothing bounds it (ALiBi)."""
+    config = model.config.get_text_config()
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        if isinstance(getattr(config, key, None), int):
+            return getattr(config, key)
+    return None
+
+
+def check_context(model: Model, k: int, length: int) -> None:
+    """Raise InputError where k prefix rows and ``length`` tokens do not fit."""
+    limit = context_length(model)
+    if limit is not None and k + length > limit:
+        raise InputError(
+            f"{k} prompt tokens + {length} text tokens = {k + length} positions, but the model takes {limit}; "
+            f"use a sequence length of at most {max(0, limit - k)}"
+        )

@@ -1,0 +1,133 @@
+"""Get a Hugging Face model: by folder, hub id or the lab's own name, onto a device."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctplab.disk import data_dir
+from ctplab.errors import InputError
+from ctplab.models import Model, Tokenizer
+from ctplab.models.anatomy import blocks
+
+
+def resolve(name: str | Path) -> str:
+    """``atlas`` is the embedded model; anything else is a folder or a hub id."""
+    return str(data_dir() / "model") if str(name) == "atlas" else str(name)
+
+
+def default_device() -> str:
+    """``cuda`` where there is one, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def runs_on_cpu(device: str) -> bool:
+    """``cpu``, or ``auto`` where there is no GPU."""
+    return device == "cpu" or (device == "auto" and default_device() == "cpu")
+
+
+def place(model: Model, device: str) -> Model:
+    """The model on ``device``, or with ``auto`` its blocks over all GPUs.
+
+    Raises InputError where they do not hold it.
+    """
+    if device != "auto" or runs_on_cpu(device):
+        return model.to(device.replace("auto", "cpu"))
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    kinds = sorted({type(block).__name__ for _, block in blocks(model)})
+    where = infer_auto_device_map(model, no_split_module_classes=kinds)
+    if {"cpu", "disk"} & {str(part) for part in where.values()}:
+        raise InputError("the model does not fit into the GPUs; compress it, use --packed, or --device cpu")
+    return dispatch_model(model, where)
+
+
+def check_name(name: str | Path) -> str:
+    """``name`` resolved. Raises InputError where it can be neither a model folder nor a hub id."""
+    path = resolve(name)
+    local = Path(path).is_dir()
+    if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1 or os.environ.get("HF_HUB_OFFLINE")):
+        raise InputError(f"no model folder at {path!r}; give a folder with config.json, 'atlas' or a hub id")
+    if local and not (Path(path) / "config.json").exists():
+        raise InputError(f"{path} has no config.json: it is not a Hugging Face model folder")
+    return path
+
+
+def local_folder(name: str | Path) -> Path:
+    """The folder of a model: itself, or where the hub's files are kept after a download."""
+    path = Path(resolve(name))
+    check_name(name)
+    if path.is_dir():
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.safetensors", "*.json", "*.model", "*.txt"]
+        return Path(snapshot_download(str(name), allow_patterns=patterns))
+    except Exception as error:  # network, missing repository, no permission: one line
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"cannot get the model {str(name)!r} from the hub: {reason}") from error
+
+
+def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None = None) -> tuple[Model, Tokenizer]:
+    """Load an uncompressed causal LM and its tokenizer from a folder or the hub.
+
+    ``device``: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for all GPUs together. ``dtype``: ``float32``, ``bfloat16``
+    or ``float16``; by default float32 on a CPU, the file's own on a GPU.
+    No code from the repository is run. Raises InputError with one line where nothing can be loaded.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    path = check_name(name)
+    device = device or default_device()
+    kind = getattr(torch, dtype) if dtype else (torch.float32 if runs_on_cpu(device) else "auto")
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model: Model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=kind, trust_remote_code=False, use_safetensors=True
+        )
+    except Exception as error:  # transformers raises a dozen types here; the user needs one line
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"cannot load the model {str(name)!r}: {reason}") from error
+    model.requires_grad_(False)
+    return place(model, device).eval(), tokenizer
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a model folder. Raises InputError with one line where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # as for models
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"cannot load the tokenizer of {folder}: {reason}") from error
+
+
+def load_config(name: str | Path) -> Any:
+    """The configuration of a model, without its weights. Raises InputError with one line where there is none."""
+    from transformers import AutoConfig
+
+    path = check_name(name)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # as for models
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"cannot read the configuration of {name}: {reason}") from error
+
+
+def skeleton(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
+    """The model described by ``folder`` with all parameters on the meta device (buffers are real): no memory yet."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if hasattr(config, "quantization_config"):  # ctplab reads packed weights itself
+        delattr(config, "quantization_config")
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    model.tie_weights()
+    return model.requires_grad_(False).eval()

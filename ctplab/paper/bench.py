@@ -1,0 +1,67 @@
+"""What the recipes work with: one base model, its compressed versions, its prompts and adapters.
+
+Each is made when first asked for and kept in the run folder, so a killed run goes on.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from ctplab.formats.loading import load
+from ctplab.formats.prompt_file import SavedPrompt
+from ctplab.learning.lora import same_budget
+from ctplab.models import Model
+from ctplab.paper.recipes import HUB, LEARNED_ON, LEVELS, Scale
+from ctplab.progress import Progress
+from ctplab.runs.store import Store
+from ctplab.runs.study import Study
+from ctplab.text.corpora import corpus
+
+
+class Bench:
+    """One of the paper's models by name, or the one that ``scale`` puts in its place."""
+
+    def __init__(
+        self,
+        scale: Scale,
+        model: str,
+        root: Path,
+        *,
+        device: str | None,
+        seed: int,
+        say: Callable[[str], None],
+        progress: Progress,
+    ) -> None:
+        self.scale, self.seed, self.say = scale, seed, say
+        self.name = scale.model or HUB[model][0]
+        full, tokenizer = load(self.name, device=device)
+        self.texts = {what: corpus(name, tokenizer, scale.seq_len) for what, name in scale.corpora.items()}
+        self.study = Study(Store(root, self.name), full, tokenizer, progress)
+        self._last: tuple[str, Model] = ("full", full)
+
+    def model(self, level: str) -> tuple[str, Model]:
+        """(tag, model) of a level. The last one is held, not more: each may fill the memory."""
+        if level in ("fp16", "full"):
+            return "full", self.study.full
+        spec = LEVELS[level]
+        if self._last[0] != spec.tag:
+            calibration = next(iter(self.texts.values())).train.sample(128, self.seed)
+            self._last = ("", None)
+            self._last = (spec.tag, self.study.compressed(spec, calibration)[0])
+        return self._last
+
+    def prompt(self, level: str, what: str = LEARNED_ON, tokens: int | None = None) -> SavedPrompt:
+        """The prompt of ``tokens`` rows learned at a level on one of the paper's corpora."""
+        spec = replace(self.scale.prompt, tokens=tokens or self.scale.prompt.tokens, seed=self.seed)
+        text = self.texts[what]
+        self.say(f"{self.name} {level}: a prompt of {spec.tokens} tokens on {text.name}, {spec.steps} steps")
+        tag, model = self.model(level)
+        return self.study.prompt(tag, f"{text.name}-k{spec.tokens}", model, text.train, text.validation, spec)
+
+    def adapted(self, level: str, what: str = LEARNED_ON) -> AbstractContextManager[Model]:
+        """The level's model with a LoRA adapter in it, learned with the prompts' budget, while the context lasts."""
+        spec, text = same_budget(replace(self.scale.prompt, seed=self.seed)), self.texts[what]
+        self.say(f"{self.name} {level}: a LoRA adapter on {text.name}, {spec.steps} steps")
+        tag, model = self.model(level)
+        return self.study.adapted(tag, f"{text.name}-lora", model, text.train, text.validation, spec)

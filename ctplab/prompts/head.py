@@ -1,0 +1,65 @@
+"""Logits of a text behind a prefix, and a model cut before its head.
+
+Masks are always k + n long: without one, ``generate`` would take the cached rows for the text's first tokens and
+silently drop as many.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctplab.models import Model
+from ctplab.models.anatomy import embeddings
+from ctplab.prompts.attention import prefix_attention
+from ctplab.prompts.compiled import KV
+
+
+def _inputs(model: Model, kv: KV, ids: Tensor) -> dict[str, Any]:
+    from ctplab.prompts.cache import Behind
+
+    if not kv:
+        return {"input_ids": ids, "use_cache": False}
+    cache = Behind(kv, len(ids), model.config)
+    mask = torch.ones(len(ids), kv[0][0].shape[2] + ids.shape[1], dtype=torch.long, device=ids.device)
+    return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+
+
+def logits_after(model: Model, kv: KV, ids: Tensor) -> Tensor:
+    """Logits (B, T, V) of ``ids`` (B, T, no padding) behind a compiled prefix."""
+    with prefix_attention(model):
+        return model(**_inputs(model, kv, ids)).logits
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A model cut before its head, so that logits can be made for a few rows at a time."""
+
+    model: Model
+    head: Callable[[Tensor], Tensor]
+    """(n, d) -> (n, V)."""
+    plain: bool
+    """False: the model changes its logits after the head (soft caps, scales), so ``states`` are the logits."""
+
+    def states(self, kv: KV, ids: Tensor) -> Tensor:
+        """(B, T, d): what the head reads, for ``ids`` (B, T, no padding) behind a compiled prefix."""
+        if not self.plain:
+            return logits_after(self.model, kv, ids)
+        with prefix_attention(self.model):
+            return self.model.base_model(**_inputs(self.model, kv, ids))[0]
+
+
+@torch.no_grad()
+def halves(model: Model) -> Halves:
+    """Cut ``model`` before its head, where running the head by itself gives the model's own logits."""
+    head, body = model.get_output_embeddings(), model.base_model
+    if head is not None and body is not model:
+        probe = torch.arange(min(64, len(embeddings(model))), device=embeddings(model).device)[None]
+        states = body(input_ids=probe, use_cache=False)[0]
+        if states.shape[-1] == head.weight.shape[1]:
+            logits = model(input_ids=probe, use_cache=False).logits
+            if torch.equal(head(states).to(logits.device), logits):
+                return Halves(model, lambda x: head(x).to(x.device), True)
+    return Halves(model, lambda logits: logits, False)

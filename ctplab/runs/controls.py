@@ -1,0 +1,115 @@
+"""One prompt's recovery with every control in one call, those included that have to be learned themselves:
+
+    full+own    the full model behind a prompt of its own: the same recipe, steps and text
+    lora        the compressed model with a LoRA adapter, learned for as many steps on the same text
+
+Both are learned from what the prompt's file says about its recipe and corpus, and kept in the run folder. A recipe
+that is all KL to the full model leaves the full model's own prompt nothing to gain: its target is what it does already.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ctplab.disk import Keep
+from ctplab.errors import InputError
+from ctplab.formats.prompt_file import SavedPrompt
+from ctplab.learning.lora import same_budget
+from ctplab.measure.recovery import Recovery, arm_sums, comparison, from_sums
+from ctplab.models import Model, Tokenizer
+from ctplab.prompts.arms import Arm
+from ctplab.prompts.prefix import AnyPrefix, none
+from ctplab.runs.study import Study
+from ctplab.specs import PromptSpec
+from ctplab.text.corpora import Corpus, Split, corpus
+
+LEARNED = ("full+own", "lora")
+USUAL_LENGTHS = (128, 256, 512, 1024)
+"""Window lengths tried where a prompt's file does not name its own."""
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """Recovery by corpus, and the learned controls that could not be had, with the reason."""
+
+    corpora: dict[str, Recovery]
+    left_out: dict[str, str]
+
+
+def recipe_of(saved: SavedPrompt, tokenizer: Tokenizer) -> tuple[PromptSpec, Split, Split]:
+    """(recipe, training split, validation split) of a learned prompt.
+
+    Raises InputError where the file does not tell, or the text here is not the one it was learned on.
+    """
+    info = saved.info
+    if not isinstance(info.get("spec"), dict) or not info.get("corpus"):
+        raise InputError("the prompt's file does not say by which recipe and on which corpus it was learned")
+    try:
+        spec = PromptSpec.from_json(info["spec"])
+    except TypeError:
+        raise InputError("the recipe in the prompt's file is damaged") from None
+    if info.get("kind", "rows") != "rows" or spec.init == "prompt":
+        raise InputError("the prompt was not learned from a fresh start as rows, which is what can be repeated")
+    lengths = [info["seq_len"]] if isinstance(info.get("seq_len"), int) else USUAL_LENGTHS
+    text = corpus(info["corpus"], tokenizer, lengths[0])
+    for length in lengths:
+        train = replace(text.train, seq_len=length)
+        if train.fingerprint == info.get("corpus_fingerprint"):
+            return spec, train, replace(text.validation, seq_len=length)
+    raise InputError(f"{info['corpus']} is not the same text here as where the prompt was learned")
+
+
+def recover_with_controls(
+    study: Study,
+    tag: str,
+    small: Model,
+    saved: SavedPrompt,
+    corpora: Sequence[Corpus],
+    keep: Keep,
+    *,
+    own: AnyPrefix | None = None,
+    skip: Collection[str] = (),
+    limit: int | None = None,
+    batch: int = 16,
+    seed: int = 0,
+) -> Controlled:
+    """Every arm on the test splits of ``corpora``: ``small`` is ``study.full`` compressed, ``tag`` names its level.
+
+    ``own``: a prompt that was learned on the full model already. ``skip``: learned controls to do without.
+    """
+    wanted = [name for name in LEARNED if name not in skip and not (name == "full+own" and own is not None)]
+    left_out: dict[str, str] = {}
+    recipe: Any = None
+    if wanted:
+        try:
+            recipe = recipe_of(saved, study.tokenizer)
+        except InputError as error:
+            left_out, wanted = dict.fromkeys(wanted, str(error)), []
+    if "full+own" in wanted:
+        spec, train, validation = recipe
+        own = study.prompt("full", _name(spec, train), study.full, train, validation, spec).prefix
+    sums = {}
+    settings: dict[str, Any] = {"limit": limit, "batch": batch, "keep": keep, "progress": study.progress}
+    for text in corpora:
+        arms = comparison(
+            study.full, small, study.tokenizer, saved.prefix,
+            initial=saved.initial, text=text.validation.stream, full_own=own, seed=seed,
+        )  # fmt: skip
+        sums[text.name] = arm_sums(arms, text.test, **settings)
+    if "lora" in wanted:
+        spec, train, validation = recipe
+        try:
+            with study.adapted(tag, _name(spec, train), small, train, validation, same_budget(spec)) as adapted:
+                for text in corpora:
+                    sums[text.name] |= arm_sums([Arm("lora", adapted, none(adapted))], text.test, **settings)
+        except InputError as error:  # PEFT is optional, and knows not every model
+            left_out["lora"] = str(error)
+    found = {}
+    for text in corpora:
+        n_tokens = len(text.test.windows[:limit]) * (text.seq_len - 1)
+        found[text.name] = from_sums(sums[text.name], n_tokens, seed=seed)
+    return Controlled(found, left_out)
+
+
+def _name(spec: PromptSpec, train: Split) -> str:
+    return f"{train.name}-k{spec.tokens}-s{spec.seed}"

@@ -1,0 +1,81 @@
+"""Run folders: the only place that builds paths.
+
+<runs>/<model>/<tag>/                        a compressed model (or tag ``full``: results only)
+    prompts/<name>/                          a prompt folder; ``state.safetensors`` while it is learned
+    adapters/<name>/                         a LoRA adapter, likewise
+    scores/<arm>--<corpus>.json              results, each written when it is known
+    tasks/<arm>--<task>.json                 marks question by question, likewise
+    recovery/<prompt>/                       sums of every arm beside one prompt, likewise
+<runs>/<model>/transfer/                     cells of the transfer matrix
+<runs>/<model>/report/                       figures, report.md, demo.json
+<runs>/sweeps/<name>.json                    what a sweep found
+<runs>/sweeps/completed.jsonl                cells of all sweeps: a line each, written when it is done
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctplab.disk import slug
+
+
+def sweeps(root: Path) -> Path:
+    """Folder of what the sweeps found."""
+    return root / "sweeps"
+
+
+def sweep(root: Path, name: str) -> Path:
+    """File of what the sweep ``name`` found."""
+    return sweeps(root) / f"{slug(name)}.json"
+
+
+def completed(root: Path) -> Path:
+    """The log of done cells."""
+    return sweeps(root) / "completed.jsonl"
+
+
+@dataclass(frozen=True)
+class Store:
+    """The runs of one base model."""
+
+    root: Path
+    model: str
+
+    @property
+    def _home(self) -> Path:
+        return self.root / slug(self.model)
+
+    def compressed(self, tag: str) -> Path:
+        """Folder of a compressed model."""
+        return self._home / tag
+
+    def prompt(self, tag: str, name: str) -> Path:
+        """Folder of a prompt learned on the model ``tag``."""
+        return self._home / tag / "prompts" / slug(name)
+
+    def prompt_state(self, tag: str, name: str) -> Path:
+        """Where learning keeps what it needs to resume."""
+        return self.prompt(tag, name) / "state.safetensors"
+
+    def adapter(self, tag: str, name: str) -> Path:
+        """Folder of a LoRA adapter learned on the model ``tag``."""
+        return self._home / tag / "adapters" / slug(name)
+
+    def score(self, tag: str, arm: str, what: str) -> Path:
+        """File of one arm's result on one corpus or question set."""
+        return self._home / tag / "scores" / f"{slug(arm)}--{slug(what)}.json"
+
+    def tasks(self, tag: str) -> Path:
+        """Folder of results on tasks."""
+        return self._home / tag / "tasks"
+
+    def recovery(self, tag: str, prompt: str) -> Path:
+        """Folder of the arms beside one prompt."""
+        return self._home / tag / "recovery" / slug(prompt)
+
+    def report(self) -> Path:
+        """Folder of figures and tables."""
+        return self._home / "report"
+
+    def transfer(self) -> Path:
+        """Folder of transfer cells."""
+        return self._home / "transfer"

@@ -1,0 +1,163 @@
+"""The pipeline compress -> learn -> measure as steps that are kept on disk and resumed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctplab.atlas.questions import Question
+from ctplab.compression import walk
+from ctplab.disk import once, write_json
+from ctplab.errors import InputError
+from ctplab.formats import checkpoint, loading, prompt_file
+from ctplab.learning import lora, rows
+from ctplab.learning.loop import Learned
+from ctplab.learning.saving import save_prompt
+from ctplab.measure.perplexity import Score, window_nll
+from ctplab.measure.tasks.closed_book import answers, marks
+from ctplab.models import Model, Tokenizer
+from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.progress import Progress
+from ctplab.prompts.arms import Arm
+from ctplab.runs.store import Store
+from ctplab.specs import CompressionSpec, LoraSpec, PromptSpec
+from ctplab.text.corpora import Split
+
+
+@dataclass(frozen=True)
+class Study:
+    """One base model, its run folder and how progress is shown."""
+
+    store: Store
+    full: Model
+    tokenizer: Tokenizer
+    progress: Progress
+
+    def compressed(self, spec: CompressionSpec, calibration: Tensor) -> tuple[Model, dict[str, Any]]:
+        """The compressed model and its manifest; made at the first call, loaded afterwards."""
+        folder = self.store.compressed(spec.tag)
+        made_from = {
+            "spec": spec.to_json(),
+            "calibration": tensor_fingerprint(calibration),
+            "full_fingerprint": tensor_fingerprint(*self.full.parameters()),
+        }
+        if (folder / checkpoint.MANIFEST).exists():
+            manifest = checkpoint.read_manifest(folder)
+            if made_from.items() <= manifest.items():
+                weight = next(self.full.parameters())
+                dtype = str(weight.dtype).removeprefix("torch.")
+                return loading.load(folder, device=str(weight.device), dtype=dtype)[0], manifest
+        model, report = walk.compress(self.full, calibration, spec, progress=self.progress)
+        manifest = checkpoint.save(model, folder, self.tokenizer, report, self.store.model) | made_from
+        write_json(manifest, folder / checkpoint.MANIFEST)
+        return model, manifest
+
+    def prompt(
+        self,
+        tag: str,
+        name: str,
+        model: Model,
+        train: Split,
+        validation: Split,
+        spec: PromptSpec,
+        *,
+        how: Callable[..., Learned] = rows.learn,
+    ) -> prompt_file.SavedPrompt:
+        """The learned prompt; resumes where it was killed. Ctrl-C stops and leaves it resumable.
+
+        ``how``: ``learn`` for rows, ``learn_kv`` for keys and values.
+        """
+        folder = self.store.prompt(tag, name)
+        teacher = self.full if spec.kl > 0 else None
+        learned_from = {
+            "corpus_fingerprint": train.fingerprint,
+            "weights_fingerprint": tensor_fingerprint(*model.parameters(), *(teacher.parameters() if teacher else ())),
+        }
+        if (folder / prompt_file.MANIFEST).exists():
+            saved = prompt_file.load(folder)
+            if saved.info["spec"] == spec.to_json() and learned_from.items() <= saved.info.items():
+                return saved
+        state = self.store.prompt_state(tag, name)
+        learned = how(
+            model,
+            train,
+            validation,
+            spec,
+            tokenizer=self.tokenizer,
+            teacher=teacher,
+            state=state,
+            progress=self.progress,
+        )
+        _go_on(learned)
+        provenance = {"base": self.store.model, "tag": tag, "corpus": train.name, "seq_len": train.seq_len}
+        provenance |= learned_from
+        save_prompt(learned, folder, spec, model, self.tokenizer, **provenance)
+        state.unlink(missing_ok=True)
+        return prompt_file.load(folder)
+
+    @contextmanager
+    def adapted(
+        self, tag: str, name: str, model: Model, train: Split, validation: Split, spec: PromptSpec
+    ) -> Iterator[Model]:
+        """``model`` with a learned LoRA adapter in it while the context lasts; kept and resumed as prompts are."""
+        folder = self.store.adapter(tag, name)
+        made_from = {
+            "spec": spec.to_json(),
+            "lora": LoraSpec().to_json(),
+            "corpus": [train.fingerprint, validation.fingerprint],
+            "model": tensor_fingerprint(*model.state_dict().values()),
+        }
+        adapter = lora.Adapter(model, LoraSpec(), spec.seed)
+        try:
+            if lora.made_from(folder) == made_from:
+                adapter.load(folder)
+            else:
+                state = folder / "state.safetensors"
+                teacher = self.full if spec.kl > 0 else None
+                learned = lora.learn_lora(
+                    adapter, train, validation, spec, teacher=teacher, state=state, progress=self.progress
+                )
+                _go_on(learned)
+                adapter.save(folder, made_from, learned)
+                state.unlink(missing_ok=True)
+            yield adapter.model
+        finally:
+            adapter.remove()
+
+    def nll(self, tag: str, arm: Arm, split: Split, limit: int | None) -> Tensor:
+        """(N,) summed NLL of the first ``limit`` windows."""
+        windows = split.windows[:limit]
+        result = once(
+            self.store.score(tag, arm.name, split.name),
+            {"arm": arm.fingerprint, "windows": tensor_fingerprint(windows), "seq_len": split.seq_len},
+            lambda: {
+                "nll": window_nll(arm, windows, progress=self.progress).tolist(),
+                "n_tokens": windows.shape[0] * (windows.shape[1] - 1),
+            },
+        )
+        return torch.tensor(result["nll"], dtype=torch.float64)
+
+    def ask(self, tag: str, arm: Arm, questions: list[Question]) -> tuple[list[str], list[bool]]:
+        """The arm's answers, and which are right."""
+        result = once(
+            self.store.score(tag, arm.name, "questions"),
+            {"arm": arm.fingerprint, "n": len(questions), "last": questions[-1].text},
+            lambda: {"answers": answers(arm, self.tokenizer, questions, progress=self.progress)},
+        )
+        return result["answers"], marks(result["answers"], questions)
+
+
+def _go_on(learned: rows.Learned) -> None:
+    """An interrupt ends the study, not only the learning."""
+    if learned.stopped and learned.stopped.startswith("interrupted"):
+        raise KeyboardInterrupt
+
+
+def score_of(nll: Tensor, seq_len: int) -> Score:
+    """The Score of summed NLLs of windows of ``seq_len``."""
+    if len(nll) == 0:
+        raise InputError("no windows to score")
+    return Score(float(nll.sum()), len(nll) * (seq_len - 1))

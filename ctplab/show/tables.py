@@ -1,0 +1,194 @@
+"""Measurements as text tables. Formats numbers; computes none."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from ctplab.learning.memory import Memory
+from ctplab.measure.latency import LatencyPoint, Spread
+from ctplab.measure.lens import Lens
+from ctplab.measure.recovery import OverSeeds, Recovery
+from ctplab.measure.stats import Interval
+from ctplab.measure.tasks.transferred import TaskCell
+from ctplab.measure.transfer import Cell
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table with padded columns: reads well in a terminal as well."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        return "| " + " | ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(header), rule, *(line(row) for row in rows)])
+
+
+def percent(share: Interval) -> str:
+    """``+45% [+42, +48]``."""
+    return f"{100 * share.value:+.0f}% [{100 * share.low:+.0f}, {100 * share.high:+.0f}]"
+
+
+def memory_table(found: dict[str, Memory]) -> str:
+    """GB (10^9 bytes) by kind, for every model."""
+    kinds = [field.name for field in fields(Memory)]
+    rows = [
+        [name, *(f"{getattr(memory, kind) / 1e9:.3f}" for kind in kinds), f"{memory.total / 1e9:.1f}"]
+        for name, memory in found.items()
+    ]
+    return table(["GB", *kinds, "peak"], rows)
+
+
+def arms_table(found: Recovery) -> str:
+    """NLL, perplexity and recovery of every arm."""
+    rows = [
+        [name, f"{arm.nll / arm.n_tokens:.4f}", f"{arm.ppl:.2f}", percent(arm.recovery)] for name, arm in found.items()
+    ]
+    return table(["arm", "NLL/token", "perplexity", "recovery [95%]"], rows)
+
+
+def seeds_table(spread: dict[str, OverSeeds]) -> str:
+    """Mean and standard deviation of recovery over seeds."""
+    n = next(iter(spread.values())).n
+    rows = [[name, f"{100 * value.mean:+.1f}%", f"{100 * value.sd:.1f}"] for name, value in spread.items()]
+    return table([f"recovery over {n} seeds", "mean", "sd, points"], rows)
+
+
+def matrix_table(cells: Sequence[Cell]) -> str:
+    """Source x target of one corpus: perplexity and the change against no prompt; * marks the diagonal."""
+
+    def text(cell: Cell) -> str:
+        change = "" if cell.change is None else f"  {_bounds(asdict(cell.change))}"
+        return f"{cell.ppl:.2f}{change}"
+
+    return _matrix(cells, text)
+
+
+def task_matrix_table(cells: Sequence[TaskCell]) -> str:
+    """Source x target of one task: right answers in %, the difference to no prompt in points, and McNemar's p."""
+
+    def text(cell: TaskCell) -> str:
+        found, paired = cell.share, cell.against_none
+        share = "" if found is None else f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        return share if paired is None else f"{share}  {100 * paired.difference.value:+.1f}, p {paired.p:.2g}"
+
+    return _matrix(cells, text)
+
+
+def _matrix(cells: Sequence[Any], text: Callable[[Any], str]) -> str:
+    """A line a source, a column a target; below it, why pairs were refused."""
+    targets = list(dict.fromkeys(cell.target for cell in cells))
+    rows: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        shown = "refused" if cell.refused else text(cell)
+        rows.setdefault(cell.source, {})[cell.target] = f"{shown} *" if cell.diagonal else shown
+    refused = [f"{cell.source} on {cell.target}: {cell.refused}" for cell in cells if cell.refused]
+    body = [[source, *(row[target] for target in targets)] for source, row in rows.items()]
+    return "\n".join([table(["source (* learned on this target)", *targets], body), *refused])
+
+
+def latency_table(points: Sequence[LatencyPoint]) -> str:
+    """Medians with quartiles."""
+
+    def cell(value: Spread) -> str:
+        return f"{value.median:.1f} [{value.low:.1f}, {value.high:.1f}]"
+
+    rows = [[p.arm, p.attached, str(p.k), cell(p.first_token_ms), cell(p.tokens_per_second)] for p in points]
+    first = points[0]
+    setting = f"batch {first.batch}, {first.length} + {first.new_tokens} tokens"
+    return table([setting, "prompt", "k", "first token, ms", "tokens/s after it"], rows)
+
+
+def lens_table(seen: Lens) -> str:
+    """A row a token: surprisal of every arm, and KL to the full model where there is one."""
+    names = list(seen.arms)
+    others = [name for name in names if name != "full" and seen.arms[name].kl is not None]
+    rows = []
+    for t, token in enumerate(seen.tokens):
+        cells = [seen.arms[name].surprisal[t] for name in names]
+        cells += [(seen.arms[name].kl or [])[t] for name in others]
+        rows.append([repr(token), *("-" if value is None else f"{value:.2f}" for value in cells)])
+    return table(["token (nats)", *names, *(f"KL full||{name}" for name in others)], rows)
+
+
+def reproduced_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The paper's number as printed and as corrected, ours, and ours as the released evaluator would print it.
+
+    The last column is the change in nats a token against the same model with nothing in front.
+    """
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    body = [
+        [row["model"], row["level"], row["method"], row["corpus"], str(row["k"]),
+         *(cell(row[key]) for key in ("printed", "corrected", "ours", "ours_as_published")), _bounds(row["change"])]
+        for row in rows
+    ]  # fmt: skip
+    header = ["model", "level", "prompt", "corpus", "k", "printed", "corrected", "ours", "ours as published"]
+    return table([*header, "change [95%]"], body)
+
+
+def _bounds(share: dict[str, float] | None) -> str:
+    """A change with its interval, from JSON."""
+    return "-" if share is None else f"{share['value']:+.3f} [{share['low']:+.3f}, {share['high']:+.3f}]"
+
+
+def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Table 8: right answers in %, the paper's beside them, and the paired difference of prompted to unprompted."""
+    body = []
+    for row in rows:
+        share, paired = row["ours"], row.get("against_none")
+        printed = "-" if row["printed"] is None else f"{100 * row['printed']:.1f} ± {100 * row['printed_stderr']:.1f}"
+        ours = f"{100 * share['value']:.1f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+        against = "-" if paired is None else f"{_bounds(paired['difference'])}, p {paired['p']:.2g}"
+        body.append([row["level"], row["method"], row["task"], row["metric"], printed, ours, against])
+    header = ["level", "prompt", "task", "metric", "printed, %", "ours, % [95%]", "against none [95%], McNemar"]
+    return table(header, body)
+
+
+def records_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Any list of flat records: a row each, columns in the order of their first appearance."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+
+    def cell(value: Any) -> str:
+        if isinstance(value, dict):
+            return " ".join(f"{k} {cell(v)}" for k, v in value.items())
+        return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
+
+    return table(keys, [[cell(row.get(key)) for key in keys] for row in rows])
+
+
+def plan_table(steps: dict[str, dict[str, Any]]) -> str:
+    """What a sweep has to do, by step: cells, done ones, tokens and estimated seconds of the others."""
+    rows = [
+        [step, str(row["cells"]), str(row["done"]), f"{row['tokens']:,}", _seconds(row["seconds"])]
+        for step, row in steps.items()
+    ]
+    return table(["step", "cells", "done", "tokens to process", "about"], rows)
+
+
+def _seconds(seconds: float | None) -> str:
+    return "not measured yet" if seconds is None else f"{seconds:.0f} s"
+
+
+def sweep_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(header, body) of what a sweep found: perplexities, and the share of the NLL gap that each prompt closes."""
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    settings, arms = ("model", "tag", "prompt", "learned_on", "seed", "scored_on"), ("full", "compressed", "soft")
+    body = []
+    for row in rows:
+        names = ["-" if row[key] is None else str(row[key]) for key in settings]
+        share = "-" if row["recovery"] is None else percent(Interval(**row["recovery"]))
+        body.append([*names, *(cell(row[arm]) for arm in arms), share])
+    header = ["model", "level", "prompt", "learned on", "seed", "scored on", *arms, "recovery [95%]"]
+    return header, body
+
+
+def sweep_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The same as text."""
+    return table(*sweep_cells(rows))
