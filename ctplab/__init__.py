@@ -9,6 +9,8 @@ from ctplab.errors import InputError as InputError
 from ctplab.formats.checkpoint import save as save
 from ctplab.formats.exchange import export_prompt as export_prompt
 from ctplab.formats.exchange import import_prompt as import_prompt
+from ctplab.formats.fetch import get_model as get_model
+from ctplab.formats.gguf import import_model as import_model
 from ctplab.formats.gptq import export as export
 from ctplab.formats.loading import load as load
 from ctplab.formats.prompt_file import attach as attach

@@ -7,6 +7,7 @@ from ctplab.cli import (
     answer,
     app,
     exchange,
+    get,
     hard,
     look,
     memory,
@@ -22,7 +23,8 @@ from ctplab.cli import (
 from ctplab.cli.shared import Parser, note
 from ctplab.errors import InputError, Interrupted
 
-WORK = (study, models, prompts, hard, score, recover, transfer, memory, look, answer, exchange, reproduce, sweep, app)
+WORK = (study, models, get, prompts, hard, score, recover, transfer, memory, look, answer, exchange, reproduce)
+WORK += (sweep, app)
 
 
 def main(arguments: list[str] | None = None) -> int:

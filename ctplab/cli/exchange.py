@@ -1,11 +1,11 @@
-"""``export model``, ``export prompt`` and ``import prompt``: to and from other programs."""
+"""``export`` and ``import`` of models and prompts: to and from other programs."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 from ctplab.cli import models
-from ctplab.cli.shared import add_command, add_group, attach, finish, load_model, manifest_of, say
+from ctplab.cli.shared import add_command, add_group, attach, finish, load_model, manifest_of, note, say
 
 
 def export_prompt(options: argparse.Namespace) -> None:
@@ -33,6 +33,18 @@ def import_prompt(options: argparse.Namespace) -> None:
     finish(options, {"out": options.out, **{key: info.get(key) for key in keys}})
 
 
+def import_model(options: argparse.Namespace) -> None:
+    from ctplab.formats.checkpoint import describe
+    from ctplab.formats.gguf import import_model
+
+    import_model(options.file, options.out)
+    about = describe(options.out)
+    say(options)(f"{about['model_type']}, {about['parameters'] / 1e6:.2f} M weights -> {options.out}")
+    if "note" in about:
+        note(about["note"])
+    finish(options, {"out": options.out, **about})
+
+
 def register(commands: Any) -> None:
     """Add the subcommands of this file."""
     exports = add_group(commands, "export", "write a model or a prompt for other programs")
@@ -45,7 +57,11 @@ def register(commands: Any) -> None:
     sub.add_argument("--force", action="store_true", help="use a prompt of unknown origin")
     sub.add_argument("--out", required=True, metavar="DIR")
 
-    imports = add_group(commands, "import", "take over a prompt from other programs")
+    imports = add_group(commands, "import", "take over a model or a prompt from other programs")
+    sub = add_command(imports, import_model, "a GGUF file as a plain folder", "model")
+    sub.add_argument("file", metavar="FILE.gguf")
+    sub.add_argument("--out", required=True, metavar="DIR")
+
     sub = add_command(imports, import_prompt, "from PEFT, or the paper's best.pth", "prompt")
     sub.add_argument("path")
     sub.add_argument("--model", required=True, help="what it was made for")

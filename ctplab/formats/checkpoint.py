@@ -25,6 +25,7 @@ from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
 from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
 from ctplab.models.loading import resolve, skeleton
+from ctplab.models.origin import origin
 from ctplab.specs import SCHEMA, CompressionSpec
 
 MANIFEST = "compression.json"
@@ -235,7 +236,7 @@ def describe(name: str | Path) -> dict[str, Any]:
     """What a model folder holds, read from its files alone: for ``ctplab info``."""
     folder = Path(resolve(name))
     if (folder / MANIFEST).exists():
-        return {key: value for key, value in read_manifest(folder).items() if key != "layers"}
+        return {key: value for key, value in read_manifest(folder).items() if key != "layers"} | origin(folder)
     if not (folder / "config.json").exists():
         raise InputError(f"{name} is no model folder: it has neither {MANIFEST} nor config.json")
     weights = 0
@@ -248,7 +249,7 @@ def describe(name: str | Path) -> dict[str, Any]:
     if isinstance(config.get("quantization_config"), dict):  # packed by others, or exported: words are no weights
         settings = config["quantization_config"]
         known = {key: settings.get(key) for key in ("quant_method", "checkpoint_format", "bits", "group_size", "sym")}
-        return {"base": str(name), "model_type": config.get("model_type"), "bytes": size, **known}
+        return {"base": str(name), "model_type": config.get("model_type"), "bytes": size, **known, **origin(folder)}
     return {
         "base": str(name),
         "tag": "full",
@@ -256,4 +257,5 @@ def describe(name: str | Path) -> dict[str, Any]:
         "parameters": weights,
         "bytes": size,
         "model_bits_per_weight": round(8 * size / max(1, weights), 4),
+        **origin(folder),
     }

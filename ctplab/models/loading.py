@@ -8,13 +8,18 @@ import torch
 
 from ctplab.disk import data_dir
 from ctplab.errors import InputError
-from ctplab.models import Model, Tokenizer
+from ctplab.models import Model, Tokenizer, known
 from ctplab.models.anatomy import blocks
 
 
 def resolve(name: str | Path) -> str:
-    """``atlas`` is the embedded model; anything else is a folder or a hub id."""
-    return str(data_dir() / "model") if str(name) == "atlas" else str(name)
+    """``atlas`` is the embedded model, ``smollm2`` one that was fetched; anything else is a folder or a hub id.
+
+    Raises InputError with the command that fetches a known model if it is not here.
+    """
+    if str(name) == "atlas":
+        return str(data_dir() / "model")
+    return str(known.fetched(str(name))) if str(name) in known.MODELS else str(name)
 
 
 def default_device() -> str:
@@ -48,7 +53,8 @@ def check_name(name: str | Path) -> str:
     path = resolve(name)
     local = Path(path).is_dir()
     if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1 or os.environ.get("HF_HUB_OFFLINE")):
-        raise InputError(f"no model folder at {path!r}; give a folder with config.json, 'atlas' or a hub id")
+        names = ", ".join(("atlas", *known.MODELS))
+        raise InputError(f"no model folder at {path!r}; give a folder with config.json, a hub id, or one of {names}")
     if local and not (Path(path) / "config.json").exists():
         raise InputError(f"{path} has no config.json: it is not a Hugging Face model folder")
     return path
@@ -121,10 +127,16 @@ def load_config(name: str | Path) -> Any:
 
 def skeleton(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     """The model described by ``folder`` with all parameters on the meta device (buffers are real): no memory yet."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return empty_model(AutoConfig.from_pretrained(folder, trust_remote_code=False), dtype)
+
+
+def empty_model(config: Any, dtype: torch.dtype = torch.float32) -> Model:
+    """As :func:`skeleton`, from a configuration."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
     if hasattr(config, "quantization_config"):  # ctplab reads packed weights itself
         delattr(config, "quantization_config")
     with init_empty_weights(include_buffers=False):
