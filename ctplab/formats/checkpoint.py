@@ -26,6 +26,7 @@ from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
 from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
 from ctplab.models.loading import resolve, skeleton
 from ctplab.models.origin import origin
+from ctplab.models.weights import weight_files
 from ctplab.specs import SCHEMA, CompressionSpec
 
 MANIFEST = "compression.json"
@@ -229,7 +230,7 @@ def _place(
 
 def model_bytes(name: str | Path) -> int:
     """Bytes of all safetensors files of a model folder."""
-    return sum(path.stat().st_size for path in Path(resolve(name)).glob("*.safetensors"))
+    return sum(path.stat().st_size for path in weight_files(Path(resolve(name))))
 
 
 def describe(name: str | Path) -> dict[str, Any]:
@@ -240,7 +241,7 @@ def describe(name: str | Path) -> dict[str, Any]:
     if not (folder / "config.json").exists():
         raise InputError(f"{name} is no model folder: it has neither {MANIFEST} nor config.json")
     weights = 0
-    for path in folder.glob("*.safetensors"):
+    for path in weight_files(folder):
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 (safe_open is no dict)
                 weights += torch.Size(file.get_slice(key).get_shape()).numel()

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ctplab.disk import whole_folder
 from ctplab.errors import InputError
-from ctplab.formats import gguf_checks, gguf_tokenizer
+from ctplab.formats import gguf_checks
 from ctplab.formats.gguf_checks import Header
+from ctplab.formats.gguf_tokenizer import read_tokenizer
 from ctplab.models import Model, Tokenizer
 from ctplab.models.loading import empty_model
 from ctplab.models.origin import SOURCE
@@ -46,7 +47,7 @@ def import_model(file: str | Path, out: str | Path, *, progress: Progress = bar)
         found: dict[str, Any] = {}
         steps: dict[str, Callable[[], Any]] = {
             "header": lambda: _config(alone, header),
-            "tokenizer": lambda: _tokenizer(alone, header),
+            "tokenizer": lambda: read_tokenizer(alone, header),
             "weights": lambda: _model(alone, header, found["header"]),
             "checksum": lambda: sha256(file),
         }
@@ -119,18 +120,6 @@ def _smallest_exact(model: Model) -> torch.dtype:
         if all(torch.equal(p.to(kind).float(), p) for p in model.parameters()):
             return kind
     return torch.float32
-
-
-def _tokenizer(file: Path, header: Header) -> Tokenizer:
-    """The file's tokenizer, splitting text as llama.cpp does."""
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:  # as above
-        raise _refused(header, error) from error
-    gguf_tokenizer.mend(tokenizer, header)
-    return tokenizer
 
 
 def _write(model: Model, tokenizer: Tokenizer, source: dict[str, Any], folder: Path) -> None:

@@ -10,6 +10,7 @@ from ctplab.disk import data_dir
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer, known
 from ctplab.models.anatomy import blocks
+from ctplab.models.weights import weight_files
 
 
 def resolve(name: str | Path) -> str:
@@ -65,15 +66,18 @@ def local_folder(name: str | Path) -> Path:
     path = Path(resolve(name))
     check_name(name)
     if path.is_dir():
+        weight_files(path)
         return path
     try:
         from huggingface_hub import snapshot_download
 
-        patterns = ["*.safetensors", "*.json", "*.model", "*.txt"]
-        return Path(snapshot_download(str(name), allow_patterns=patterns))
+        patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+        folder = Path(snapshot_download(str(name), allow_patterns=patterns))
     except Exception as error:  # network, missing repository, no permission: one line
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"cannot get the model {str(name)!r} from the hub: {reason}") from error
+    weight_files(folder)
+    return folder
 
 
 def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None = None) -> tuple[Model, Tokenizer]:
@@ -87,6 +91,8 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     from transformers.utils import logging
 
     path = check_name(name)
+    if Path(path).is_dir():
+        weight_files(Path(path))
     device = device or default_device()
     kind = getattr(torch, dtype) if dtype else (torch.float32 if runs_on_cpu(device) else "auto")
     logging.disable_progress_bar()
