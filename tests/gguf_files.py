@@ -13,6 +13,7 @@ from conftest import VOCABULARY, from_config
 from transformers import AutoTokenizer
 
 from ctplab.disk import data_dir
+from ctplab.formats.gguf_checks import ROPE
 
 BAR = "\u2581"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -21,8 +22,8 @@ MIXED = """In 2025  there were 1,234,567 cats; 3 of them (0.5%) didn't care.   D
 \tdef f(x_1: float) -> int:
         return x_1**2 + 10**-3  # 100% sure
 
-Caf\u00e9 na\u00efve \u00fcber stra\u00dfe; \u041f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440! \u6771\u4eac\u306f\u65e5\u672c\u306e\u9996\u90fd\u3067\u3059\u3002 \u0645\u0631\u062d\u0628\u0627 \u2167 \u00bd \u00b2
-Emoji: \U0001f642\U0001f680 and \u201cquotes\u201d \u2014 dashes \u2026 I'M SHOUTING, they'VE said.
+Café naïve über straße; Привет, мир! 東京は日本の首都です。 مرحبا Ⅷ ½ ²
+Emoji: 🙂🚀 and “quotes” — dashes … I'M SHOUTING, they'VE said.
 
 The river, the rivers, the river's; a  5, a   77 and x=3.14e-10.
 https://example.org/a_b?c=d&e=%20f   \t end of line
@@ -41,11 +42,16 @@ COMMON = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 8192}
+TOKENIZER = {"tokenizer.ggml.pre": "smollm", "tokenizer.ggml.eos_token_id": 2}
+LONG = {"max_position_embeddings": 16384, "tie_word_embeddings": True}
 GEMMA = COMMON | {"head_dim": 256, "num_hidden_layers": 6}  # Gemma 3: five blocks with a window, one without
 #: Name of a family here -> (configuration class, its settings, llama.cpp's word for the architecture).
 FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "llama": ("LlamaConfig", COMMON | {"tie_word_embeddings": False}, "llama"),
     "llama-tied": ("LlamaConfig", COMMON | {"tie_word_embeddings": True, "rope_theta": 5e5}, "llama"),
+    "llama3": ("LlamaConfig", COMMON | {"head_dim": 64, "rope_parameters": LLAMA3, **LONG}, "llama"),
     "qwen2": ("Qwen2Config", COMMON | {"tie_word_embeddings": True, "rope_theta": 1e6}, "qwen2"),
     "qwen3": ("Qwen3Config", COMMON | {"head_dim": 128, "tie_word_embeddings": False}, "qwen3"),
     "gemma2": ("Gemma2Config", GEMMA | {"sliding_window": 16}, "gemma2"),
@@ -69,7 +75,9 @@ def _interleaved(heads: int, rows: int) -> torch.Tensor:
     return torch.arange(rows).view(heads, 2, -1).transpose(1, 2).flatten()
 
 
-def write(path: Path, family: str, kind: str = "Q8_0", *, change: Any = None, sentencepiece: bool = False, **extra: Any) -> Any:
+def write(
+    path: Path, family: str, kind: str = "Q8_0", *, change: Any = None, tokenizer: Any = None, **extra: Any
+) -> Any:
     """Write a random model of ``family`` to ``path``, matrices as ``kind``, and return the model of those values.
 
     ``extra``: settings to add, or to leave out (None). ``change(tensors)``: last changes to name -> (array, type).
@@ -84,7 +92,7 @@ def write(path: Path, family: str, kind: str = "Q8_0", *, change: Any = None, se
             writer.add_string(key, value)
         elif value is not None:
             (writer.add_uint32 if isinstance(value, int) else writer.add_float32)(key, value)
-    (_sentencepiece if sentencepiece else _byte_tokenizer)(writer)
+    (tokenizer or byte_tokenizer)(writer)
     reference = copy.deepcopy(model)
     tensors = {}
     arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
@@ -102,6 +110,10 @@ def write(path: Path, family: str, kind: str = "Q8_0", *, change: Any = None, se
         packed = gguf.quantize(values, type_)
         tensors[stored] = packed, type_
         parameter.data[order] = torch.from_numpy(gguf.dequantize(packed, type_).astype(np.float32)) - shift
+    if model.config.rope_parameters.get("rope_type") == "llama3":
+        plain = model.config.rope_parameters["rope_theta"] ** -(np.arange(0, 64, 2) / 64)
+        factors = (plain / model.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
+        tensors[ROPE] = factors, gguf.GGMLQuantizationType.F32
     if change:
         change(tensors)
     for name, (packed, type_) in tensors.items():
@@ -128,17 +140,17 @@ def _settings(config: Any, architecture: str) -> dict[str, Any]:
     }
     if architecture == "llama":
         settings["rope.dimension_count"] = head
-    if architecture in ("qwen3", "gemma2", "gemma3"):
+    if head != config.hidden_size // config.num_attention_heads:
         settings |= {"attention.key_length": head, "attention.value_length": head}
     if architecture.startswith("gemma"):
         settings["attention.sliding_window"] = config.sliding_window
     if architecture == "gemma2":
         settings["attn_logit_softcapping"] = config.attn_logit_softcapping
         settings["final_logit_softcapping"] = config.final_logit_softcapping
-    return {f"{architecture}.{key}": value for key, value in settings.items()} | {"tokenizer.ggml.pre": "smollm"}
+    return {f"{architecture}.{key}": value for key, value in settings.items()} | TOKENIZER
 
 
-def _byte_tokenizer(writer: gguf.GGUFWriter) -> None:
+def byte_tokenizer(writer: gguf.GGUFWriter) -> None:
     """The embedded model's: it cuts digits off one by one, as SmolLM's does."""
     stored = json.loads((data_dir() / "model" / "tokenizer.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(data_dir() / "model")
@@ -149,27 +161,41 @@ def _byte_tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_token_types([gguf.TokenType.CONTROL if t in control else gguf.TokenType.NORMAL for t in tokens])
     writer.add_token_merges([" ".join(pair) for pair in stored["model"]["merges"]])
     writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
     writer.add_add_bos_token(True)
     writer.add_chat_template("{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}")
 
 
-def pieces() -> Any:
-    """A sentencepiece tokenizer learned on :data:`MIXED`: bars for spaces, one in front, bytes for what is unknown."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+def with_turns(writer: gguf.GGUFWriter) -> None:
+    """As :func:`byte_tokenizer`, with ``<end_of_turn>`` for the last token and a template that uses it."""
+    byte_tokenizer(writer)
+    fields = writer.kv_data[0]
+    last = fields["tokenizer.ggml.tokens"].value[-1]
+    fields["tokenizer.ggml.tokens"].value[-1] = "<end_of_turn>"
+    fields["tokenizer.ggml.token_type"].value[-1] = gguf.TokenType.CONTROL
+    merges = [m for m in fields["tokenizer.ggml.merges"].value if m.replace(" ", "") != last]
+    fields["tokenizer.ggml.merges"].value[:] = merges
+    fields["tokenizer.chat_template"].value = "{% for m in messages %}{{ m['content'] }}<end_of_turn>{% endfor %}"
+
+
+def pieces(prefix: bool = True) -> Any:
+    """A sentencepiece tokenizer learned on :data:`MIXED`: bars for spaces, bytes for what is unknown.
+
+    ``prefix``: with a bar in front of the text.
+    """
+    from tokenizers import Tokenizer, models, normalizers, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(BAR), normalizers.Replace(" ", BAR)])
-    tokenizer.decoder = decoders.Replace(BAR, " ")
+    first = [normalizers.Prepend(BAR)] if prefix else []
     words = [BAR + word for word in MIXED.split()]  # merges stay inside words, as sentencepiece's do
     special = ["<unk>", "<s>", "</s>", *BYTES]
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(words, trainer)
+    tokenizer.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", BAR)])
     return tokenizer
 
 
-def _sentencepiece(writer: gguf.GGUFWriter) -> None:
+def sentencepiece(writer: gguf.GGUFWriter) -> None:
     """:func:`pieces`, each piece scored by when it was learned; unused tokens fill the vocabulary up."""
     tokenizer, kinds = pieces(), gguf.TokenType
     tokens = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
@@ -182,4 +208,3 @@ def _sentencepiece(writer: gguf.GGUFWriter) -> None:
     writer.add_token_scores([-float(index) for index in range(VOCABULARY)])
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)

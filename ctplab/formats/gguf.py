@@ -52,13 +52,19 @@ def import_model(file: str | Path, out: str | Path, *, progress: Progress = bar)
             "checksum": lambda: sha256(file),
         }
         for name in progress(steps, total=len(steps), label=f"import {file.name}"):
-            found[name] = steps[name]()
+            try:
+                found[name] = steps[name]()
+            except InputError:
+                raise
+            except Exception as error:  # transformers and a damaged file raise a dozen types; the user needs one line
+                reason = str(error).strip().split("\n")[0]
+                raise InputError(f"cannot read {file.name}: {type(error).__name__} {reason}") from error
         source = {
             "file": file.name,
             "sha256": found["checksum"],
             "tensor_types": dict(Counter(header.tensors.values())),
         }
-        _write(found["weights"], found["tokenizer"], source, unfinished)
+        _write(found["weights"], found["tokenizer"], _ends(found["tokenizer"], header), source, unfinished)
     return source
 
 
@@ -75,11 +81,9 @@ def _config(file: Path, header: Header) -> Any:
     """The configuration that transformers makes of the file, checked against the file's own words."""
     from transformers import AutoConfig
 
-    try:
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-    except Exception as error:  # transformers raises a dozen types here; the user needs one line
-        raise _refused(header, error) from error
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     config.__dict__.pop("_model_name_or_path", None)  # the file's own title, which is no place
+    gguf_checks.take_rope(header, config)
     gguf_checks.check_settings(header, config)
     gguf_checks.check_names(header, config)
     return config
@@ -91,17 +95,14 @@ def _model(file: Path, header: Header, config: Any) -> Model:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # as above
-        raise _refused(header, error) from error
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        file.parent,
+        gguf_file=file.name,
+        config=config,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
     read, told = loaded
     if wrong := sorted(str(name) for names in told.values() for name in names):
         raise InputError(f"{header.file.name}: {len(wrong)} tensors do not fit the model, the first is {wrong[0]}")
@@ -122,23 +123,21 @@ def _smallest_exact(model: Model) -> torch.dtype:
     return torch.float32
 
 
-def _write(model: Model, tokenizer: Tokenizer, source: dict[str, Any], folder: Path) -> None:
+def _write(model: Model, tokenizer: Tokenizer, ends: list[int], source: dict[str, Any], folder: Path) -> None:
     from transformers import GenerationConfig
 
     setattr(model.config, SOURCE, source)
-    template = tokenizer.chat_template or ""
-    vocabulary = tokenizer.get_vocab()
-    ends = {tokenizer.eos_token_id} | {vocabulary[t] for t in END_OF_TURN if t in template and t in vocabulary}
-    ends -= {None}
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted(ends) if len(ends) > 1 else next(iter(ends), None),
+        eos_token_id=ends if len(ends) > 1 else tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     model.to(_smallest_exact(model)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _refused(header: Header, error: Exception) -> InputError:
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
-    return InputError(f"cannot read {header.file.name}: {reason}")
+def _ends(tokenizer: Tokenizer, header: Header) -> list[int]:
+    """Ids at which an answer ends: the text's end, and the turn's as the file or its chat template names it."""
+    template, vocabulary = tokenizer.chat_template or "", tokenizer.get_vocab()
+    ends = {vocabulary[token] for token in END_OF_TURN if token in template and token in vocabulary}
+    return sorted({*ends, tokenizer.eos_token_id, header.metadata.get("tokenizer.ggml.eot_token_id")} - {None})

@@ -1,7 +1,8 @@
 """What a GGUF file holds, and whether the model that transformers makes of it holds the same.
 
 transformers drops tensors and settings that it does not know without a word. Here each setting of the architecture is
-compared with the finished configuration, and each tensor's name with the parameters.
+compared with the finished configuration, and each tensor's name with the parameters. LLaMA 3's long-context factors,
+which it drops too, are taken over.
 """
 
 import math
@@ -9,22 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ctplab.errors import InputError
 from ctplab.models.loading import empty_model
 
 #: Architectures in llama.cpp's words -> transformers' model type. All give llama.cpp's own logits ('make interop').
 READABLE = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3": "gemma3_text"}
+#: The tensor of LLaMA 3's long-context factors.
+ROPE = "rope_freqs.weight"
 #: Settings that change nothing about what the model computes.
 IDLE = {"tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """``metadata``: all keys but long lists of numbers. ``tensors``: name -> type (``Q4_1``), in the file's order."""
+    """``metadata``: all keys. ``tensors``: name -> type (``Q4_1``), in the file's order."""
 
     file: Path
     metadata: dict[str, Any]
     tensors: dict[str, str]
+    rope_factors: tuple[float, ...]
+    """What LLaMA 3 divides each rotary frequency by in long contexts; none in other files."""
 
     @property
     def architecture(self) -> str:
@@ -45,13 +52,14 @@ def read(file: Path) -> Header:
         reader = GGUFReader(file)
         metadata = {key: field.contents() for key, field in reader.fields.items()}
         tensors = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+        factors = [value for tensor in reader.tensors if tensor.name == ROPE for value in tensor.data.tolist()]
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}") from None
     except InputError:
         raise
     except Exception as error:  # whatever a damaged file leads numpy and the reader into
         raise InputError(f"{file} is damaged or cut off ({type(error).__name__})") from None
-    header = Header(file, metadata, tensors)
+    header = Header(file, metadata, tensors, tuple(factors))
     _check_kind(header)
     return header
 
@@ -87,8 +95,8 @@ def _expected(config: Any) -> dict[str, Any]:
         "rope.dimension_count": head,
         "rope.freq_base": full["rope_theta"],
         "rope.freq_base_swa": sliding["rope_theta"],
-        "rope.scaling.type": {"default": "none"}.get(full["rope_type"], full["rope_type"]),
-        "rope.scaling.factor": full.get("factor", 1.0),
+        "rope.scaling.type": "none",
+        "rope.scaling.factor": 1.0,
         "expert_count": 0,
         "expert_used_count": 0,
         "attention.sliding_window": getattr(config, "sliding_window", None) or 0,
@@ -111,6 +119,25 @@ def _stated(header: Header) -> dict[str, Any]:
     if header.architecture == "gemma3":
         usual |= {"rope.freq_base": 1e6, "rope.freq_base_swa": 10000.0}
     return usual | stated
+
+
+def take_rope(header: Header, config: Any) -> None:
+    """Give ``config`` LLaMA 3's long-context factors, which transformers skips.
+
+    The file holds them worked out; of the four numbers behind them, LLaMA 3.1 to 3.3 share all but the largest factor.
+    Raises InputError if other numbers are behind them: long contexts would come out wrong.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    if set(header.rope_factors) <= {1.0}:
+        return
+    long = {"rope_type": "llama3", "factor": max(header.rope_factors), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config.rope_parameters = {**config.rope_parameters, **long, "original_max_position_embeddings": 8192}
+    found, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = config.rope_parameters["rope_theta"] ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)
+    wanted = torch.tensor(header.rope_factors)
+    if found.shape != wanted.shape or not torch.allclose(plain / found, wanted, rtol=1e-4):
+        raise InputError(f"{header.file.name}: its rope factors ({ROPE}) are not LLaMA 3's and would be lost")
 
 
 def check_settings(header: Header, config: Any) -> None:
@@ -139,7 +166,10 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def check_names(header: Header, config: Any) -> None:
-    """Raise InputError unless each tensor of the file has its parameter, and each parameter its tensor."""
+    """Raise InputError unless each tensor of the file has its parameter, and each parameter its tensor.
+
+    :func:`take_rope` has taken the rope factors over by then.
+    """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     architecture = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == header.architecture)
@@ -149,8 +179,7 @@ def check_names(header: Header, config: Any) -> None:
     }
     if None in parameters:
         raise InputError(f"{header.file.name}: {parameters[None]} has no name in GGUF")
-    if lost := [name for name in header.tensors if name not in parameters]:
-        more = ": long contexts would come out wrong" if lost[0].startswith("rope_") else ""
-        raise InputError(f"{header.file.name}: {len(lost)} tensors would be lost, the first is {lost[0]}{more}")
+    if lost := [name for name in header.tensors if name not in parameters and name != ROPE]:
+        raise InputError(f"{header.file.name}: {len(lost)} tensors would be lost, the first is {lost[0]}")
     if empty := [name for name in parameters if name not in header.tensors]:
         raise InputError(f"{header.file.name}: {len(empty)} tensors are missing, the first is {empty[0]}")

@@ -28,24 +28,20 @@ def read_tokenizer(file: Path, header: Header) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
-    name, told = header.file.name, header.metadata
+    told = header.metadata
     _check_rule(header)
     tokens = told["tokenizer.ggml.tokens"]
-    try:
-        made: Any = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
-        state = json.loads(made.backend_tokenizer.to_str())
-        special = {mine: told.get(f"tokenizer.ggml.{theirs}_token_id") for mine, theirs in _SPECIAL.items()}
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Backend.from_str(json.dumps(_mended(state, header))),
-            chat_template=told.get("tokenizer.chat_template"),
-            add_bos_token=told.get("tokenizer.ggml.add_bos_token", _starts_by_default(header)),
-            add_eos_token=told.get("tokenizer.ggml.add_eos_token", False),
-            **{mine: None if index is None else tokens[index] for mine, index in special.items()},
-        )
-    except Exception as error:  # transformers raises a dozen types here; the user needs one line
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"cannot read the tokenizer of {name}: {reason}") from error
-    _check_vocabulary(tokenizer, tokens, name)
+    made: Any = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
+    state = json.loads(made.backend_tokenizer.to_str())
+    special = {mine: told.get(f"tokenizer.ggml.{theirs}_token_id") for mine, theirs in _SPECIAL.items()}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Backend.from_str(json.dumps(_mended(state, header))),
+        chat_template=told.get("tokenizer.chat_template"),
+        add_bos_token=told.get("tokenizer.ggml.add_bos_token", _starts_by_default(header)),
+        add_eos_token=told.get("tokenizer.ggml.add_eos_token", False),
+        **{mine: None if index is None else tokens[index] for mine, index in special.items()},
+    )
+    _check_vocabulary(tokenizer, tokens, header.file.name)
     return tokenizer
 
 

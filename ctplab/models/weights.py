@@ -32,6 +32,6 @@ def _none(folder: Path) -> list[Path]:
         convert = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{folder}')"
         raise InputError(
             f"{folder} has its weights as {pickles[0]}, a pickle, which is not read here; "
-            f'convert it if you trust it: python -c "{convert}.save_pretrained(\'{folder}\')"'
+            f"convert it if you trust it: python -c \"{convert}.save_pretrained('{folder}')\""
         )
     raise InputError(f"{folder} has no weights: no safetensors file")

@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from gguf_files import FAMILIES, MIXED, write
+from gguf_files import FAMILIES, MIXED, sentencepiece, write
 
 import ctplab as ctp
 from ctplab.models.known import MODELS
@@ -28,8 +28,8 @@ RULES = {
     "smollm": {},
     "llama-bpe": {"tokenizer.ggml.pre": "llama-bpe"},
     "qwen2": {"tokenizer.ggml.pre": "qwen2"},
-    "pieces": {"sentencepiece": True},
-    "pieces-bare": {"sentencepiece": True, "tokenizer.ggml.add_space_prefix": False},
+    "pieces": {"tokenizer": sentencepiece},
+    "pieces-bare": {"tokenizer": sentencepiece, "tokenizer.ggml.add_space_prefix": False},
 }
 
 
