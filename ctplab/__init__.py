@@ -42,6 +42,7 @@ from ctplab.measure.transfer import transfer as transfer
 from ctplab.models.loading import load_tokenizer as load_tokenizer
 from ctplab.prompts.arms import Arm as Arm
 from ctplab.prompts.arms import arms as arms
+from ctplab.prompts.arms import control as control
 from ctplab.prompts.prefix import KVPrefix as KVPrefix
 from ctplab.prompts.prefix import Prefix as Prefix
 from ctplab.prompts.prefix import hard as hard_prompt
