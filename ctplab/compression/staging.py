@@ -11,7 +11,7 @@ from contextlib import suppress
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
-from ctplab.compression.capture import Flow, Plan, Stop, Watch
+from ctplab.compression.capture import Flow, Grouping, Stop, Watch
 from ctplab.compression.hessian import Hessian
 from ctplab.models.anatomy import weight_matrix
 
@@ -19,7 +19,9 @@ Group = tuple[str, ...]
 Stages = Generator[tuple[Group, Hessian], None, None]
 
 
-def staged(flow: Flow, index: int, block: nn.Module, order: Plan, *, true_sequential: bool, advance: bool) -> Stages:
+def staged(
+    flow: Flow, index: int, block: nn.Module, order: Grouping, *, true_sequential: bool, advance: bool
+) -> Stages:
     """Every group of ``order`` with its Hessian. ``advance``: leave the compressed block's outputs in ``flow``."""
     if true_sequential and order.stoppable:
         yield from _paused(flow, index, block, order, advance)
@@ -35,7 +37,7 @@ def _hessian(block: nn.Module, group: Group) -> Hessian:
     return Hessian(matrix.shape[1], matrix.device)
 
 
-def _together(flow: Flow, index: int, block: nn.Module, order: Plan, stage: Sequence[Group]) -> Stages:
+def _together(flow: Flow, index: int, block: nn.Module, order: Grouping, stage: Sequence[Group]) -> Stages:
     """The Hessians of several groups by one pass that ends at the last one's input."""
     hessians = {group[0]: _hessian(block, group) for group in stage}
     inputs: dict[str, list[Tensor]] = {}
@@ -59,7 +61,7 @@ def _together(flow: Flow, index: int, block: nn.Module, order: Plan, stage: Sequ
         yield group, hessians.pop(group[0])
 
 
-def _paused(flow: Flow, index: int, block: nn.Module, order: Plan, advance: bool) -> Stages:
+def _paused(flow: Flow, index: int, block: nn.Module, order: Grouping, advance: bool) -> Stages:
     """One pass for all groups: each batch waits at a group's input until the group's new weights are in place.
 
     A batch's pass is a greenlet, so nothing before the group is computed twice; what its frames hold meanwhile, for

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ctplab import parallel
 from ctplab.compression import heap, obs, packing
-from ctplab.compression.capture import Plan, capture, plan
+from ctplab.compression.capture import Grouping, capture, find_groups
 from ctplab.compression.hessian import Hessian
 from ctplab.compression.sharing import deal, whole
 from ctplab.compression.staging import Stages, staged
@@ -137,7 +137,7 @@ def walk(
     device = next(modules[0].parameters()).device
     with eager_experts(model), heap.kept():
         flow = capture(model, modules, deal(calibration.to(device), batch))
-        plans: dict[tuple, Plan] = {}
+        plans: dict[tuple, Grouping] = {}
         for index, (prefix, block) in enumerate(progress(named, total=len(named), label=f"compress {spec.tag}")):
             finished = finished if index == 0 else enter(index, block)
             more = index + 1 < len(named)
@@ -147,7 +147,7 @@ def walk(
             else:
                 shape = (type(block), *((name, p.shape) for name, p in block.named_parameters()))
                 if shape not in plans:
-                    found = plan(block, lambda index=index, block=block: flow.sample(index, block))
+                    found = find_groups(block, lambda index=index, block=block: flow.sample(index, block))
                     plans[shape] = parallel.of_main(found)  # experts that one process saw, another may not have seen
                 stages = staged(flow, index, block, plans[shape], true_sequential=spec.true_sequential, advance=more)
                 yield index, _compress_block(prefix, block, stages, spec)
