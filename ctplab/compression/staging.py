@@ -3,6 +3,15 @@
 Either all are of the dense block's activations, or each is of what the compressed linears before it have made
 (true-sequential). The caller puts a group's new weights in place before it asks for the next group; at the end the
 windows have passed the compressed block.
+
+Two batches, a and b, pass through a block of the groups qkv, o, gate-up, down. Time runs to the right; a bar is the
+caller, who solves a group.
+
+    two passes      a b to the input of down   | qkv | o | gate-up | down |   a b again, through the compressed block
+    one pass        a b to qkv  | qkv |  a b on to o  | o |  a b on to gate-up  | gate-up |  a b on to down  | down |  ...
+
+In one pass a batch stops in the middle of the model's own forward code and waits there. That is what a greenlet can do:
+a function that hands over at some point and is resumed at this point later.
 """
 
 from collections.abc import Generator, Sequence

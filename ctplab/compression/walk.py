@@ -1,6 +1,18 @@
 """Block by block through a model: Hessians, solve, pass the compressed block's outputs on.
 
 Knows modules but no compression maths (that is ``obs``) and no architectures (``capture`` finds them by running).
+
+    calibration tokens
+      | capture: embeddings, and what every block is called with
+      v
+    X_0 --> block 0 --> X_1 --> block 1 --> X_2 ...          X_i: hidden states of all windows, on their way
+             |  1. find_groups: q, k, v share an input; so do gate and up; o and down have one each
+             |  2. staged: for each group, H of its input while X_i passes through the block
+             |  3. solve: the group's matrices, stacked, against H; put the result in place
+             |  4. X_i passes through the compressed block and becomes X_(i+1)
+
+So a block sees the errors of the blocks before it, and only one block and X need to be in memory. With
+``true_sequential`` a group sees the errors of the groups before it in its block as well (``staging``).
 """
 
 import copy
