@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
         with parallel.group() as device:
-            return run(arguments, device)
+            return run_command(arguments, device)
     except Interrupted as error:  # every process that is left says so: the main one may be the one that ended
         print(f"ctplab: {error}", file=sys.stderr)
         return 130
@@ -44,7 +44,7 @@ def parser() -> Parser:
     return whole
 
 
-def run(arguments: list[str] | None, device: str | None) -> int:
+def run_command(arguments: list[str] | None, device: str | None) -> int:
     """Run one command in this process or, on ``device``, as one of several."""
     try:
         options = parser().parse_args(arguments)
