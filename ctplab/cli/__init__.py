@@ -31,20 +31,25 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
         with parallel.group() as device:
-            return run(arguments, device)
+            return run_command(arguments, device)
     except Interrupted as error:  # every process that is left says so: the main one may be the one that ended
         print(f"ctplab: {error}", file=sys.stderr)
         return 130
 
 
-def run(arguments: list[str] | None, device: str | None) -> int:
-    """Run one command in this process or, on ``device``, as one of several."""
-    parser = Parser(prog="ctplab", description="Compress a language model, and heal it with a soft prompt.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+def parser() -> Parser:
+    """The parser of the whole command line; it raises InputError for bad options."""
+    whole = Parser(prog="ctplab", description="Compress a language model, and heal it with a soft prompt.")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for module in WORK:
         module.register(commands)
+    return whole
+
+
+def run_command(arguments: list[str] | None, device: str | None) -> int:
+    """Run one command in this process or, on ``device``, as one of several."""
     try:
-        options = parser.parse_args(arguments)
+        options = parser().parse_args(arguments)
         if parallel.size() > 1 and not options.shared:
             raise InputError("this command runs in one process; several can share learn, compress and score")
         if parallel.left_alone():
