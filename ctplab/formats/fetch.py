@@ -7,6 +7,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -109,7 +110,11 @@ def _megabytes(pip: subprocess.Popen, work: Path, total: int) -> Iterator[int]:
     shown = 0
     while pip.poll() is None:
         time.sleep(0.1)
-        here = sum(path.stat().st_size for path in work.rglob("*.whl") if path.exists()) // 1_000_000
-        yield from range(shown, min(here, total))
-        shown = max(shown, min(here, total))
+        here = 0
+        for path in work.rglob("*.whl"):
+            with suppress(OSError):  # pip moves it when it is whole
+                here += path.stat().st_size
+        here = min(here // 1_000_000, total)
+        yield from range(shown, here)
+        shown = max(shown, here)
     yield from range(shown, total)
