@@ -76,7 +76,7 @@ def _mended(state: dict[str, Any], header: Header) -> dict[str, Any]:
 
 def _with_spaces(state: dict[str, Any], prefix: bool) -> dict[str, Any]:
     """Sentencepiece: a bar for each space, and one more in front of the text and after each control token."""
-    bars = [{"type": "Prepend", "prepend": BAR}] if prefix else []
+    bars: list[dict[str, Any]] = [{"type": "Prepend", "prepend": BAR}] if prefix else []
     bars.append({"type": "Replace", "pattern": {"String": " "}, "content": BAR})
     spaces: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": BAR}, "content": " "}]
     spaces += [{"type": "ByteFallback"}, {"type": "Fuse"}]
