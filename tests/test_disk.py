@@ -26,7 +26,7 @@ def test_what_the_disk_refuses_is_one_line(tmp_path):
     with pytest.raises(ctp.InputError, match=r"cannot write .*file/a\.json: (Not a directory|File exists)"):
         disk.write_json({}, tmp_path / "file" / "a.json")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ctp.InputError, match="cannot write .*folder: Is a directory"):
+    with pytest.raises(ctp.InputError, match=r"cannot write .*folder: Is a directory"):
         disk.write_text("x", tmp_path / "folder")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
