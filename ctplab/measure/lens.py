@@ -19,7 +19,7 @@ from ctplab.errors import InputError
 from ctplab.models import Tokenizer
 from ctplab.models.anatomy import check_context, embeddings
 from ctplab.prompts.arms import Arm
-from ctplab.prompts.compiled import compile_prefix
+from ctplab.prompts.compiled import compiled
 from ctplab.prompts.head import logits_after
 
 
@@ -68,7 +68,7 @@ def _log_probabilities(arm: Arm, ids: list[int]) -> Tensor:
     """(T, V) fp32 log-probabilities on the CPU: one text only, so of modest size."""
     check_context(arm.model, arm.prefix.k, len(ids))
     row = torch.tensor([ids], device=embeddings(arm.model).device)
-    logits = logits_after(arm.model, compile_prefix(arm.model, arm.prefix), row)[0]
+    logits = logits_after(arm.model, compiled(arm), row)[0]
     return logits.float().log_softmax(-1).cpu()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ctplab.models import Tokenizer
 from ctplab.models.anatomy import context_length
 from ctplab.prompts.arms import Arm
-from ctplab.prompts.compiled import compile_prefix, expand
+from ctplab.prompts.compiled import compiled, expand
 from ctplab.prompts.head import logits_after
 
 
@@ -40,8 +40,7 @@ def as_lm(arm: Arm, tokenizer: Tokenizer, batch: int) -> Any:
                 settings["past_key_values"] = cache
             return super()._model_generate(context, max_length, stop, **settings)
 
-    with torch.no_grad():
-        kv = compile_prefix(arm.model, arm.prefix)
+    kv = compiled(arm)
     limit = context_length(arm.model)
     return PrefixLM(
         pretrained=arm.model,
