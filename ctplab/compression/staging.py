@@ -8,7 +8,7 @@ Two batches, a and b, pass through a block of the groups qkv, o, gate-up, down. 
 caller, who solves a group.
 
     two passes      a b to the input of down   | qkv | o | gate-up | down |   a b again, through the compressed block
-    one pass        a b to qkv  | qkv |  a b on to o  | o |  a b on to gate-up  | gate-up |  a b on to down  | down |  ...
+    one pass        a b to qkv | qkv | a b on to o | o | a b on to gate-up | gate-up | a b on to down | down | a b on
 
 In one pass a batch stops in the middle of the model's own forward code and waits there. That is what a greenlet can do:
 a function that hands over at some point and is resumed at this point later.
