@@ -67,19 +67,18 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill; at the end of the block it moves to ``path``, or vanishes if the block failed.
+    """Yield a new folder. At the end of the block it moves to ``path``, or is deleted if the block failed.
 
     Raises InputError if ``path`` exists by then, or the disk refuses.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():  # a rename would replace an empty folder
-            raise InputError(f"{path} exists already")
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(path, error) from error
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists():  # a rename would replace an empty folder
+                raise InputError(f"{path} exists already")
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ctplab.disk import cannot_write, whole
+from ctplab.disk import whole, writing
 from ctplab.errors import InputError
 from ctplab.formats.gguf import import_model, sha256
 from ctplab.models import known
@@ -29,7 +29,7 @@ def get_model(name: str, *, file: str | Path | None = None, progress: Progress =
     """
     model = known.find(name)
     place = model.folder.parent
-    try:
+    with writing(model.folder):
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(place / f"{name}.lock"):
             if not model.folder.is_dir():
@@ -40,8 +40,6 @@ def get_model(name: str, *, file: str | Path | None = None, progress: Progress =
                     shutil.rmtree(work, ignore_errors=True)
                     raise
                 shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        raise cannot_write(model.folder, error) from error
     return model.folder
 
 
