@@ -71,7 +71,7 @@ def launch(
     """Load the models and prompts (the embedded ones where none are named) and serve until Ctrl-C."""
     with socket.socket() as probe:
         if probe.connect_ex((host, port)) == 0:
-            raise ctp.InputError(f"port {port} is taken; choose another with --port")
+            raise ctp.InputError(f"port {port} is taken; choose another with port=")
     bench = Bench(runs, device=device)
     bench.load_model(full)
     if full == "atlas" and not compressed:

@@ -5,13 +5,13 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ctplab.cli.shared import add_command, finish, say
+from ctplab.learning.memory import SHAPES, Settings, learning, shape_of
+from ctplab.models.loading import load_config
+from ctplab.show.tables import memory_table
 
 
 def memory(options: argparse.Namespace) -> None:
-    from ctplab.learning.memory import SHAPES, Settings, learning, shape_of
-    from ctplab.models.loading import load_config
-    from ctplab.show.tables import memory_table
-
+    """Count what learning needs; nothing is loaded."""
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
     found = {}
     for name in options.model or SHAPES:
@@ -23,8 +23,9 @@ def memory(options: argparse.Namespace) -> None:
 
 
 def register(commands: Any) -> None:
-    """Add the subcommand of this file."""
-    sub = add_command(commands, memory, "what learning a prompt needs in memory, on paper")
+    """Add the command."""
+    about = "what learning a prompt needs in memory, on paper"
+    sub = add_command(commands, "memory", memory, about, dtype="bfloat16")
     sub.add_argument("model", nargs="*", help="1b, 7b, 13b, 70b (LLaMA's shapes; all, if none is named), or a model")
     sub.add_argument("--tokens", type=int, default=100, metavar="K")
     sub.add_argument("--seq-len", type=int, default=1024)

@@ -55,7 +55,7 @@ class Draw:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         u = torch.rand((), generator=self.generator, dtype=torch.float64).item()
         if torch.isnan(scores).any():
-            raise InputError("the model gives NaN: nothing can be sampled; try --dtype float32")
+            raise InputError("the model gives NaN: nothing can be sampled; try dtype='float32'")
         return torch.full_like(scores, -math.inf).scatter_(1, inverse_cdf(scores, u)[:, None], 0.0)
 
 

@@ -38,7 +38,7 @@ def export_prompt(saved: prompt_file.SavedPrompt, out: Path, model: Model, to: s
         with torch.no_grad():
             prefix = KVPrefix(prefix.name, tuple(compile_prefix(model, prefix)))
     elif isinstance(prefix, KVPrefix):
-        raise InputError(f"this prompt consists of keys and values, which have no form as {to}; use --to kv")
+        raise InputError(f"this prompt consists of keys and values, which have no form as {to}; use to='kv'")
     try:
         if to == "embeds":
             out.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def window_nll(arm: Arm, windows: Tensor, *, batch: int = 16, progress: Progress
             sums[number] = F.cross_entropy(row[:-1].float(), target[1:].to(row.device), reduction="sum")
     parallel.add_up([sums])  # every other process has a zero there
     if not torch.isfinite(sums).all():
-        raise InputError(f"the {arm.name} arm gives NaN or infinite losses; try --dtype float32")
+        raise InputError(f"the {arm.name} arm gives NaN or infinite losses; try dtype='float32'")
     return sums.cpu()
 
 
