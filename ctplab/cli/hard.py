@@ -7,7 +7,7 @@ from typing import Any
 
 import ctplab as ctp
 from ctplab.cli.shared import add_command, finish, load_model, say, seq_len
-from ctplab.disk import compute_always, kept_in, write_json
+from ctplab.disk import compute_always, write_json
 from ctplab.progress import bar
 from ctplab.prompts.wordings import WORDINGS, read_candidates
 
@@ -19,7 +19,7 @@ def hard(options: argparse.Namespace) -> None:
     longest = max(len(tokenizer(text)["input_ids"]) for text in texts)
     length = seq_len(model, options.seq_len, longest)
     windows = ctp.corpus(options.corpus, tokenizer, length).validation.windows[: options.windows or None]
-    keep = kept_in(Path(options.out).with_suffix(".cells")) if options.out else compute_always
+    keep = ctp.kept_in(Path(options.out).with_suffix(".cells")) if options.out else compute_always
     ranked = ctp.rank_hard_prompts(model, tokenizer, texts, windows, keep=keep, seed=options.seed, progress=bar)
     tell = say(options)
     tell(f"nats a token on the validation split of {options.corpus}, and the difference to no prompt [95%]")

@@ -87,7 +87,7 @@ def learn(options: argparse.Namespace) -> None:
         seq_len=text.seq_len,
         init_prompt=options.init_prompt,
     )
-    score = ctp.Score(learned.best_validation * learned.validation_tokens, learned.validation_tokens)
+    score = learned.validation
     result = {
         "out": str(out),
         "steps": len(learned.steps),

@@ -17,15 +17,12 @@ from ctplab.cli.shared import (
     seq_len,
     window_options,
 )
-from ctplab.disk import kept_in, slug
+from ctplab.disk import slug
 from ctplab.errors import InputError
-from ctplab.measure.recovery import in_words, over_seeds
+from ctplab.measure.recovery import over_seeds
 from ctplab.progress import bar
-from ctplab.prompts import prefix
 from ctplab.prompts.arms import check_dtypes
-from ctplab.runs.controls import LEARNED, recover_with_controls
-from ctplab.runs.store import Store
-from ctplab.runs.study import Study
+from ctplab.runs.controls import LEARNED
 from ctplab.show import tables
 
 
@@ -45,21 +42,21 @@ def recover(options: argparse.Namespace) -> None:
         attach(options, options.compressed, prompt, small, tokenizer)
     if own is not None:
         attach(options, options.full, own, full, tokenizer)
-    longest = max(prefix.hard(small, tokenizer).k, *(prompt.prefix.k for prompt in saved))
+    longest = max(ctp.hard_prompt(small, tokenizer).k, *(prompt.prefix.k for prompt in saved))
     length = seq_len(small, options.seq_len, longest)
-    study = Study(Store(Path(options.out), options.full), full, tokenizer, bar)
+    study = ctp.Study(ctp.Store(Path(options.out), options.full), full, tokenizer, bar)
     tag = manifest_of(options.compressed).get("tag") or slug(options.compressed)
     texts = [ctp.corpus(name, tokenizer, length) for name in options.corpus]
     tell = say(options)
     runs = []
     for i, (folder, prompt) in enumerate(zip(options.prompt, saved, strict=True)):
-        done = recover_with_controls(
+        done = ctp.recover_with_controls(
             study,
             tag,
             small,
             prompt,
             texts,
-            kept_in(study.store.recovery(tag, folder)),
+            ctp.kept_in(study.store.recovery(tag, folder)),
             own=own.prefix if own else None,
             skip=skip,
             limit=options.windows or None,
@@ -69,7 +66,7 @@ def recover(options: argparse.Namespace) -> None:
         runs.append(done)
         for name, found in done.corpora.items():
             tell(f"{name}, {folder}\n{tables.arms_table(found)}")
-            for line in in_words(found):
+            for line in ctp.in_words(found):
                 tell(f"- {line}")
         for arm, reason in done.left_out.items():
             tell(f"Without {arm}: {reason}.")
@@ -79,7 +76,7 @@ def recover(options: argparse.Namespace) -> None:
         found = [run.corpora[text.name] for run in runs]
         rows = [{name: asdict(arm) | {"ppl": arm.ppl} for name, arm in run.items()} for run in found]
         result["corpora"][text.name] = rows if len(rows) > 1 else rows[0]
-        result["words"][text.name] = in_words(found[0])
+        result["words"][text.name] = ctp.in_words(found[0])
         if len(found) > 1:
             spread = over_seeds(found)
             result["seeds"][text.name] = {arm: asdict(value) for arm, value in spread.items()}

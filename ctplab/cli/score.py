@@ -17,9 +17,7 @@ from ctplab.cli.shared import (
     seq_len,
     window_options,
 )
-from ctplab.disk import compute_always, kept_in
-from ctplab.measure.kept import kept_nll
-from ctplab.measure.tasks.evaluate import evaluate
+from ctplab.disk import compute_always
 from ctplab.progress import bar
 from ctplab.prompts.arms import check_dtypes
 
@@ -32,11 +30,14 @@ def score(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"arm": arm.name, "seq_len": length, "dtype": check_dtypes([model])}
     result |= {"corpora": {}, "tasks": {}}
     tell = say(options)
-    keep = kept_in(Path(options.out)) if options.out else compute_always
+    keep = ctp.kept_in(Path(options.out)) if options.out else compute_always
     for name in options.corpus:
-        windows = ctp.corpus(name, tokenizer, length).test.windows[: options.windows or None]
-        sums = kept_nll(keep, f"{arm.name}--{name}", arm, windows, batch=options.batch, progress=bar)
-        found = ctp.Score(float(sums.sum()), windows.shape[0] * (windows.shape[1] - 1))
+        text = ctp.corpus(name, tokenizer, length).test
+        scores = ctp.window_scores(
+            arm, text, batch=options.batch, limit=options.windows or None, keep=keep, name=f"{arm.name}--{name}",
+            progress=bar,
+        )  # fmt: skip
+        found = scores.score
         row = {"nll": found.nll, "n_tokens": found.n_tokens, "ppl": found.ppl}
         told = f"{arm.name} on {name}: {found}"
         if options.as_published:
@@ -45,7 +46,7 @@ def score(options: argparse.Namespace) -> None:
         result["corpora"][name] = row
         tell(told)
     names = list(filter(None, options.tasks.split(",")))
-    asked = evaluate(
+    asked = ctp.ask_tasks(
         arm, tokenizer, names, limit=options.limit or None, batch=options.batch, seed=options.seed, progress=bar
     )
     for name, found in asked.items():

@@ -13,7 +13,6 @@ import ctplab as ctp
 from ctplab import parallel
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
-from ctplab.formats.prompt_file import SavedPrompt
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import context_length
 from ctplab.models.loading import DTYPES, resolve
@@ -185,7 +184,7 @@ def manifest_of(model: str) -> dict[str, Any]:
     return checkpoint.read_manifest(folder) if (folder / checkpoint.MANIFEST).exists() else {}
 
 
-def attach(options: argparse.Namespace, name: str, saved: SavedPrompt, model: Model, tokenizer: Tokenizer) -> None:
+def attach(options: argparse.Namespace, name: str, saved: ctp.SavedPrompt, model: Model, tokenizer: Tokenizer) -> None:
     """Check that a prompt fits the model called ``name``, and tell what the user should know."""
     for found in ctp.attach(saved, model, tokenizer, tag=manifest_of(name).get("tag", "full"), force=options.force):
         note(found)

@@ -17,10 +17,10 @@ from ctplab.cli.shared import (
     say,
     window_options,
 )
-from ctplab.disk import kept_in, write_json
+from ctplab.disk import write_json
 from ctplab.errors import InputError
 from ctplab.measure.tasks.transferred import TaskCell
-from ctplab.measure.transfer import Cell, Target, home
+from ctplab.measure.transfer import Cell, home
 from ctplab.models import Model, Tokenizer
 from ctplab.progress import bar
 from ctplab.prompts.arms import check_dtypes
@@ -45,12 +45,12 @@ def transfer(options: argparse.Namespace) -> None:
         return model, tokenizer
 
     targets = [
-        Target(_name(model, options.targets), home(manifest_of(model) or {"base": model}), partial(load, model))
+        ctp.Target(_name(model, options.targets), home(manifest_of(model) or {"base": model}), partial(load, model))
         for model in options.targets
     ]
     more: dict[str, Any] = {"batch": options.batch, "force": options.force, "progress": bar}
     if options.out:
-        more["keep"] = kept_in(Path(options.out).with_suffix(".cells"))
+        more["keep"] = ctp.kept_in(Path(options.out).with_suffix(".cells"))
     tell = say(options)
     result: dict[str, Any] = {"seq_len": options.seq_len, "cells": [], "task_cells": []}
     if options.corpora:

@@ -130,7 +130,7 @@ def _job(cell: Cell, settings: Settings, before: Any) -> tuple[Job, dict[str, An
         tokens = cell.recipe.steps * cell.recipe.batch * seq_len
     else:
         windows = split(cell.text or "", "test").windows[: settings.windows]
-        made_from = {"windows": tensor_fingerprint(windows), "seq_len": seq_len}
+        made_from = {"windows": tensor_fingerprint(windows), "shape": list(windows.shape)}
         tokens = windows.numel()
     what = [cell.name, before, made_from, sorted(texts.values()), settings.dtype]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

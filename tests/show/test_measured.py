@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from conftest import scored
 
 from ctplab.measure.latency import LatencyPoint, Spread
-from ctplab.measure.recovery import from_sums
+from ctplab.measure.recovery import from_scores
 from ctplab.measure.stats import Interval
 from ctplab.measure.transfer import Cell
 from ctplab.paper import figures, printed
@@ -12,7 +13,8 @@ from ctplab.show import measured
 from ctplab.show.plots import COLOURS
 
 BASE = torch.ones(8)
-RECOVERY = from_sums({"full": BASE, "compressed": BASE + 1, "soft": BASE + 0.4, "full+soft": BASE - 0.1}, 8)
+SUMS = {"full": BASE, "compressed": BASE + 1, "soft": BASE + 0.4, "full+soft": BASE - 0.1}
+RECOVERY = from_scores({name: scored(nll) for name, nll in SUMS.items()})
 CELLS = [
     Cell("none", "w4", "x", False, 10.0, 10),
     Cell("none", "w3", "x", False, 20.0, 10),
