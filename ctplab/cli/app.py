@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ctplab.cli.shared import at_least
 from ctplab.errors import InputError
 
 
@@ -38,4 +39,4 @@ def register(commands: Any) -> None:
     sub.add_argument("--runs", default="runs", type=Path, metavar="DIR", help="where results are read and written")
     sub.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     sub.add_argument("--host", default="127.0.0.1")
-    sub.add_argument("--port", type=int, default=7860)
+    sub.add_argument("--port", type=at_least(0, 65535), default=7860)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
-from ctplab.cli.shared import add_command, finish, in_flags, note, say, seq_len
+from ctplab.cli.shared import add_command, at_least, finish, in_flags, note, say, seq_len
 from ctplab.models.loading import local_folder, skeleton
 
 
@@ -51,8 +51,10 @@ def register(commands: Any) -> None:
     sub.add_argument("--reference", action="store_true", help="as the published code, also where it slips")
     sub.add_argument("--damp", type=float, default=0.01)
     sub.add_argument("--block", type=int, default=128, help="columns between lazy updates")
-    sub.add_argument("--batch", type=int, default=16, help="calibration windows at a time")
+    sub.add_argument("--batch", type=at_least(1), default=16, help="calibration windows at a time")
     sub.add_argument("--calibration", default="atlas-web", metavar="CORPUS")
-    sub.add_argument("--samples", type=int, default=128)
-    sub.add_argument("--seq-len", type=int, default=0, help="tokens a window (default: 1024, or what the model takes)")
+    sub.add_argument("--samples", type=at_least(1), default=128)
+    sub.add_argument(
+        "--seq-len", type=at_least(0), default=0, help="tokens a window (default: 1024, or what the model takes)"
+    )
     sub.add_argument("--out", required=True, metavar="DIR")

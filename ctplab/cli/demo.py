@@ -10,8 +10,8 @@ from ctplab.cli.shared import add_command, finish, say
 
 def demo(options: argparse.Namespace) -> None:
     """Run the demo, or what an earlier run left to do."""
-    result = main_job.run(Path(options.out), device=options.device, seed=options.seed, say=say(options))
-    finish(options, result)
+    chosen = {"device": options.device, "dtype": options.dtype, "seed": options.seed}
+    finish(options, main_job.run(Path(options.out), say=say(options), **chosen))
 
 
 def register(commands: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
-from ctplab.cli.shared import add_command, finish, load_model, say, seq_len
+from ctplab.cli.shared import add_command, at_least, finish, load_model, say, seq_len
 from ctplab.disk import compute_always, write_json
 from ctplab.progress import bar
 from ctplab.prompts.wordings import WORDINGS, read_candidates
@@ -40,6 +40,6 @@ def register(commands: Any) -> None:
     sub.add_argument("model")
     sub.add_argument("--candidates", metavar="FILE", help="one a line, or blank lines between (default: the presets)")
     sub.add_argument("--corpus", default="atlas-web")
-    sub.add_argument("--seq-len", type=int, default=0)
-    sub.add_argument("--windows", type=int, default=0, help="use the first N windows only")
+    sub.add_argument("--seq-len", type=at_least(0), default=0)
+    sub.add_argument("--windows", type=at_least(0), default=0, help="use the first N windows only")
     sub.add_argument("--out", metavar="FILE", help="write JSON here; results are kept beside it as they come")

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 import ctplab as ctp
-from ctplab.cli.shared import add_command, attach, finish, load_model, say, seq_len
+from ctplab.cli.shared import add_command, at_least, attach, finish, load_model, say, seq_len
 from ctplab.progress import bar
 from ctplab.prompts.arms import Parts, build
 from ctplab.show import report
@@ -60,13 +60,13 @@ def register(commands: Any) -> None:
     sub = add_command(commands, "inspect", inspect, about)
     sub.add_argument("prompt")
     sub.add_argument("--model", required=True)
-    sub.add_argument("--top", type=int, default=100, help="nearest tokens a row in the histogram")
-    sub.add_argument("--bins", type=int, default=40)
+    sub.add_argument("--top", type=at_least(1), default=100, help="nearest tokens a row in the histogram")
+    sub.add_argument("--bins", type=at_least(1), default=40)
     sub.add_argument("--metric", choices=("cosine", "dot", "l2"), default="cosine")
     sub.add_argument("--centre", action="store_true", help="take the vocabulary's mean row off first")
     sub.add_argument("--drop-special", action="store_true", help="leave special tokens out")
     sub.add_argument("--drop-unused", action="store_true", help="leave rows without a token out")
     sub.add_argument("--corpus", metavar="CORPUS", help="measure the nearest-token hard prompt here")
-    sub.add_argument("--seq-len", type=int, default=0)
-    sub.add_argument("--windows", type=int, default=0, help="score the first N windows only")
+    sub.add_argument("--seq-len", type=at_least(0), default=0)
+    sub.add_argument("--windows", type=at_least(0), default=0, help="score the first N windows only")
     sub.add_argument("--force", action="store_true", help="use a prompt of unknown origin")

@@ -7,7 +7,7 @@ from typing import Any
 
 import ctplab as ctp
 from ctplab import parallel
-from ctplab.cli.shared import add_command, finish, load_model, manifest_of, note, say, seq_len
+from ctplab.cli.shared import add_command, at_least, finish, load_model, manifest_of, note, say, seq_len
 from ctplab.errors import InputError
 from ctplab.models.fingerprints import tokenizer_fingerprint
 from ctplab.progress import bar
@@ -117,7 +117,7 @@ def register(commands: Any) -> None:
     sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")
     sub.add_argument("--lr", type=float, help="0.03; paper: 0.001")
     sub.add_argument("--patience", type=int, metavar="N", help="stop after N validations without a better one")
-    sub.add_argument("--seq-len", type=int, default=0)
+    sub.add_argument("--seq-len", type=at_least(0), default=0)
     sub.add_argument("--objective", default="nll", help="nll, kl or nll,kl (half each)")
     sub.add_argument("--kl-weight", type=float, metavar="W", help="any mix: (1 - W) nll + W kl")
     sub.add_argument("--teacher", metavar="MODEL", help="the full model, for kl")

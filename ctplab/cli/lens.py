@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import ctplab as ctp
-from ctplab.cli.shared import add_command, compared_arms, finish, say
+from ctplab.cli.shared import add_command, at_least, compared_arms, finish, say
 from ctplab.show import tables
 
 
@@ -32,7 +32,7 @@ def register(commands: Any) -> None:
     sub.add_argument("--compressed", required=True, metavar="MODEL")
     sub.add_argument("--prompt", metavar="DIR")
     sub.add_argument("--hard-prompt", metavar="TEXT")
-    sub.add_argument("--top", type=int, default=10, help="alternatives a token")
-    sub.add_argument("--most", type=int, default=5, help="how many of the most hurt and most helped tokens")
+    sub.add_argument("--top", type=at_least(0), default=10, help="alternatives a token")
+    sub.add_argument("--most", type=at_least(0), default=5, help="how many of the most hurt and most helped tokens")
     sub.add_argument("--force", action="store_true", help="use a prompt of unknown origin")
     sub.add_argument("text")

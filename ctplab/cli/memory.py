@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict, fields
 from typing import Any
 
-from ctplab.cli.shared import add_command, finish, say
+from ctplab.cli.shared import add_command, at_least, finish, say
 from ctplab.learning.memory import SHAPES, Settings, learning, shape_of
 from ctplab.models.loading import load_config
 from ctplab.show.tables import memory_table
@@ -31,6 +31,6 @@ def register(commands: Any) -> None:
     sub.add_argument("--seq-len", type=int, default=1024)
     sub.add_argument("--batch", type=int, default=4, help="windows at a time: batch over accumulate and processes")
     sub.add_argument("--bits", type=int, help="packed weights of so many bits (default: dense)")
-    sub.add_argument("--group-size", type=int, default=128)
+    sub.add_argument("--group-size", type=at_least(1), default=128)
     sub.add_argument("--no-recompute", dest="recompute", action="store_false")
     sub.set_defaults(dtype="bfloat16")

@@ -11,6 +11,7 @@ from ctplab.cli.shared import (
     attach,
     corpora_option,
     finish,
+    in_flags,
     load_model,
     manifest_of,
     say,
@@ -69,7 +70,7 @@ def recover(options: argparse.Namespace) -> None:
             for line in ctp.in_words(found):
                 tell(f"- {line}")
         for arm, reason in done.left_out.items():
-            tell(f"Without {arm}: {reason}.")
+            tell(f"Without {arm}: {in_flags(reason, options.parser.flags)}.")
     result: dict[str, Any] = {"seq_len": length, "dtype": dtype, "corpora": {}, "words": {}, "seeds": {}}
     result["left_out"] = {arm: reason for run in runs for arm, reason in run.left_out.items()}
     for text in texts:

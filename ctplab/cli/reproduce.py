@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctplab.cli.shared import add_command, corpora_option, finish, say
+from ctplab.cli.shared import add_command, at_least, corpora_option, finish, say
 from ctplab.disk import write_json
 from ctplab.errors import InputError
 from ctplab.measure.latency import LatencyPoint
@@ -38,6 +38,7 @@ def reproduce(options: argparse.Namespace) -> None:
         scale,
         Path(options.out),
         device=options.device,
+        dtype=options.dtype,
         seed=options.seed,
         limit=options.limit or None,
         say=tell,
@@ -112,10 +113,10 @@ def register(commands: Any) -> None:
         sub, "--corpus", about="one to three corpora, separated by commas, in place of C4, Wikitext2 and PTB"
     )
     sub.add_argument("--tasks", help="table8: these instead, by name or YAML file (embedded: atlas, its own questions)")
-    sub.add_argument("--seq-len", type=int, default=0)
-    sub.add_argument("--windows", type=int, default=0, help="score the first N windows only")
-    sub.add_argument("--steps", type=int, default=0, help="steps of learning a prompt or an adapter")
-    sub.add_argument("--tokens", type=int, default=0, help="prompt tokens where the paper has 100")
-    sub.add_argument("--limit", type=int, default=0, help="table8: the first N questions of a task only")
+    sub.add_argument("--seq-len", type=at_least(0), default=0)
+    sub.add_argument("--windows", type=at_least(0), default=0, help="score the first N windows only")
+    sub.add_argument("--steps", type=at_least(0), default=0, help="steps of learning a prompt or an adapter")
+    sub.add_argument("--tokens", type=at_least(0), default=0, help="prompt tokens where the paper has 100")
+    sub.add_argument("--limit", type=at_least(0), default=0, help="table8: the first N questions of a task only")
     sub.add_argument("--dry-run", action="store_true", help="say what it needs, and stop")
     sub.add_argument("--out", default="runs", metavar="DIR")

@@ -9,6 +9,7 @@ import ctplab as ctp
 from ctplab.cli.shared import (
     add_command,
     arm_options,
+    at_least,
     chosen_arm,
     corpora_option,
     finish,
@@ -68,7 +69,7 @@ def register(commands: Any) -> None:
     sub.add_argument(
         "--tasks", default="", help="atlas (the embedded questions), any of lm-eval's by name, or a YAML file"
     )
-    sub.add_argument("--limit", type=int, default=0, help="the first N questions of each task only")
+    sub.add_argument("--limit", type=at_least(0), default=0, help="the first N questions of each task only")
     sub.add_argument("--as-published", action="store_true", help="also the paper's understated perplexity")
     sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")
     sub.add_argument("--out", metavar="DIR", help="keep every corpus' sums here; the same command goes on from them")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 import shlex
 import sys
@@ -109,6 +110,20 @@ def add_command(
     return sub
 
 
+def at_least(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """The type of an option that takes whole numbers from ``low`` to ``high``."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}, not {value}")
+        if value > high:
+            raise argparse.ArgumentTypeError(f"must be at most {high}, not {value}")
+        return value
+
+    return number
+
+
 def arm_options(sub: Parser) -> None:
     """Add the options that choose an arm; :func:`chosen_arm` reads them."""
     sub.add_argument("--prompt", metavar="DIR", help="a learned prompt")
@@ -116,16 +131,16 @@ def arm_options(sub: Parser) -> None:
     sub.add_argument(
         "--control", choices=ALONE, help="random with --prompt: as many rows, but not those that it started from"
     )
-    sub.add_argument("--tokens", type=int, help="rows of the random control (100, or those of --prompt)")
+    sub.add_argument("--tokens", type=at_least(1), help="rows of the random control (100, or those of --prompt)")
     sub.add_argument("--force", action="store_true", help="use a prompt of unknown origin")
 
 
 def window_options(sub: Parser, default_length: int = 0) -> None:
     """Add the options that say which windows are scored, and how many at a time."""
     text = "tokens a window" + ("" if default_length else " (default: 1024, or what fits behind the prompt)")
-    sub.add_argument("--seq-len", type=int, default=default_length, help=text)
-    sub.add_argument("--windows", type=int, default=0, help="score the first N windows only")
-    sub.add_argument("--batch", type=int, default=16, help="windows a forward pass")
+    sub.add_argument("--seq-len", type=at_least(0), default=default_length, help=text)
+    sub.add_argument("--windows", type=at_least(0), default=0, help="score the first N windows only")
+    sub.add_argument("--batch", type=at_least(1), default=16, help="windows a forward pass")
 
 
 class _Corpora(argparse.Action):
@@ -198,8 +213,6 @@ def chosen_arm(options: argparse.Namespace, model: Model, tokenizer: Tokenizer) 
     given = [name for name in ("prompt", "hard_prompt", "control") if getattr(options, name) is not None]
     if len(given) > 1 and (given != ["prompt", "control"] or options.control != "random"):
         raise InputError("give one of --prompt, --hard-prompt and --control; --control random takes a --prompt beside")
-    if options.tokens is not None and options.tokens < 1:
-        raise InputError(f"--tokens must be at least 1, not {options.tokens}")
     saved = None if options.prompt is None else ctp.load_prompt(options.prompt)
     if saved is not None:
         attach(options, options.model, saved, model, tokenizer)

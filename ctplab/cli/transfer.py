@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import ctplab as ctp
 from ctplab.cli.shared import (
     add_command,
+    at_least,
     corpora_option,
     finish,
     in_flags,
@@ -93,7 +94,7 @@ def register(commands: Any) -> None:
     sub.add_argument("--targets", required=True, nargs="+", metavar="MODEL")
     corpora_option(sub, "--corpora")
     sub.add_argument("--tasks", default="", help="atlas, lm-eval's by name, or YAML files, separated by commas")
-    sub.add_argument("--limit", type=int, default=0, help="the first N questions of each task only")
+    sub.add_argument("--limit", type=at_least(0), default=0, help="the first N questions of each task only")
     sub.add_argument("--force", action="store_true", help="use prompts of unknown origin")
     sub.add_argument("--out", metavar="FILE", help="write JSON here; cells are kept beside it and not computed twice")
     window_options(sub, default_length=256)
