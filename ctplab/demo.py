@@ -67,7 +67,7 @@ def ten_questions() -> list[Question]:
     return first + [q for q in questions() if q not in first][:7]
 
 
-def run(
+def run_demo(
     root: Path,
     *,
     device: str | None = None,

@@ -11,7 +11,7 @@ from ctplab.cli.shared import add_command, finish, say
 def demo(options: argparse.Namespace) -> None:
     """Run the demo, or what an earlier run left to do."""
     chosen = {"device": options.device, "dtype": options.dtype, "seed": options.seed}
-    finish(options, main_job.run(Path(options.out), say=say(options), **chosen))
+    finish(options, main_job.run_demo(Path(options.out), say=say(options), **chosen))
 
 
 def register(commands: Any) -> None:

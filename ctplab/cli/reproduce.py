@@ -12,7 +12,7 @@ from ctplab.measure.latency import LatencyPoint
 from ctplab.paper import printed
 from ctplab.paper.perplexities import cells
 from ctplab.paper.recipes import CORPORA, EMBEDDED, PAPER, PERPLEXITIES, TASKS, Scale, chosen, needs
-from ctplab.paper.reproduce import run
+from ctplab.paper.reproduce import reproduce as recipe
 from ctplab.show import tables
 
 
@@ -33,7 +33,7 @@ def reproduce(options: argparse.Namespace) -> None:
     if options.dry_run:
         finish(options, {"needs": needed})
         return
-    found = run(
+    found = recipe(
         options.name,
         scale,
         Path(options.out),

@@ -21,13 +21,13 @@ from ctplab.cli.shared import (
 from ctplab.disk import write_json
 from ctplab.errors import InputError
 from ctplab.measure.tasks.transferred import TaskCell
-from ctplab.measure.transfer import Cell, home
+from ctplab.measure.transfer import TransferCell, home
 from ctplab.models import Model, Tokenizer
 from ctplab.progress import bar
 from ctplab.prompts.arms import check_dtypes
 from ctplab.show import tables
 
-C = TypeVar("C", Cell, TaskCell)
+C = TypeVar("C", TransferCell, TaskCell)
 
 
 def transfer(options: argparse.Namespace) -> None:

@@ -154,7 +154,7 @@ def _check(models: Sequence[Model], train: Split, spec: PromptSpec, k: int, teac
         check_context(model, k, train.seq_len)
 
 
-def run(
+def take_steps(
     learnable: Learnable[P],
     models: Sequence[Model],
     train: Split,

@@ -28,7 +28,7 @@ class Candidate:
     """NLL a token minus that of no prompt, paired over windows, with its 95% interval; below 0 it helps."""
 
 
-def rank(
+def rank_hard_prompts(
     model: Model,
     tokenizer: Tokenizer,
     texts: list[str],

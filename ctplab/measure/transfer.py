@@ -35,7 +35,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TransferCell:
     """One cell of the matrix. ``refused`` says why a pair was not measured; then there are no numbers."""
 
     source: str
@@ -80,7 +80,7 @@ def transfer(
     force: bool = False,
     keep: Keep = compute_always,
     progress: Progress = silent,
-) -> list[Cell]:
+) -> list[TransferCell]:
     """All cells, target by target: first each target without a prompt, then behind every source.
 
     ``corpora``: names as in :func:`ctplab.text.corpora.corpus`, scored on their test splits in windows of ``seq_len``
@@ -94,7 +94,7 @@ def transfer(
             text = corpus(name, tokenizer, seq_len).test
             sums = partial(window_scores, text=text, limit=limit, batch=batch, keep=keep, progress=progress)
             plain = sums(Arm("none", model, prefix.none(model)), name=f"none--{target.name}--{name}")
-            cells.append(Cell("none", target.name, name, False, plain.score.nll, plain.score.n_tokens))
+            cells.append(TransferCell("none", target.name, name, False, plain.score.nll, plain.score.n_tokens))
             for source, saved in sources.items():
                 diagonal = home(saved.info) == target.home
                 try:
@@ -102,8 +102,8 @@ def transfer(
                     check_context(model, saved.prefix.k, seq_len)
                     prompted = sums(Arm(source, model, saved.prefix), name=f"{source}--{target.name}--{name}")
                 except InputError as error:
-                    cells.append(Cell(source, target.name, name, diagonal, refused=str(error)))
+                    cells.append(TransferCell(source, target.name, name, diagonal, refused=str(error)))
                     continue
                 found, change = prompted.score, change_of(prompted, plain)
-                cells.append(Cell(source, target.name, name, diagonal, found.nll, found.n_tokens, change))
+                cells.append(TransferCell(source, target.name, name, diagonal, found.nll, found.n_tokens, change))
     return cells

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctplab.measure.stats import Interval, change
-from ctplab.measure.transfer import Cell
+from ctplab.measure.transfer import TransferCell
 from ctplab.paper.bench import Bench
 from ctplab.paper.recipes import Row, Scale, chosen
 from ctplab.progress import Progress, bar
@@ -85,10 +85,10 @@ def _level(bench: Bench, rows: list[Row], prompts: dict[Source, AnyPrefix]) -> d
     return results
 
 
-def cells(found: list[dict[str, Any]]) -> list[Cell]:
+def cells(found: list[dict[str, Any]]) -> list[TransferCell]:
     """Figure 4's rows as a transfer matrix: the prompts of every level on every level."""
     return [
-        Cell(
+        TransferCell(
             row["source"] or "none",
             row["level"],
             row["corpus"],

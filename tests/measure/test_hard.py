@@ -95,23 +95,23 @@ def test_goes_on_after_a_kill_with_the_same_ranking(llama, tokenizer, windows, t
         return keep(name, key, lambda: scored_now.append(name) or compute())
 
     with pytest.raises(KeyboardInterrupt):
-        candidates.rank(llama, tokenizer, TEXTS, windows, keep=killed_at_the_third)
-    found = candidates.rank(llama, tokenizer, TEXTS, windows, keep=counted)
+        candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows, keep=killed_at_the_third)
+    found = candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows, keep=counted)
     assert len(scored_now) == len(set(scored_now)) == 4, "a candidate was scored twice, or none"
-    assert found == candidates.rank(llama, tokenizer, TEXTS, windows)
+    assert found == candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows)
 
 
 def test_results_of_something_else_are_not_mixed_in(llama, tokenizer, windows, tmp_path):
     keep = ctp.kept_in(tmp_path)
-    candidates.rank(llama, tokenizer, TEXTS, windows, keep=keep)
-    fewer = candidates.rank(llama, tokenizer, TEXTS, windows[:4], keep=keep)
-    assert fewer == candidates.rank(llama, tokenizer, TEXTS, windows[:4])
+    candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows, keep=keep)
+    fewer = candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows[:4], keep=keep)
+    assert fewer == candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows[:4])
     llama.lm_head.weight.mul_(2)
-    other = candidates.rank(llama, tokenizer, TEXTS, windows, keep=keep)
-    assert other == candidates.rank(llama, tokenizer, TEXTS, windows)
+    other = candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows, keep=keep)
+    assert other == candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows)
     for content in ("[]", "{", '{"result": 3}', "notes of mine"):
         for path in tmp_path.iterdir():
             path.write_text(content)
-        assert candidates.rank(llama, tokenizer, TEXTS, windows, keep=keep) == other
+        assert candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows, keep=keep) == other
     with pytest.raises(ctp.InputError, match="the model takes 256"):
-        candidates.rank(llama, tokenizer, ["word " * 300], windows)
+        candidates.rank_hard_prompts(llama, tokenizer, ["word " * 300], windows)
