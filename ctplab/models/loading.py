@@ -79,7 +79,7 @@ def place(model: Model, device: str) -> Model:
 
 
 def check_name(name: str | Path) -> str:
-    """``name`` resolved. Raises InputError where it can be neither a model folder nor a hub id."""
+    """``name`` resolved. Raises InputError if it can be neither a model folder nor a hub id."""
     path = resolve(name)
     local = Path(path).is_dir()
     if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1 or os.environ.get("HF_HUB_OFFLINE")):
@@ -132,7 +132,7 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises InputError with one line where there is none."""
+    """The tokenizer of a model folder. Raises InputError with one line if there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -143,7 +143,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def load_config(name: str | Path) -> Any:
-    """The configuration of a model, without its weights. Raises InputError with one line where there is none."""
+    """The configuration of a model, without its weights. Raises InputError with one line if there is none."""
     from transformers import AutoConfig
 
     path = check_name(name)
