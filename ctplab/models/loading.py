@@ -1,4 +1,4 @@
-"""Get a Hugging Face model: by folder, hub id or the lab's own name, onto a device."""
+"""Load a Hugging Face model by folder, hub id or the lab's own name, and place it on a device."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ FIRST_BFLOAT16 = (8, 0)
 
 
 def resolve(name: str | Path) -> str:
-    """``atlas`` is the embedded model; anything else is a folder or a hub id."""
+    """Turn ``atlas`` into the embedded model's folder. Any other name is a folder or a hub id already."""
     return str(data_dir() / "model") if str(name) == "atlas" else str(name)
 
 
@@ -28,7 +28,7 @@ def default_device() -> str:
 
 
 def usable(device: str | None) -> str:
-    """``device``, or the default one; ``auto`` means all GPUs, or the CPU if there are none.
+    """Check ``device``; None stands for the default one, and ``auto`` for the CPU on a machine without a GPU.
 
     Raises InputError if this machine has no such device.
     """
@@ -45,9 +45,9 @@ def usable(device: str | None) -> str:
 
 
 def default_dtype(device: str) -> str:
-    """The dtype of all that is loaded onto ``device`` (a :func:`usable` one): arms that are compared must share one.
+    """The dtype of all that is loaded onto ``device``, a :func:`usable` one. Arms that are compared must share it.
 
-    ``float32`` on a CPU, ``bfloat16`` on a GPU, or ``float16`` if a card does not have that.
+    It is ``float32`` on a CPU and ``bfloat16`` on a GPU, or ``float16`` if a card has no bfloat16.
     """
     if device.startswith("cpu"):
         return "float32"
@@ -56,16 +56,16 @@ def default_dtype(device: str) -> str:
 
 
 def dtype_on(device: str, dtype: str | None) -> torch.dtype:
-    """``dtype``, or the default one of ``device``, as torch names it. Raises InputError for a dtype not in DTYPES."""
+    """Give ``dtype``, or the default one of ``device``, as torch's. Raises InputError if it is none of DTYPES."""
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     return getattr(torch, dtype or default_dtype(device))
 
 
 def place(model: Model, device: str) -> Model:
-    """The model on ``device``, or with ``auto`` its blocks over all GPUs.
+    """Move the model to ``device``; ``auto`` spreads its blocks over all GPUs.
 
-    Raises InputError if they do not hold it.
+    Raises InputError if the GPUs cannot hold it.
     """
     if device != "auto":
         return model.to(device)
@@ -79,7 +79,7 @@ def place(model: Model, device: str) -> Model:
 
 
 def check_name(name: str | Path) -> str:
-    """``name`` resolved. Raises InputError if it can be neither a model folder nor a hub id."""
+    """Resolve ``name``. Raises InputError if it can be neither a model folder nor a hub id."""
     path = resolve(name)
     local = Path(path).is_dir()
     if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1 or os.environ.get("HF_HUB_OFFLINE")):
@@ -90,7 +90,7 @@ def check_name(name: str | Path) -> str:
 
 
 def local_folder(name: str | Path) -> Path:
-    """The folder of a model: itself, or where the hub's files are kept after a download."""
+    """The folder ``name`` itself, or after a download the folder that holds the hub's files."""
     path = Path(resolve(name))
     check_name(name)
     if path.is_dir():
@@ -109,7 +109,7 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     """Load an uncompressed causal LM and its tokenizer from a folder or the hub.
 
     ``device``: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for all GPUs together. ``dtype``: ``float32``, ``bfloat16``
-    or ``float16``; by default as :func:`default_dtype` says, whatever the file's own.
+    or ``float16``. The default is :func:`default_dtype`, whatever the file's own dtype.
     No code from the repository is run. Raises InputError with one line if nothing can be loaded.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -132,7 +132,7 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises InputError with one line if there is none."""
+    """Load the tokenizer of a model folder. Raises InputError with one line if there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -143,7 +143,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def load_config(name: str | Path) -> Any:
-    """The configuration of a model, without its weights. Raises InputError with one line if there is none."""
+    """Load the configuration of a model, without its weights. Raises InputError with one line if there is none."""
     from transformers import AutoConfig
 
     path = check_name(name)
@@ -155,7 +155,7 @@ def load_config(name: str | Path) -> Any:
 
 
 def skeleton(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
-    """The model described by ``folder`` with all parameters on the meta device (buffers are real): no memory yet."""
+    """The model that ``folder`` describes, with parameters on the meta device (no memory yet) and real buffers."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
