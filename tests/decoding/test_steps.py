@@ -1,4 +1,4 @@
-"""Answers token by token are those of ``generate``, and nothing runs between two pieces."""
+"""Answers token by token equal those of ``generate``, and nothing runs between two pieces."""
 
 import pytest
 import torch
