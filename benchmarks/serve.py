@@ -69,7 +69,7 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def spread(values: list[float]) -> str:
+def with_quartiles(values: list[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{middle:8.3f} [{low:.3f}, {high:.3f}]"
 
@@ -110,8 +110,8 @@ def main() -> None:
             slower = [a / b for a, b in zip(first[name], first["none"], strict=True)]
             faster = [a / b for a, b in zip(rate[name], rate["none"], strict=True)]
             print(
-                f"batch {batch}  {name:12}  first token {spread(first[name])} s, x{spread(slower)}"
-                f"   decode {statistics.median(rate[name]):8.1f} tokens/s, x{spread(faster)}",
+                f"batch {batch}  {name:12}  first token {with_quartiles(first[name])} s, x{with_quartiles(slower)}"
+                f"   decode {statistics.median(rate[name]):8.1f} tokens/s, x{with_quartiles(faster)}",
                 flush=True,
             )
 

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,6 +27,7 @@ from transformers import (
 import ctplab as ctp
 from ctplab.disk import data_dir
 from ctplab.progress import silent
+from ctplab.prompts import prefix
 
 VOCABULARY = 2048
 INSTALL = "no Chromium here: apt-get install chromium (Debian), and pip install 'ctplab[dev]' for playwright"
@@ -127,6 +130,35 @@ def from_config(config):
 FAMILIES = ("llama", "opt", "bloom", "neox", "gpt2")
 
 
+def any_tiny(family: str):
+    """A model of ``FAMILIES`` or of ``MORE_FAMILIES``."""
+    if family in FAMILIES:
+        return tiny(family)
+    return from_config(getattr(transformers, family)(**MORE_FAMILIES[family]))
+
+
+@pytest.fixture(params=[*FAMILIES, *MORE_FAMILIES])
+def any_model(request):
+    return any_tiny(request.param)
+
+
+@contextmanager
+def scripted(model, tokens):
+    """Inside, the model says these tokens, one a pass over ids, and then the last one for ever."""
+    said = chain(tokens, repeat(tokens[-1]))
+
+    def say(module, positional, named, out):
+        if "input_ids" in named:  # else a prefix is compiled
+            out.logits = torch.full_like(out.logits, 0.9)
+            out.logits[..., next(said)] = 1.0
+
+    hook = model.register_forward_hook(say, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @pytest.fixture(params=FAMILIES)
 def model(request):
     return tiny(request.param)
@@ -142,6 +174,23 @@ def tokenizer():
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(data_dir() / "model")
+
+
+@pytest.fixture
+def front(tokenizer):
+    """front(model, "none" | "hard" | "soft") -> an arm. Soft rows are no rows of the vocabulary."""
+
+    def made(model, kind: str) -> ctp.Arm:
+        rows = prefix.random_rows(model, 7).rows
+        noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+        prefixes = {
+            "none": prefix.none(model),
+            "hard": prefix.hard(model, tokenizer, "Please be careful."),
+            "soft": prefix.Prefix("soft", rows + 0.3 * rows.std() * noise),
+        }
+        return ctp.Arm(kind, model, prefixes[kind])
+
+    return made
 
 
 @pytest.fixture(scope="session")

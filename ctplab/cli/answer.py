@@ -21,7 +21,8 @@ def sampler_options(sub: argparse.ArgumentParser) -> None:
 
 
 def generate(options: argparse.Namespace) -> None:
-    from ctplab.decoding.generate import generate, stream
+    from ctplab.decoding.generate import generate
+    from ctplab.decoding.steps import stream
 
     model, tokenizer = load_model(options, options.model)
     arm = chosen_arm(options, model, tokenizer)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ctplab.compression.linear import PackedLinear
 from ctplab.compression.packing import full_codes, group_of, pack_bits, unpack, unpack_bits
-from ctplab.disk import write_json
+from ctplab.disk import whole, write_json, writing
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
 from ctplab.models import Model
@@ -132,9 +132,9 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
             if name not in tensors and first[id(p)] in tensors:
                 tensors[name] = tensors[first[id(p)]].clone()
     tensors = {name: t.contiguous() for name, t in tensors.items()}
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    with writing(out):
+        with whole(out / "model.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
         model.config.save_pretrained(out)
         load_tokenizer(folder).save_pretrained(out)
         config = json.loads((out / "config.json").read_text())
@@ -143,8 +143,6 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
             config["quantization_config"] = _config(spec, to)
             write_json(_config(spec, to), out / "quantize_config.json")
         write_json(config, out / "config.json")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
     size = (out / "model.safetensors").stat().st_size
     return {"out": str(out), "format": to, "tag": manifest["tag"], "bytes": size}
 

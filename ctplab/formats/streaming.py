@@ -68,10 +68,11 @@ class Source:
         return found
 
 
-def _key(spec: CompressionSpec, calibration: Tensor, source: Path, dtype: torch.dtype) -> str:
-    """16 hex digits that identify what a block is made from: spec, calibration, source files and dtype."""
+def _key(spec: CompressionSpec, calibration: Tensor, batch: int, source: Path, dtype: torch.dtype, device: str) -> str:
+    """16 hex digits that change with everything that changes a block's bytes."""
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(source.glob("*.safetensors"))]
-    what = [spec.to_json(), tensor_fingerprint(calibration), str(source), files, str(dtype)]
+    kind = torch.device(device).type
+    what = [spec.to_json(), tensor_fingerprint(calibration), batch, str(source), files, str(dtype), kind]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
@@ -108,7 +109,7 @@ def compress_to(
     if parallel.is_main():
         checkpoint.start_folder(out)
     parallel.wait()  # the folder exists now, and no process finishes before all have begun
-    key = _key(spec, calibration, folder, kind)
+    key = _key(spec, calibration, batch, folder, kind, device)
     prefixes = [prefix for prefix, _ in blocks(model)]
     outside = {n: s for n, s in names.items() if not n.startswith(tuple(f"{p}." for p in prefixes))}
     model.load_state_dict(source.read(outside, kind, device), strict=False, assign=True)

@@ -23,7 +23,7 @@ from ctplab.learning.state import load_state, save_state
 from ctplab.learning.teacher import MemoryTeacher, Teacher, TopKTeacher
 from ctplab.models import Model
 from ctplab.models.anatomy import check_context, embeddings
-from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.compiled import KV
 from ctplab.prompts.head import Halves, halves
@@ -185,7 +185,7 @@ def take_steps(
         "recipe": spec.to_json(),
         "corpus": [train.fingerprint, validation.fingerprint],
         "start": tensor_fingerprint(*parameters.values()),
-        "model": [tensor_fingerprint(*model.state_dict().values()) for model in models],
+        "model": [weights_fingerprint(model) for model in models],
         "teacher": None if teacher is None else teacher.fingerprint,
     }
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=spec.lr, weight_decay=spec.weight_decay)

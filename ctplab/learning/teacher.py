@@ -18,7 +18,7 @@ from ctplab.errors import InputError
 from ctplab.learning.objective import Target, chunks, with_tail
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
-from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
 from ctplab.progress import Progress, silent
 from ctplab.prompts.head import halves
 from ctplab.text.corpora import Split
@@ -29,7 +29,7 @@ class MemoryTeacher:
 
     def __init__(self, model: Model) -> None:
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
-        self.fingerprint = tensor_fingerprint(*model.state_dict().values())
+        self.fingerprint = weights_fingerprint(model)
         self._halves = halves(model)
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ def cached_teacher(
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
     if not 1 <= k <= vocabulary:
         raise InputError(f"the teacher's top-k must be in 1 .. {vocabulary}, not {k}")
-    weights = tensor_fingerprint(*model.state_dict().values())
+    weights = weights_fingerprint(model)
     path = folder / f"teacher-{weights}-{split.fingerprint}-top{k}.safetensors"
     if not path.exists():
         parts = list(

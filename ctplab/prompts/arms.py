@@ -12,7 +12,7 @@ from torch import Tensor
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
-from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
 from ctplab.prompts import prefix
 from ctplab.prompts.prefix import AnyPrefix, Prefix
 
@@ -31,8 +31,8 @@ class Arm:
 
     @property
     def fingerprint(self) -> str:
-        """Covers all weights of the model, packed ones too, and the prefix; long tensors are sampled by rows."""
-        return tensor_fingerprint(*prefix.tensors(self.prefix), *self.model.parameters(), *self.model.buffers())
+        """Changes with every weight of the model, packed ones too, and with every row of the prefix."""
+        return f"{weights_fingerprint(self.model)}-{tensor_fingerprint(*prefix.tensors(self.prefix))}"
 
 
 @dataclass(frozen=True)

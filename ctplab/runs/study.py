@@ -17,7 +17,7 @@ from ctplab.learning.saving import save_prompt
 from ctplab.measure.perplexity import window_scores
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.models import Model, Tokenizer
-from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.arms import Arm
 from ctplab.runs.store import Store
@@ -41,7 +41,7 @@ class Study:
         made_from = {
             "spec": spec.to_json(),
             "calibration": tensor_fingerprint(calibration),
-            "full_fingerprint": tensor_fingerprint(*self.full.parameters()),
+            "full_fingerprint": weights_fingerprint(self.full),
         }
         if (folder / checkpoint.MANIFEST).exists():
             manifest = checkpoint.read_manifest(folder)
@@ -73,7 +73,7 @@ class Study:
         teacher = self.full if spec.kl > 0 else None
         learned_from = {
             "corpus_fingerprint": train.fingerprint,
-            "weights_fingerprint": tensor_fingerprint(*model.parameters(), *(teacher.parameters() if teacher else ())),
+            "weights_fingerprint": "-".join(map(weights_fingerprint, [model, teacher] if teacher else [model])),
         }
         if (folder / prompt_file.MANIFEST).exists():
             saved = prompt_file.load(folder)
@@ -107,7 +107,7 @@ class Study:
             "spec": spec.to_json(),
             "lora": LoraSpec().to_json(),
             "corpus": [train.fingerprint, validation.fingerprint],
-            "model": tensor_fingerprint(*model.state_dict().values()),
+            "model": weights_fingerprint(model),
         }
         adapter = lora.Adapter(model, LoraSpec(), spec.seed)
         try:
