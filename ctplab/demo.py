@@ -1,4 +1,4 @@
-"""The main job on the embedded model: compress, hard prompt, learn, compare, transfer, report. Resumable."""
+"""The lab's main workflow on the embedded model: compress, hard prompt, learn, compare, transfer, report. Resumable."""
 
 import time
 from collections.abc import Callable
@@ -37,15 +37,15 @@ LEVELS = (
     CompressionSpec(bits=4, sparsity=0.5),
     CompressionSpec(bits=4, sparsity=0.55),
 )
-#: A little more than the paper's headline, 50% + 4 bits, which leaves this model over half of what it knows.
+#: Slightly stronger than the paper's headline (50% + 4 bits), at which this model keeps over half of its knowledge.
 SHOWCASE = "w4-s55"
 CORPORA = ("atlas-web", "atlas-wiki", "atlas-news", "docs")
 LEARNED_ON = "atlas-web"
-#: General English, as compressed models are calibrated on: whoever learns a prompt has seldom compressed the model.
+#: General English, as for most compressed models: the user who learns a prompt has seldom compressed the model.
 CALIBRATED_ON = "docs"
 SEQ_LEN = 128
 WINDOWS = 96
-#: All KL: what the full model would say carries over to other text better than one register's next tokens do.
+#: All KL: the full model's predictions transfer to other text better than the next tokens of one register.
 PROMPT = PromptSpec(
     tokens=100,
     steps=350,
@@ -61,7 +61,7 @@ FIGURE_1 = (("us_cities", "Long Beach", "state"), ("us_cities", "Tulsa", "state"
 
 
 def ten_questions() -> list[Question]:
-    """The paper's three, then the first seven of the benchmark."""
+    """The paper's three questions, then the first seven of the benchmark."""
     known = {(q.fact.table, q.fact.name, q.fact.attribute): q for q in all_questions()}
     first = [known[key] for key in FIGURE_1]
     return first + [q for q in questions() if q not in first][:7]
