@@ -19,6 +19,11 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    @property
+    def percent(self) -> str:
+        """``+45% [+42, +48]``."""
+        return f"{100 * self.value:+.0f}% [{100 * self.low:+.0f}, {100 * self.high:+.0f}]"
+
 
 def wilson(hits: int, n: int) -> Interval:
     """95% interval of a share (Wilson, 1927)."""
