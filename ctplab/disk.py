@@ -99,6 +99,11 @@ def once(path: Path, key: dict[str, Any], compute: Compute) -> dict[str, Any]:
     return result
 
 
+def kept_at(path: Path) -> Keep:
+    """Keeps one result in ``path``, whatever its name."""
+    return lambda name, key, compute: once(path, key, compute)
+
+
 def kept_in(folder: Path) -> Keep:
     """Keeps many named results in one folder, a file each."""
     return lambda name, key, compute: once(folder / f"{slug(name)}.json", key, compute)

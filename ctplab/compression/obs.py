@@ -7,6 +7,25 @@ other; what fixing column i costs is spread over the columns not yet fixed by th
     err = (w_i - ŵ_i) / U_ii ;   W[:, i:] -= err ⊗ U[i, i:]        U: upper Cholesky factor of H⁻¹
 
 SparseGPT chooses its zeros block by block by the saliency w² / U_ii². Pure tensors: no modules, devices, prints.
+
+An example for a pencil: one row w = (0.6, 0.6), a grid of whole numbers, H = [[2, 1], [1, 2]]: the two inputs go
+together. H⁻¹ = [[2, -1], [-1, 2]] / 3, so U = [[0.816, -0.408], [0, 0.707]].
+
+    column 1    ŵ = 1        err = (0.6 - 1) / 0.816 = -0.49
+                w_2 becomes 0.6 - (-0.49)(-0.408) = 0.4: less is needed, because column 1 gives too much
+    column 2    ŵ = 0
+
+(1, 0) leaves (w - ŵ) H (w - ŵ)ᵀ = 0.56. Rounding each weight by itself gives (1, 1), which leaves 0.96. A column loop
+over thousands of columns would write to all of W for each of them. So :func:`solve` works in three levels: what a
+column costs goes at once to the 16 columns of its mini-block, then to its block, then to all columns behind.
+
+    for each block of 128 columns
+        choose the zeros of the block                            (SparseGPT, joint)
+        for each mini-block of 16 columns
+            fit a grid if a group of columns begins here
+            for each column: round or zero it, err, rest of the mini-block -= err ⊗ U
+            rest of the block -= the mini-block's errs · U
+        all columns behind -= the block's errs · U
 """
 
 from dataclasses import dataclass

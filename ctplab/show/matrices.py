@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ctplab.measure.transfer import Cell
+from ctplab.measure.transfer import TransferCell
 from ctplab.show.axes import new_axes, new_panels
 from ctplab.show.colours import HELPS, HURTS
 
@@ -26,7 +26,7 @@ def draw_heat(table: Mapping[str, Mapping[str, float]], title: str, *, higher_is
     return figure
 
 
-def draw_transfer(cells: Sequence[Cell]) -> Any:
+def draw_transfer(cells: Sequence[TransferCell]) -> Any:
     """Perplexity and change of NLL by prompt and target, a panel a corpus; framed where it was learned (Figure 4)."""
     corpora = list(dict.fromkeys(cell.corpus for cell in cells))
     targets = len({cell.target for cell in cells})
@@ -44,7 +44,7 @@ def draw_transfer(cells: Sequence[Cell]) -> Any:
     return figure
 
 
-def _one_corpus(axes: Any, cells: Sequence[Cell], largest: float) -> Any:
+def _one_corpus(axes: Any, cells: Sequence[TransferCell], largest: float) -> Any:
     """A line a prompt and a column a target; the first line is every target alone."""
     targets = list(dict.fromkeys(cell.target for cell in cells))
     sources = [source for source in dict.fromkeys(cell.source for cell in cells) if source != "none"]
@@ -79,7 +79,7 @@ def _coloured(axes: Any, values: Grid, texts: list[list[str]], largest: float, h
     return image
 
 
-def _written(cell: Cell) -> str:
+def _written(cell: TransferCell) -> str:
     ppl = "refused" if cell.ppl is None else f"{cell.ppl:.2f}"
     return f"{ppl}\n{cell.change.value:+.3f}" if cell.change else ppl
 

@@ -6,7 +6,7 @@ import torch
 from ctplab.errors import InputError
 from ctplab.measure.latency import LatencyPoint, Spread
 from ctplab.measure.stats import Interval
-from ctplab.measure.transfer import Cell
+from ctplab.measure.transfer import TransferCell
 from ctplab.paper import figures, printed
 from ctplab.prompts.arms import COLOURS
 from ctplab.show import colours
@@ -19,10 +19,10 @@ from ctplab.show.nearness import draw_nearness
 from ctplab.show.shares import draw_questions, draw_recovery, draw_shares
 
 CELLS = [
-    Cell("none", "w4", "x", False, 10.0, 10),
-    Cell("none", "w3", "x", False, 20.0, 10),
-    Cell("w3", "w4", "x", False, 9.0, 10, Interval(-0.1, -0.2, 0.0)),
-    Cell("w3", "w3", "x", True, refused="another tokenizer"),
+    TransferCell("none", "w4", "x", False, 10.0, 10),
+    TransferCell("none", "w3", "x", False, 20.0, 10),
+    TransferCell("w3", "w4", "x", False, 9.0, 10, Interval(-0.1, -0.2, 0.0)),
+    TransferCell("w3", "w3", "x", True, refused="another tokenizer"),
 ]
 POINTS = [
     LatencyPoint("dense", way, k, 1, 64, 8, Spread(5.0 + k, 4.0, 200.0), Spread(50, 40, 60))
