@@ -10,7 +10,6 @@ from typing import Any
 import ctplab as ctp
 from ctplab.app.bench import Bench, Chosen
 from ctplab.atlas.questions import FORM, Question, all_questions, is_correct
-from ctplab.decoding.sampler import Sampler
 from ctplab.prompts.arms import USUAL
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 
@@ -88,7 +87,7 @@ def _start(bench: Bench, chosen: Chosen, request: Request, record: Record) -> Ge
         loaded.tokenizer,
         FORM.format(question=request.question.strip()) if request.ask else request.question,
         max_new_tokens=request.max_new_tokens,
-        sampler=Sampler(request.temperature, request.top_p, request.repetition_penalty, request.seed),
+        sampler=ctp.Sampler(request.temperature, request.top_p, request.repetition_penalty, request.seed),
         stop="\n" if request.ask else None,
         on_token=count,
     )

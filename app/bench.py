@@ -16,11 +16,9 @@ from ctplab.app.turns import Turns
 from ctplab.decoding.steps import steps
 from ctplab.disk import data_dir
 from ctplab.formats.checkpoint import MANIFEST, describe
-from ctplab.formats.prompt_file import SavedPrompt
 from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
 from ctplab.models.loading import resolve
 from ctplab.prompts import arms
-from ctplab.runs.store import Store
 
 ARMS = tuple(name for name in (*arms.USUAL, *arms.CONTROLS) if name not in ("text", "full+own"))
 """The arms of the page; those two need a text and a second prompt, which a session does not choose."""
@@ -67,7 +65,7 @@ class Bench:
         self.tokens = 0
         """Tokens generated since the server began; shown by ``/healthz``."""
         self.models: dict[str, Loaded] = {}
-        self.prompts: dict[str, tuple[str, SavedPrompt]] = {}
+        self.prompts: dict[str, tuple[str, ctp.SavedPrompt]] = {}
         self.jobs = Jobs(self.turns)
         self._stops: dict[str, Event] = {}
 
@@ -109,7 +107,7 @@ class Bench:
             raise ctp.InputError(f"no model {name!r} is loaded; loaded are {', '.join(self.models) or 'none'}")
         return self.models[name]
 
-    def prompt(self, name: str) -> SavedPrompt:
+    def prompt(self, name: str) -> ctp.SavedPrompt:
         """A loaded prompt by name."""
         if name not in self.prompts:
             raise ctp.InputError(f"no prompt {name!r} is loaded; loaded are {', '.join(self.prompts) or 'none'}")
@@ -153,7 +151,7 @@ class Bench:
             found = [f"learned on {learned_on}, used here on {small.tag}: a transfer"]
         return True, notes + found
 
-    def fitting(self, chosen: Chosen) -> tuple[Loaded, SavedPrompt]:
+    def fitting(self, chosen: Chosen) -> tuple[Loaded, ctp.SavedPrompt]:
         """The compressed model and the prompt. Raises InputError if they do not fit."""
         if not chosen.prompt:
             raise ctp.InputError("no prompt is loaded: load one above, or learn one in the tab Train")
@@ -198,9 +196,9 @@ class Bench:
 
     # Folders
 
-    def store(self, chosen: Chosen) -> Store:
+    def store(self, chosen: Chosen) -> ctp.Store:
         """Run folders of the chosen base model."""
-        return Store(self.runs, self.model(chosen.full).name)
+        return ctp.Store(self.runs, self.model(chosen.full).name)
 
 
 def shipped() -> tuple[str | None, str | None]:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+import ctplab as ctp
 from ctplab.app.bench import Bench, Chosen
-from ctplab.measure.lens import lens
 
 
 def look(
@@ -12,7 +12,7 @@ def look(
     """Every arm's surprisal, KL to ``full`` and ``top`` likeliest tokens at every token of ``text``, as plain JSON."""
     made = [bench.arm(name, chosen, hard_prompt, seed) for name in arms]
     with bench.turns.turn():
-        seen = lens([arm for arm, _ in made], made[0][1].tokenizer, text, top=top)
+        seen = ctp.lens([arm for arm, _ in made], made[0][1].tokenizer, text, top=top)
     return {
         "tokens": seen.tokens,
         "arms": {

@@ -10,7 +10,6 @@ from ctplab.app.header import Header, renew
 from ctplab.app.jobs import Job
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
-from ctplab.runs.store import Store
 
 CORPORA = ["atlas-web", "atlas-wiki", "atlas-news", "docs", "c4", "wikitext2", "ptb"]
 LAYERS = ["layer", "method", "loss a token", "weights", "bytes", "bits a weight", "note"]
@@ -37,7 +36,7 @@ def start(
     full = bench.model(model)
     if full.about.get("spec"):
         raise ctp.InputError(f"{model} is compressed already: choose the full model it came from")
-    out = Store(bench.runs, full.name).compressed(spec.tag)
+    out = ctp.Store(bench.runs, full.name).compressed(spec.tag)
 
     def work(job: Job) -> None:
         job.note = f"reading {corpus}"

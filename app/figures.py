@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ctplab.measure.stats import Interval
+import ctplab as ctp
 from ctplab.show.colours import GREY
 
 GRID = "rgba(128, 140, 160, 0.25)"
@@ -38,7 +38,7 @@ def faint(colour: str, opacity: float) -> str:
     return f"rgba({red}, {green}, {blue}, {opacity})"
 
 
-def whiskers(found: Sequence[Interval]) -> dict[str, Any]:
+def whiskers(found: Sequence[ctp.Interval]) -> dict[str, Any]:
     """Error bars of intervals, as plotly takes them."""
     return {
         "type": "data",

@@ -11,8 +11,6 @@ from ctplab.app import figures
 from ctplab.app.bench import DEVICE, PRIVATE, Bench
 from ctplab.app.header import Header
 from ctplab.app.toast import plain_errors
-from ctplab.measure.latency import latency
-from ctplab.measure.stats import Interval
 from ctplab.prompts import prefix
 from ctplab.show.colours import ATTACHED
 
@@ -34,7 +32,7 @@ def measure(
     loaded = bench.model(model)
     arm = ctp.Arm(model, loaded.model, prefix.none(loaded.model))
     with bench.turns.turn():
-        points = latency(arm, tokens=tokens, length=length, new_tokens=new, repeats=repeats, progress=progress)
+        points = ctp.latency(arm, tokens=tokens, length=length, new_tokens=new, repeats=repeats, progress=progress)
     return [asdict(point) for point in points]
 
 
@@ -48,7 +46,7 @@ def draw(points: list[dict], key: str, title: str) -> go.Figure:
         mine = [p for p in points if p["attached"] == way]
         if not mine:
             continue
-        spreads = [Interval(p[key]["median"], p[key]["low"], p[key]["high"]) for p in mine]
+        spreads = [ctp.Interval(p[key]["median"], p[key]["low"], p[key]["high"]) for p in mine]
         figure.add_scatter(
             x=[p["k"] for p in mine], y=[s.value for s in spreads], mode="lines+markers", name=name,
             line={"color": ATTACHED[way]}, marker={"size": 9}, error_y=figures.whiskers(spreads),

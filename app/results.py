@@ -7,13 +7,12 @@ from typing import Any
 import gradio as gr
 import plotly.graph_objects as go
 
+import ctplab as ctp
 from ctplab.app import figures, sweeps
 from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.header import Header
 from ctplab.app.views import size
-from ctplab.measure.stats import Interval
 from ctplab.paper.printed import TABLES
-from ctplab.runs.store import Store
 from ctplab.show.colours import HELPS, HURTS, colour
 
 NOTHING = "No demo yet in `{runs}`. Run `ctplab demo --out {runs}` (some minutes), then open this tab again."
@@ -53,7 +52,7 @@ def found_runs(runs: Path) -> list[str]:
 def read(runs: Path, name: str | None) -> dict[str, Any] | None:
     """One report; None if it is missing or damaged."""
     try:
-        return json.loads((Store(runs, name or "").report() / "demo.json").read_text())
+        return json.loads((ctp.Store(runs, name or "").report() / "demo.json").read_text())
     except (OSError, ValueError):
         return None
 
@@ -120,7 +119,7 @@ def recovery(result: dict[str, Any]) -> go.Figure:
     figure = figures.blank(420, "", f"share of the NLL gap closed at {result['showcase']}")
     corpora = list(result["recovery"])
     for arm in result["recovery"][corpora[0]]:
-        shares = [Interval(**result["recovery"][corpus][arm]) for corpus in corpora]
+        shares = [ctp.Interval(**result["recovery"][corpus][arm]) for corpus in corpora]
         figure.add_scatter(
             x=corpora, y=[share.value for share in shares], mode="markers", name=arm, offsetgroup=arm,
             marker={"size": 10, "color": colour(arm)}, error_y=figures.whiskers(shares),
@@ -136,7 +135,7 @@ def questions(result: dict[str, Any]) -> go.Figure:
     """Exact match on the closed-book questions with 95% intervals."""
     figure = figures.blank(420, "", "exact match")
     arms = result["questions"]
-    shares = [Interval(a["exact_match"], a["low"], a["high"]) for a in arms.values()]
+    shares = [ctp.Interval(a["exact_match"], a["low"], a["high"]) for a in arms.values()]
     figure.add_bar(
         x=list(arms), y=[share.value for share in shares], showlegend=False,
         marker={"color": [colour(name) for name in arms]}, error_y=figures.whiskers(shares),
@@ -163,7 +162,7 @@ def heat(result: dict[str, Any]) -> dict[str, Any]:
 
 def cell_runs(runs: Path, name: str, tag: str, corpus: str) -> dict[str, Any]:
     """The result files behind one cell of the matrix."""
-    store, data = Store(runs, name), []
+    store, data = ctp.Store(runs, name), []
     for arm in ("compressed", "soft"):
         path = store.score(tag, arm, corpus)
         try:

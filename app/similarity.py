@@ -5,12 +5,13 @@ from typing import Any
 import gradio as gr
 import plotly.graph_objects as go
 
+import ctplab as ctp
 from ctplab.app import figures
 from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.header import Header
 from ctplab.app.share import download
 from ctplab.app.toast import plain_errors
-from ctplab.inspect.similarity import PAPER_LARGEST, cosine_histogram
+from ctplab.inspect.similarity import PAPER_LARGEST
 from ctplab.show.colours import ROW_NAMES, ROWS
 
 
@@ -18,7 +19,7 @@ def histogram(bench: Bench, chosen: Chosen, top: int, bins: int) -> dict[str, An
     """Counts as ctplab gives them: {"edges", "counts", "mean"}."""
     small, saved = bench.fitting(chosen)
     with bench.turns.turn():
-        return cosine_histogram(small.model, saved.prefix, saved.initial, top=top, bins=bins)
+        return ctp.cosine_histogram(small.model, saved.prefix, saved.initial, top=top, bins=bins)
 
 
 def draw(data: dict[str, Any], top: int, log: bool) -> go.Figure:

@@ -12,8 +12,7 @@ from ctplab.app import figures
 from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.header import Header
 from ctplab.app.toast import plain_errors
-from ctplab.inspect.nearest import METRICS, inspect_prompt, nearest_hard_prompt
-from ctplab.inspect.similarity import project
+from ctplab.inspect.nearest import METRICS
 from ctplab.prompts.prefix import text_rows
 from ctplab.show.colours import colour
 
@@ -26,7 +25,7 @@ def rows(bench: Bench, chosen: Chosen, top: int, metric: str, centre: bool, spec
     """One plain record for every row of the chosen prompt."""
     small, saved = bench.fitting(chosen)
     with bench.turns.turn():
-        found = inspect_prompt(
+        found = ctp.inspect_prompt(
             small.model, small.tokenizer, saved.prefix, saved.initial, top=top, metric=metric, centre=centre,
             drop_special=special, drop_unused=unused,
         )  # fmt: skip
@@ -60,7 +59,7 @@ def map_of(bench: Bench, chosen: Chosen, word: str, picked: int | None) -> go.Fi
     small, saved = bench.fitting(chosen)
     extra = inside_text(bench, chosen, word)[1]
     with bench.turns.turn():
-        points = project(small.model, saved.prefix, saved.initial, tuple(extra))
+        points = ctp.project(small.model, saved.prefix, saved.initial, tuple(extra))
     return draw_map(points, lambda token: small.tokenizer.decode([token]), picked)
 
 
@@ -168,9 +167,10 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
                 return figure, ""
             small = bench.model(chosen.compressed)
             own = text_rows(small.model, small.tokenizer, text, len(ids))
+            near = ctp.inspect_prompt(small.model, small.tokenizer, own, own, top=SHOWN + 1)  # the first is itself
             lines = [
-                f"`{small.tokenizer.decode([token])!r}` is nearest to {listed(row.nearest[1 : SHOWN + 1])}"
-                for token, row in zip(ids, inspect_prompt(small.model, small.tokenizer, own, own, top=6), strict=True)
+                f"`{small.tokenizer.decode([token])!r}` is nearest to {listed(row.nearest[1:])}"
+                for token, row in zip(ids, near, strict=True)
             ]
             return figure, "\n\n".join(lines)
 
@@ -180,7 +180,9 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         with plain_errors():
             chosen = Chosen(full, compressed, prompt or "")
             small, saved = bench.fitting(chosen)
-            hard = nearest_hard_prompt(small.model, small.tokenizer, saved.prefix, metric=metric, drop_special=special)
+            hard = ctp.nearest_hard_prompt(
+                small.model, small.tokenizer, saved.prefix, metric=metric, drop_special=special
+            )
             text = ctp.corpus(corpus, small.tokenizer, SEQ_LEN).test
             arms = [bench.arm(name, chosen, "", 0)[0] for name in ("compressed", "soft")]
             arms.insert(1, ctp.Arm("nearest", small.model, hard))

@@ -19,7 +19,7 @@ from ctplab.app.header import Header, renew
 from ctplab.app.jobs import Job
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
-from ctplab.learning.rows import learn_steps, start
+from ctplab.learning.rows import start
 from ctplab.show.colours import colour
 
 PROBE = 3  # steps that the estimate really runs
@@ -51,7 +51,9 @@ def estimate(bench: Bench, chosen: Chosen, spec: ctp.PromptSpec, corpus: str, se
     small, teacher = bench.model(chosen.compressed), bench.model(chosen.full).model if spec.kl else None
     text = texts(bench, chosen, corpus, seq_len)
     with bench.turns.turn():
-        steps = learn_steps(small.model, text.train, text.validation, spec, tokenizer=small.tokenizer, teacher=teacher)
+        steps = ctp.learn_steps(
+            small.model, text.train, text.validation, spec, tokenizer=small.tokenizer, teacher=teacher
+        )
         began = time.perf_counter()
         seconds = [step.seconds for step, _ in zip(steps, range(PROBE), strict=False)]
         ready = time.perf_counter() - began - sum(seconds)
@@ -78,7 +80,7 @@ def begin(bench: Bench, chosen: Chosen, name: str, spec: ctp.PromptSpec, corpus:
         job.total, job.note = spec.steps, f"reading {corpus}"
         text = texts(bench, chosen, corpus, seq_len)
         result = start(small.model, spec, small.tokenizer)
-        steps = learn_steps(
+        steps = ctp.learn_steps(
             small.model, text.train, text.validation, spec, tokenizer=small.tokenizer,
             teacher=full.model if spec.kl else None, state=state, result=result,
         )  # fmt: skip
