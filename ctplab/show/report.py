@@ -4,6 +4,7 @@ from typing import Any
 
 from ctplab.inspect.nearest import RowReport
 from ctplab.measure.stats import Interval
+from ctplab.prompts.arms import USUAL
 from ctplab.show.compression import draw_levels
 from ctplab.show.learning import draw_curve
 from ctplab.show.nearness import draw_nearness
@@ -94,9 +95,7 @@ def plain_words(result: dict[str, Any]) -> str:
     q, on = result["questions"], result["learned_on"]
     soft, adapted = result["recovery"][on]["soft"], result["recovery"][on]["full+soft"]
     lines = [
-        "- Questions: "
-        + ", ".join(f"{arm} {q[arm]['exact_match']:.1%}" for arm in ("full", "compressed", "hard", "soft"))
-        + ".",
+        "- Questions: " + ", ".join(f"{arm} {q[arm]['exact_match']:.1%}" for arm in USUAL) + ".",
         f"- On {on}, where it was learned, the prompt closes {Interval(**soft).percent} of the NLL gap.",
     ]
     for corpus, row in result["recovery"].items():
