@@ -72,10 +72,9 @@ def _coloured(axes: Any, values: Grid, texts: list[list[str]], largest: float, h
     colours = LinearSegmentedColormap.from_list("change", [low, "#FFFFFF", high])
     image = axes.imshow(values, cmap=colours, vmin=-largest, vmax=largest, aspect="auto")
     axes.grid(visible=False)
-    for y, (row, written) in enumerate(zip(values, texts, strict=True)):
-        for x, (value, text) in enumerate(zip(row, written, strict=True)):
-            ink = "white" if abs(value) > 0.6 * largest else "black"
-            axes.text(x, y, text, ha="center", va="center", fontsize=8, color=ink)
+    for y, row in enumerate(texts):
+        for x, text in enumerate(row):  # black is the better ink on both colours, at full strength too
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color="black")
     return image
 
 

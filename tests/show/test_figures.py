@@ -142,6 +142,7 @@ def test_heat_is_green_where_it_is_better(higher_is_better):
     above, below = (tuple(round(255 * c) for c in image.cmap(image.norm(v))[:3]) for v in (1.0, -1.0))
     better, worse = (above, below) if higher_is_better else (below, above)
     assert better == rgb(colours.HELPS) and worse == rgb(colours.HURTS)
+    assert all(contrast("#000000", ground) >= 4.5 for ground in (colours.HELPS, colours.HURTS))  # WCAG, for text
 
 
 def test_nearness_is_shown_in_shares():
