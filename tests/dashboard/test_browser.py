@@ -3,8 +3,11 @@
 import json
 import time
 import urllib.request
+from io import BytesIO
 
 import pytest
+from contrast import contrast
+from PIL import Image
 
 from ctplab.prompts.arms import USUAL
 from ctplab.runs.store import sweep as sweep_file
@@ -73,6 +76,21 @@ def test_ask_and_look_closer(visit, real):
     name, text = saved(page, "#as-markdown")
     assert name.endswith(".md") and "| full | atlas | Oklahoma | yes |" in text
     assert page.evaluate(UNNAMED) == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_highlighted_words_can_be_read(visit, real, dark):
+    page = visit(real, dark=dark)
+    generate(page)
+    page.get_by_label("Difference from full").check()
+    marked = "#difference-compressed .highlighted", "#difference-compressed .legend-item"
+    page.wait_for_selector(marked[0], timeout=SOON)
+    for place in marked:
+        for i in range(page.locator(place).count()):
+            picture = Image.open(BytesIO(page.locator(place).nth(i).screenshot())).convert("RGB")
+            counts = picture.getcolors(picture.width * picture.height)
+            ground, ink = max(counts)[1], min((colour for _, colour in counts), key=sum)
+            assert contrast(f"#{bytes(ground).hex()}", f"#{bytes(ink).hex()}") >= 4.5  # what WCAG asks of text
 
 
 def test_a_shared_link_restores_the_settings(visit, real):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contrast import contrast, rgb
 
 from ctplab.errors import InputError
 from ctplab.measure.latency import LatencyPoint, Spread
@@ -149,22 +150,6 @@ def test_nearness_is_shown_in_shares():
     (axes,) = draw_nearness(NEAR).axes
     assert [list(line.get_ydata()) for line in axes.lines] == [[0.25, 0.75]] * 4
     assert [line.get_color() for line in axes.lines] == list(colours.ROWS.values())
-
-
-def rgb(colour):
-    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
-
-
-def contrast(one, other):
-    """Of WCAG 2.2, from relative luminances."""
-
-    def luminance(colour):
-        parts = [c / 255 for c in rgb(colour)]
-        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_colours_that_are_no_arms_are_taken_for_none_and_can_be_read():
