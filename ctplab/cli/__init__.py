@@ -35,14 +35,19 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def run_command(arguments: list[str] | None, device: str | None) -> int:
-    """Run one command in this process or, on ``device``, as one of several."""
-    parser = Parser(prog="ctplab", description="Compress a language model, and heal it with a soft prompt.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+def parser() -> Parser:
+    """The parser of the whole command line; it raises InputError for bad options."""
+    whole = Parser(prog="ctplab", description="Compress a language model, and heal it with a soft prompt.")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for module in WORK:
         module.register(commands)
+    return whole
+
+
+def run_command(arguments: list[str] | None, device: str | None) -> int:
+    """Run one command in this process or, on ``device``, as one of several."""
     try:
-        options = parser.parse_args(arguments)
+        options = parser().parse_args(arguments)
         if parallel.size() > 1 and not options.shared:
             raise InputError("this command runs in one process; several can share learn, compress and score")
         if parallel.left_alone():

@@ -1,8 +1,8 @@
-"""The GPTQ checkpoint format, written and read: what AutoGPTQ, GPTQModel, transformers and vLLM exchange.
+"""Write and read the GPTQ checkpoint format, which AutoGPTQ, GPTQModel, transformers and vLLM exchange.
 
-A linear of W (out, in) is stored as qweight int32 (in·bits/32, out), qzeros int32 (groups, out·bits/32), scales fp16
+A linear with W (out, in) is stored as qweight int32 (in·bits/32, out), qzeros int32 (groups, out·bits/32), scales fp16
 (groups, out) and g_idx int32 (in); W = scales[g_idx] · (code - zero[g_idx]). Words hold one little-endian bit stream
-along ``in`` (codes) or ``out`` (zeros). ``gptq`` (v1) stores zero - 1, ``gptq_v2`` stores zero; both are labelled.
+along ``in`` (codes) or ``out`` (zeros). ``gptq`` (v1) stores zero - 1, ``gptq_v2`` stores zero; the files say which.
 """
 
 import json
@@ -36,14 +36,14 @@ def pack_words(values: Tensor, bits: int) -> Tensor:
 
 
 def unpack_words(words: Tensor, bits: int) -> Tensor:
-    """The inverse, (n, m) uint8."""
+    """The inverse of :func:`pack_words`, (n, m) uint8."""
     count, m = words.shape
     n = count * 32 // bits
     return unpack_bits(words.T.contiguous().view(torch.uint8).flatten(), bits, n * m).view(m, n).T.contiguous()
 
 
 def to_gptq(parts: dict[str, Tensor], bits: int, v2: bool, name: str) -> dict[str, Tensor]:
-    """qweight, qzeros, scales and g_idx of a packed matrix. Raises InputError where the format cannot hold it."""
+    """qweight, qzeros, scales and g_idx of a packed matrix. Raises InputError if the format cannot hold it."""
     rows, columns = parts["shape"].tolist()
     if "codes" not in parts:
         raise InputError(f"{name} is pruned, not quantised: GPTQ holds codes only; use --to dense")
@@ -66,7 +66,7 @@ def to_gptq(parts: dict[str, Tensor], bits: int, v2: bool, name: str) -> dict[st
 
 
 def from_gptq(stored: dict[str, Tensor], bits: int, v2: bool) -> dict[str, Tensor]:
-    """The inverse: our parts. Raises KeyError, ValueError or RuntimeError for damaged tensors."""
+    """The inverse of :func:`to_gptq`. Raises KeyError, ValueError or RuntimeError if the tensors are damaged."""
     codes = unpack_words(stored["qweight"], bits).T.contiguous()
     zero = unpack_words(stored["qzeros"].T.contiguous(), bits)
     rows, columns = codes.shape
@@ -107,7 +107,7 @@ def _config(spec: CompressionSpec, name: str) -> dict[str, Any]:
 def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
     """Write the compressed model in ``folder`` to ``out`` as ``gptq``, ``gptq_v2`` or ``dense`` (plain fp16).
 
-    Codes are the solver's own: nothing is rounded again. Raises InputError where the format cannot hold the model.
+    The codes are the solver's own: nothing is rounded again. Raises InputError if the format cannot hold the model.
     """
     if to not in FORMATS:
         raise InputError(f"unknown format {to!r}; known are {', '.join(FORMATS)}")
@@ -126,7 +126,7 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
             else:
                 found = to_gptq(parts, spec.bits or 0, to == "gptq_v2", unit)
                 tensors |= {f"{unit}.{part}": tensor for part, tensor in found.items()}
-    if to != "dense":  # AutoGPTQ does not tie: without its own copy the output head would be left uninitialised
+    if to != "dense":  # AutoGPTQ ties nothing: without its own copy the output head would stay uninitialised
         first = {id(p): name for name, p in model.named_parameters()}
         for name, p in model.named_parameters(remove_duplicate=False):
             if name not in tensors and first[id(p)] in tensors:
@@ -138,7 +138,7 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
         model.config.save_pretrained(out)
         load_tokenizer(folder).save_pretrained(out)
         config = json.loads((out / "config.json").read_text())
-        config["dtype"] = config["torch_dtype"] = "float16"  # the second is what older readers look for
+        config["dtype"] = config["torch_dtype"] = "float16"  # older readers look for the second
         if to != "dense":
             config["quantization_config"] = _config(spec, to)
             write_json(_config(spec, to), out / "quantize_config.json")
@@ -150,7 +150,7 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
 
 
 def _put_dense(tensors: dict[str, Tensor], model: Model, unit: str, dense: Tensor) -> None:
-    """Add one unit's dense weights under the name and layout the architecture stores them in."""
+    """Add one unit's dense weights under the architecture's own name and in its layout."""
     if f"{unit}.weight" in model.state_dict():
         linear = isinstance(model.get_submodule(unit), nn.Linear)
         tensors[f"{unit}.weight"] = dense if linear else dense.T.contiguous()
@@ -162,7 +162,7 @@ def _put_dense(tensors: dict[str, Tensor], model: Model, unit: str, dense: Tenso
 
 
 def quantization(folder: Path) -> dict[str, Any] | None:
-    """The GPTQ settings of a model folder that others compressed; None where it is no GPTQ folder."""
+    """The GPTQ settings of a model folder, or None if it is no GPTQ folder."""
     try:
         config = json.loads((folder / "config.json").read_text()).get("quantization_config")
         extra = folder / "quantize_config.json"
@@ -176,7 +176,7 @@ def quantization(folder: Path) -> dict[str, Any] | None:
 
 
 def load_gptq(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
-    """The model of a GPTQ folder written by ctplab, AutoGPTQ or GPTQModel, dense or as PackedLinear."""
+    """Load a GPTQ folder written by ctplab, AutoGPTQ or GPTQModel, dense or with PackedLinear layers."""
     settings = quantization(folder)
     assert settings is not None
     bits = settings["bits"]
@@ -219,5 +219,5 @@ def load_gptq(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
 
 
 def _spare_bias(model: Model, name: str) -> bool:
-    """AutoGPTQ stores a bias of zeros for layers that have none."""
+    """Whether ``name`` is a bias that the model lacks: AutoGPTQ stores zeros for layers without a bias."""
     return name.endswith(".bias") and name not in model.state_dict()

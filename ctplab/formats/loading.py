@@ -15,9 +15,9 @@ def load(
 ) -> tuple[Model, Tokenizer]:
     """Load ``atlas``, a Hugging Face folder, a hub id, a GPTQ folder, or a folder that ``save`` wrote.
 
-    ``device`` and ``dtype`` as for ``load_dense``; on a GPU packed weights are unpacked to bfloat16 by default.
+    ``device`` and ``dtype`` are as for ``load_dense``. On a GPU the default dtype of a compressed model is bfloat16.
     ``packed``: a compressed model runs from its packed weights (small in memory, slower) instead of dense ones.
-    Raises InputError where ``name`` is no model, or not a packed one.
+    Raises InputError if ``name`` is no model, or if ``packed`` is set and it is not packed.
     """
     folder = Path(resolve(name))
     device = device or default_device()

@@ -1,7 +1,7 @@
-"""Compress a model that need not fit into memory: blocks come from safetensors one at a time and leave packed.
+"""Compress a model larger than memory: read blocks from safetensors one at a time, and write them packed.
 
-Memory: what lies outside the blocks, one dense block with its Hessians, and the hidden states of the calibration
-windows. Each finished block is a file of the result, so a killed run goes on at the block where it stopped and ends
+Memory holds the tensors outside the blocks, one dense block with its Hessians, and the hidden states of the calibration
+windows. Each finished block is a file of the result. So a killed run resumes at the block where it stopped and ends
 with the same bytes.
 """
 
@@ -41,9 +41,9 @@ class Source:
                 raise InputError(f"{path} is damaged: {error}") from None
 
     def names(self, model: Model) -> dict[str, str]:
-        """Parameter and buffer names of ``model`` -> tensor names here (with or without the base model's prefix).
+        """Parameter and buffer names of ``model`` -> names in the files (with or without the base model's prefix).
 
-        Raises KeyError where one is missing: then the model's own loading code must convert the weights.
+        Raises KeyError if one is missing: the model's own loading code must then convert the weights.
         """
         prefix = f"{model.base_model_prefix}."
         tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(
@@ -60,7 +60,7 @@ class Source:
         return found
 
     def read(self, names: dict[str, str], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-        """The tensors called ``names`` (model name -> name here)."""
+        """Read the tensors ``names`` (model name -> name in the files)."""
         found = {}
         for name, stored in names.items():
             with safe_open(self.files[stored], "pt") as file:
@@ -69,7 +69,7 @@ class Source:
 
 
 def _key(spec: CompressionSpec, calibration: Tensor, source: Path, dtype: torch.dtype) -> str:
-    """Changes with anything that changes a block's bytes."""
+    """16 hex digits that identify what a block is made from: spec, calibration, source files and dtype."""
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(source.glob("*.safetensors"))]
     what = [spec.to_json(), tensor_fingerprint(calibration), str(source), files, str(dtype)]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
@@ -91,8 +91,8 @@ def compress_to(
     """Compress model ``name`` (folder or hub id) into ``out``, block by block, and return the manifest.
 
     Resumes: blocks in ``out`` that were made from the same model, calibration and spec are kept. Several processes
-    share the windows; the main one writes. Raises InputError for a model that is compressed already, and for all that
-    ``walk.compress`` raises.
+    share the windows; the main one writes. Raises InputError if the model is compressed already, and whenever
+    ``walk.compress`` does.
     """
     began = time.perf_counter()
     folder, device = local_folder(name), default_device() if device in (None, "auto") else device
@@ -107,7 +107,7 @@ def compress_to(
         model, names = load_dense(folder, device=device, dtype=dtype or str(kind).removeprefix("torch."))[0], {}
     if parallel.is_main():
         checkpoint.start_folder(out)
-    parallel.wait()  # the folder is there, and nobody finishes before all have begun
+    parallel.wait()  # the folder exists now, and no process finishes before all have begun
     key = _key(spec, calibration, folder, kind)
     prefixes = [prefix for prefix, _ in blocks(model)]
     outside = {n: s for n, s in names.items() if not n.startswith(tuple(f"{p}." for p in prefixes))}

@@ -10,7 +10,7 @@ from ctplab.models.anatomy import embeddings
 
 
 def tensor_fingerprint(*tensors: Tensor) -> str:
-    """16 hex digits over shapes and values (at most 256 evenly spaced rows of each tensor)."""
+    """16 hex digits over shapes and values (for 512 rows or more, over at least 256 evenly spaced rows)."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(json.dumps(list(tensor.shape)).encode())
@@ -23,7 +23,7 @@ def tensor_fingerprint(*tensors: Tensor) -> str:
 
 
 def base_fingerprint(model: Model) -> str:
-    """Identifies the uncompressed base: compression never touches the embeddings."""
+    """Identify the uncompressed base model by its embeddings, which compression never touches."""
     return tensor_fingerprint(embeddings(model))
 
 

@@ -1,4 +1,4 @@
-"""Get a Hugging Face model: by folder, hub id or the lab's own name, onto a device."""
+"""Load a Hugging Face model by folder, hub id or the lab's own name, and place it on a device."""
 
 import os
 from pathlib import Path
@@ -13,24 +13,24 @@ from ctplab.models.anatomy import blocks
 
 
 def resolve(name: str | Path) -> str:
-    """``atlas`` is the embedded model; anything else is a folder or a hub id."""
+    """Turn ``atlas`` into the embedded model's folder. Any other name is a folder or a hub id already."""
     return str(data_dir() / "model") if str(name) == "atlas" else str(name)
 
 
 def default_device() -> str:
-    """``cuda`` where there is one, else ``cpu``."""
+    """``cuda`` if there is a GPU, else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def runs_on_cpu(device: str) -> bool:
-    """``cpu``, or ``auto`` where there is no GPU."""
+    """Whether ``device`` is ``cpu``, or ``auto`` on a machine without a GPU."""
     return device == "cpu" or (device == "auto" and default_device() == "cpu")
 
 
 def place(model: Model, device: str) -> Model:
-    """The model on ``device``, or with ``auto`` its blocks over all GPUs.
+    """Move the model to ``device``; ``auto`` spreads its blocks over all GPUs.
 
-    Raises InputError where they do not hold it.
+    Raises InputError if the GPUs cannot hold it.
     """
     if device != "auto" or runs_on_cpu(device):
         return model.to(device.replace("auto", "cpu"))
@@ -44,7 +44,7 @@ def place(model: Model, device: str) -> Model:
 
 
 def check_name(name: str | Path) -> str:
-    """``name`` resolved. Raises InputError where it can be neither a model folder nor a hub id."""
+    """Resolve ``name``. Raises InputError if it can be neither a model folder nor a hub id."""
     path = resolve(name)
     local = Path(path).is_dir()
     if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1 or os.environ.get("HF_HUB_OFFLINE")):
@@ -55,7 +55,7 @@ def check_name(name: str | Path) -> str:
 
 
 def local_folder(name: str | Path) -> Path:
-    """The folder of a model: itself, or where the hub's files are kept after a download."""
+    """The folder ``name`` itself, or after a download the folder that holds the hub's files."""
     path = Path(resolve(name))
     check_name(name)
     if path.is_dir():
@@ -74,8 +74,8 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     """Load an uncompressed causal LM and its tokenizer from a folder or the hub.
 
     ``device``: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for all GPUs together. ``dtype``: ``float32``, ``bfloat16``
-    or ``float16``; by default float32 on a CPU, the file's own on a GPU.
-    No code from the repository is run. Raises InputError with one line where nothing can be loaded.
+    or ``float16``. The default is float32 on a CPU and the file's own dtype on a GPU.
+    No code from the repository is run. Raises InputError with one line if nothing can be loaded.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -97,7 +97,7 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises InputError with one line where there is none."""
+    """Load the tokenizer of a model folder. Raises InputError with one line if there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -108,7 +108,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def load_config(name: str | Path) -> Any:
-    """The configuration of a model, without its weights. Raises InputError with one line where there is none."""
+    """Load the configuration of a model, without its weights. Raises InputError with one line if there is none."""
     from transformers import AutoConfig
 
     path = check_name(name)
@@ -120,7 +120,7 @@ def load_config(name: str | Path) -> Any:
 
 
 def skeleton(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
-    """The model described by ``folder`` with all parameters on the meta device (buffers are real): no memory yet."""
+    """The model that ``folder`` describes, with parameters on the meta device (no memory yet) and real buffers."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 

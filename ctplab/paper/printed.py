@@ -1,10 +1,10 @@
 """The printed numbers of arXiv 2305.11186 (ICML 2024), with table and section, beside what they mean.
 
 The released evaluator divides the summed loss of prompted models by k more positions than it scores, so that it prints
-true^((L-1)/(L-1+k)). ``Value.corrected`` undoes this where a prompt was in front: true = printed^((L-1+k)/(L-1)). That
-the tables came from this code is inferred (three fingerprints agree; see README), not proven: both columns are given.
-Unprompted and LoRA rows, and accuracies, stand as printed. Places are given by table and section: the text that the
-numbers were entered from has no page numbers.
+true^((L-1)/(L-1+k)). ``Value.corrected`` undoes this if a prompt was in front: true = printed^((L-1+k)/(L-1)). That
+the tables came from this code is inferred, not proven: three fingerprints agree (docs/method.md). Both columns are
+given. Unprompted and LoRA rows, and accuracies, stand as printed. Places are given by table and section: the text that
+the numbers were entered from has no page numbers.
 """
 
 from dataclasses import dataclass

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import ctplab as ctp
+from ctplab.compression.factor import cholesky_of_inverse, factor, inverse_upper
 from ctplab.compression.grid import fit
-from ctplab.compression.obs import cholesky_of_inverse, factor, inverse_upper, output_loss, solve
+from ctplab.compression.obs import output_loss, solve
 from ctplab.models.anatomy import blocks, linears
 from ctplab.specs import CompressionSpec
 
@@ -53,7 +54,7 @@ def test_factor_is_the_upper_cholesky_factor_of_the_inverse():
 
 @pytest.mark.parametrize("n", [1, 5, 64, 97])
 def test_triangular_inverse_by_halves(n, monkeypatch):
-    monkeypatch.setattr(sys.modules["ctplab.compression.obs"], "LEAF", 8)
+    monkeypatch.setattr(sys.modules["ctplab.compression.factor"], "LEAF", 8)
     R = torch.randn(n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).triu() / n
     R.diagonal().abs_().add_(1)
     inverse = inverse_upper(R)
