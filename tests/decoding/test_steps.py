@@ -1,4 +1,4 @@
-"""The pieces of a stream join to the output of ``generate``, with one forward pass per piece and none between two."""
+"""The pieces of a stream join to the output of ``generate``. A piece costs one forward pass, and a pause runs nothing."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
