@@ -1,4 +1,4 @@
-"""The pieces of a stream join to the output of ``generate``. A piece costs one forward pass, and a pause runs nothing."""
+"""The pieces of a stream join to the output of ``generate``. A piece costs one forward pass; a pause costs none."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
