@@ -38,9 +38,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name).strip("-")
 
 
-def cannot_write(what: Path, error: Exception) -> InputError:
-    """The one-line error for a full disk, a missing permission and the like."""
-    return InputError(f"cannot write {what}: {getattr(error, 'strerror', None) or error}")
+@contextmanager
+def writing(what: Path) -> Iterator[None]:
+    """Inside, errors of the disk are bad input: InputError says in one line that ``what`` cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {what}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @contextmanager
@@ -51,11 +55,10 @@ def whole(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(path, error) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):  # it moved, or never was
             temporary.unlink()

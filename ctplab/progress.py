@@ -1,7 +1,7 @@
 """One small interface for progress: a bar in a terminal, silence in tests, the app's own bar in the app."""
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -31,7 +31,9 @@ def bar(items: Iterable[T], *, total: int | None = None, label: str = "") -> Ite
 
 def by_size(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
     """A bar for items that differ in cost: each item has a ``size`` in tokens, and ``total`` is their sum."""
-    with tqdm(total=total, desc=label, leave=False, unit=" tokens", unit_scale=True, smoothing=0) as shown:
+    hidden = not parallel.is_main()
+    unit: dict[str, Any] = {"unit": " tokens", "unit_scale": True, "smoothing": 0}
+    with tqdm(total=total, desc=label, leave=False, disable=hidden, **unit) as shown:
         for item in items:
             shown.set_postfix_str(getattr(item, "note", ""), refresh=False)
             shown.update(getattr(item, "size", 1))

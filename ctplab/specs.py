@@ -72,6 +72,10 @@ class CompressionSpec(_Json):
         _check(self.bits is not None or self.sparsity > 0, "nothing to do: give bits, sparsity or a pattern")
         _check(self.group_size is None or self.group_size > 0, f"group size must be positive, not {self.group_size}")
         _check(self.group_size is None or self.bits is not None, "a group size needs bits")
+        _check(
+            not (self.pattern and self.group_size) or self.group_size % (self.n_m[1] or 1) == 0,
+            f"pattern {self.pattern} does not divide groups of {self.group_size}",
+        )
         _check(not self.static_groups or self.group_size is not None, "static groups need a group size")
         _check(not (self.symmetric or self.mse) or self.bits is not None, "symmetric and mse need bits")
 

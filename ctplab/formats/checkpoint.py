@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ctplab.compression.linear import PackedLinear
 from ctplab.compression.packing import unpack
 from ctplab.compression.walk import CompressionReport, Done, LayerReport
-from ctplab.disk import whole, write_json
+from ctplab.disk import whole, write_json, writing
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
@@ -107,20 +107,19 @@ def save(model: Model, out: Path, tokenizer: Tokenizer, report: CompressionRepor
 
 def start_folder(out: Path) -> None:
     """Make the folder ``out`` and delete its manifest, so that it counts as unfinished."""
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write the model to {out}: {error.strerror or error}") from error
 
 
 def finish_folder(
     out: Path, model: Model, tokenizer: Tokenizer, report: CompressionReport, base: str, rest: dict[str, Tensor]
 ) -> dict[str, Any]:
     """Write the tensors outside the blocks, the configuration, the tokenizer and, last, the manifest."""
-    try:
+    with writing(out):
         small = {name: _smallest_exact(tensor.cpu()).contiguous() for name, tensor in rest.items()}
-        save_file(small, out / "rest.safetensors", metadata={"format": "pt"})
+        with whole(out / "rest.safetensors") as temporary:
+            save_file(small, temporary, metadata={"format": "pt"})
         model.config.save_pretrained(out)
         tokenizer.save_pretrained(out)
         files = [out / "rest.safetensors", *(block_file(out, i) for i in range(len(blocks(model))))]
@@ -145,8 +144,6 @@ def finish_folder(
             "versions": {"torch": torch.__version__},
         }
         write_json(manifest, out / MANIFEST)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write the model to {out}: {getattr(error, 'strerror', None) or error}") from error
     return manifest
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ctplab.disk import read_json, write_json
+from ctplab.disk import read_json, whole, write_json
 from ctplab.errors import InputError
 from ctplab.formats import peft, prompt_file
 from ctplab.models import Model, Tokenizer
@@ -38,16 +37,13 @@ def export_prompt(saved: prompt_file.SavedPrompt, out: Path, model: Model, to: s
         with torch.no_grad():
             prefix = KVPrefix(prefix.name, tuple(compile_prefix(model, prefix)))
     elif isinstance(prefix, KVPrefix):
-        raise InputError(f"this prompt consists of keys and values, which have no form as {to}; use --to kv")
-    try:
-        if to == "embeds":
-            out.mkdir(parents=True, exist_ok=True)
-            save_file({"prompt_embeds": saved.rows()[0].rows.contiguous()}, out / "prompt_embeds.safetensors")
-        else:
-            peft.write(prefix, out, model, saved.info.get("base"))
-        write_json({key: saved.info.get(key) for key in _CARRIED}, out / SIDECAR)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"this prompt consists of keys and values, which have no form as {to}; use to='kv'")
+    if to == "embeds":
+        with whole(out / "prompt_embeds.safetensors") as temporary:
+            save_file({"prompt_embeds": saved.rows()[0].rows.contiguous()}, temporary)
+    else:
+        peft.write(prefix, out, model, saved.info.get("base"))
+    write_json({key: saved.info.get(key) for key in _CARRIED}, out / SIDECAR)
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     return {"out": str(out), "format": to, "k": prefix.k, "bytes": size}
 

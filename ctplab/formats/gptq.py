@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ctplab.compression.linear import PackedLinear
 from ctplab.compression.packing import full_codes, group_of, pack_bits, unpack, unpack_bits
-from ctplab.disk import write_json
+from ctplab.disk import whole, write_json, writing
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
 from ctplab.models import Model
@@ -46,16 +46,16 @@ def to_gptq(parts: dict[str, Tensor], bits: int, v2: bool, name: str) -> dict[st
     """qweight, qzeros, scales and g_idx of a packed matrix. Raises InputError if the format cannot hold it."""
     rows, columns = parts["shape"].tolist()
     if "codes" not in parts:
-        raise InputError(f"{name} is pruned, not quantised: GPTQ holds codes only; use --to dense")
+        raise InputError(f"{name} is pruned, not quantised: GPTQ holds codes only; use to='dense'")
     if rows % 32 or columns % 32:
-        raise InputError(f"{name} is {rows} x {columns}: GPTQ's words need both to be multiples of 32; use --to dense")
+        raise InputError(f"{name} is {rows} x {columns}: GPTQ's words need both to be multiples of 32; use to='dense'")
     if parts["scale"].dtype != torch.float16:
-        raise InputError(f"{name}: its scales need more than half precision; compress without --reference")
+        raise InputError(f"{name}: its scales need more than half precision; compress it without reference=True")
     zero = parts["zero"].T.contiguous()
     if not v2 and not zero.all():
         raise InputError(
             f"{name} has grids whose zero is code 0, which GPTQ v1 (it stores zero - 1) cannot hold; "
-            "use --to gptq_v2, or compress with --symmetric"
+            "use to='gptq_v2', or compress it with symmetric=True"
         )
     return {
         "qweight": pack_words(full_codes(parts, bits).T.contiguous(), bits),
@@ -122,7 +122,7 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
             if to == "dense":
                 _put_dense(tensors, model, unit, unpack(parts, spec.bits, torch.float16))
             elif f"{unit}.weight" not in model.state_dict():
-                raise InputError(f"{unit} is one of several stacked experts, which GPTQ does not know; use --to dense")
+                raise InputError(f"{unit} is one of several stacked experts, which GPTQ does not know; use to='dense'")
             else:
                 found = to_gptq(parts, spec.bits or 0, to == "gptq_v2", unit)
                 tensors |= {f"{unit}.{part}": tensor for part, tensor in found.items()}
@@ -132,9 +132,9 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
             if name not in tensors and first[id(p)] in tensors:
                 tensors[name] = tensors[first[id(p)]].clone()
     tensors = {name: t.contiguous() for name, t in tensors.items()}
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    with writing(out):
+        with whole(out / "model.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
         model.config.save_pretrained(out)
         load_tokenizer(folder).save_pretrained(out)
         config = json.loads((out / "config.json").read_text())
@@ -143,8 +143,6 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
             config["quantization_config"] = _config(spec, to)
             write_json(_config(spec, to), out / "quantize_config.json")
         write_json(config, out / "config.json")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
     size = (out / "model.safetensors").stat().st_size
     return {"out": str(out), "format": to, "tag": manifest["tag"], "bytes": size}
 

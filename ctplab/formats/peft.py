@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ctplab.disk import read_json, write_json
+from ctplab.disk import read_json, whole, write_json
 from ctplab.errors import InputError
 from ctplab.models import Model
 from ctplab.prompts.compiled import KV
@@ -45,7 +45,7 @@ def unpack(packed: Tensor, layers: int, heads: int) -> KVPrefix:
 
 
 def write(prefix: AnyPrefix, folder: Path, model: Model, base: str | None) -> None:
-    """Write rows as PROMPT_TUNING, keys and values as PREFIX_TUNING. Raises OSError if the disk refuses."""
+    """Write rows as PROMPT_TUNING, keys and values as PREFIX_TUNING. Raises InputError if the disk refuses."""
     config = model.config.get_text_config()
     if isinstance(prefix, Prefix):
         tensor, kind, heads, more = prefix.rows, "PROMPT_TUNING", config.num_attention_heads, _ROWS
@@ -65,9 +65,9 @@ def write(prefix: AnyPrefix, folder: Path, model: Model, base: str | None) -> No
         "num_layers": config.num_hidden_layers,
         **more,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)
-    save_file({"prompt_embeddings": tensor.float().cpu().contiguous()}, folder / WEIGHTS, metadata={"format": "pt"})
+    with whole(folder / WEIGHTS) as temporary:
+        (folder / CONFIG).unlink(missing_ok=True)
+        save_file({"prompt_embeddings": tensor.float().cpu().contiguous()}, temporary, metadata={"format": "pt"})
     write_json(settings, folder / CONFIG)
 
 

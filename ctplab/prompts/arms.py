@@ -12,13 +12,15 @@ from torch import Tensor
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
-from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
 from ctplab.prompts import prefix
 from ctplab.prompts.prefix import AnyPrefix, Prefix
 
 USUAL = ("full", "compressed", "hard", "soft")
 CONTROLS = ("bos", "random", "init", "text", "full+soft", "full+own")
 """Other explanations of a recovery: rows that were not learned, and the full model behind a prompt."""
+ALONE = ("bos", "random")
+"""The controls that need no learned prompt."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Arm:
 
     @property
     def fingerprint(self) -> str:
-        """Covers all weights of the model, packed ones too, and the prefix; long tensors are sampled by rows."""
-        return tensor_fingerprint(*prefix.tensors(self.prefix), *self.model.parameters(), *self.model.buffers())
+        """Changes with every weight of the model, packed ones too, and with every row of the prefix."""
+        return f"{weights_fingerprint(self.model)}-{tensor_fingerprint(*prefix.tensors(self.prefix))}"
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,8 @@ def arms(
 
 def control(model: Model, name: str, *, k: int = 100, tokenizer: Tokenizer | None = None, seed: int = 0) -> Arm:
     """Build a control that needs no learned prompt: ``bos`` (needs the tokenizer) or ``random`` (k rows)."""
-    if name not in ("bos", "random"):
-        raise InputError(f"{name!r} is no control that a model alone makes; bos and random are")
+    if name not in ALONE:
+        raise InputError(f"{name!r} is no control that a model alone makes; {' and '.join(ALONE)} are")
     return build(name, Parts(compressed=model, tokenizer=tokenizer, k=k, seed=seed))
 
 

@@ -9,7 +9,7 @@ in ctplab does that.
 """
 
 from threading import Lock
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,16 +17,15 @@ from torch import Tensor
 from ctplab.errors import InputError
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
+from ctplab.models.fingerprints import Seen, see, unchanged
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.prefix import AnyPrefix, Prefix, tensors
 
 KV = list[tuple[Tensor, Tensor]]
 """One (keys, values) pair per layer, each (1, heads, k, head_dim)."""
-Seen = list[tuple[ref[Tensor], int, int]]
-"""For every tensor that the keys and values depend on: a weak reference, its address, and its number of writes."""
 
 _lock = Lock()
-_kept: WeakKeyDictionary[Model, WeakKeyDictionary[AnyPrefix, tuple[Seen, KV]]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[Model, WeakKeyDictionary[AnyPrefix, tuple[Seen | None, KV]]] = WeakKeyDictionary()
 
 
 def check_width(model: Model, prefix: Prefix) -> None:
@@ -72,22 +71,15 @@ def compile_prefix(model: Model, prefix: AnyPrefix) -> KV:
 def compiled(arm: Arm) -> KV:
     """Keys and values of the arm's prefix, computed at the first call. Raises InputError if it does not fit."""
     found = [*arm.model.parameters(), *arm.model.buffers(), *tensors(arm.prefix)]
-    if hasattr(arm.model, "peft_config") or any(t.is_inference() for t in found):
+    if hasattr(arm.model, "peft_config"):
         return compile_prefix(arm.model, arm.prefix)
     with _lock:  # answers that start at the same time compile once
         of_model = _kept.setdefault(arm.model, WeakKeyDictionary())
-        seen, kv = of_model.get(arm.prefix, ([], []))
-        if not _unchanged(seen, found):
+        seen, kv = of_model.get(arm.prefix, (None, []))
+        if not unchanged(seen, found):
             kv = compile_prefix(arm.model, arm.prefix)
-            of_model[arm.prefix] = [(ref(t), t.data_ptr(), t._version) for t in found], kv
+            of_model[arm.prefix] = see(found), kv
         return kv
-
-
-def _unchanged(seen: Seen, found: list[Tensor]) -> bool:
-    return len(seen) == len(found) and all(
-        kept() is t and address == t.data_ptr() and version == t._version
-        for (kept, address, version), t in zip(seen, found, strict=True)
-    )
 
 
 def expand(model: Model, kv: KV, batch: int):
