@@ -13,7 +13,6 @@ from typing import Any
 import ctplab as ctp
 from ctplab.app.jobs import Jobs
 from ctplab.app.turns import Turns
-from ctplab.decoding.steps import stream
 from ctplab.disk import data_dir
 from ctplab.formats.checkpoint import MANIFEST, describe
 from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
@@ -57,7 +56,9 @@ class Chosen:
 class Bench:
     """The server's models, prompts and runs."""
 
-    def __init__(self, runs: Path, stream: Callable[..., Generator[str]] = stream, device: str | None = None) -> None:
+    def __init__(
+        self, runs: Path, stream: Callable[..., Generator[str]] = ctp.stream, device: str | None = None
+    ) -> None:
         self.runs, self.device = runs, device
         self.stream = stream
         """The model, or a fake one in tests that measure time."""

@@ -9,12 +9,15 @@ from ctplab.cli.shared import add_command, at_least, corpora_option, finish, say
 from ctplab.disk import write_json
 from ctplab.errors import InputError
 from ctplab.measure.latency import LatencyPoint
-from ctplab.paper import printed
+from ctplab.paper import figures, printed
 from ctplab.paper.perplexities import cells
 from ctplab.paper.recipes import CORPORA, EMBEDDED, PAPER, PERPLEXITIES, TASKS, Scale, chosen, needs
 from ctplab.paper.reproduce import reproduce as recipe
 from ctplab.show import tables
 from ctplab.show.axes import save
+from ctplab.show.latency import draw_latency
+from ctplab.show.matrices import draw_transfer
+from ctplab.show.nearness import draw_nearness
 
 
 def reproduce(options: argparse.Namespace) -> None:
@@ -67,11 +70,6 @@ def _table(name: str, found: Any) -> str:
 
 
 def _figure(name: str, found: Any) -> Any:
-    from ctplab.paper import figures  # matplotlib is slow to import
-    from ctplab.show.latency import draw_latency
-    from ctplab.show.matrices import draw_transfer
-    from ctplab.show.nearness import draw_nearness
-
     if name == "figure8":
         return draw_nearness(found, ceiling=True)
     if name == "figure5":
