@@ -11,7 +11,7 @@ from ctplab.models.known import MODELS
 from ctplab.models.origin import origin
 
 NOT_HERE = "SmolLM2 is not here: 'ctplab get smollm2' fetches it (93 MB)"
-#: Perplexity over 64 windows of 1,024 as measured on a GPU, by an independent loop over the same file's weights.
+#: Perplexity over the first 64 windows of 1,024 (C4's validation has 40), as measured on a GPU.
 MEASURED = {"wikitext2": 25.05, "c4": 33.81, "ptb": 51.03}
 #: Given with two decimals, in float32 on another machine.
 SAME_PERPLEXITY = 2e-3
@@ -65,8 +65,8 @@ def test_perplexity_of_the_full_model(corpus):
         with torch.no_grad():
             logits = model(window[None]).logits[0, :-1]
         losses.append(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum").item())
-    assert len(losses) == 64
-    by_hand = sum(losses) / (64 * 1023)
+    assert len(losses) >= 40
+    by_hand = sum(losses) / (len(losses) * 1023)
     score = ctp.perplexity(ctp.arms(full=model)[0], text, limit=64, batch=2)
     assert score.nll / score.n_tokens == pytest.approx(by_hand, rel=SAME_NLL)
     assert score.ppl == pytest.approx(MEASURED[corpus], rel=SAME_PERPLEXITY)
