@@ -14,6 +14,7 @@ from ctplab.formats.loading import load as load
 from ctplab.formats.prompt_file import attach as attach
 from ctplab.formats.prompt_file import load as load_prompt
 from ctplab.formats.streaming import compress_to as compress_to
+from ctplab.formats.tokens import export_tokens as export_tokens
 from ctplab.inspect.nearest import inspect_prompt as inspect_prompt
 from ctplab.inspect.nearest import nearest_hard_prompt as nearest_hard_prompt
 from ctplab.inspect.similarity import cosine_histogram as cosine_histogram

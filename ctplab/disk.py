@@ -6,6 +6,7 @@ A reader never sees half a file: everything is written beside its place and then
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,25 @@ def whole(path: Path) -> Iterator[Path]:
         raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill; at the end of the block it moves to ``path``, or vanishes if the block failed.
+
+    Raises InputError if ``path`` exists by then, or the disk refuses.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():  # a rename would replace an empty folder
+            raise InputError(f"{path} exists already")
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(text: str, path: Path) -> None:

@@ -87,6 +87,7 @@ MORE_FAMILIES = {
     "MistralConfig": SHAPE | GROUPED,
     "Qwen2Config": SHAPE | GROUPED,
     "Qwen3Config": SHAPE | GROUPED | {"head_dim": 8},
+    "GemmaConfig": SHAPE | GROUPED | {"head_dim": 8},
     "Gemma2Config": SHAPE | GROUPED | {"head_dim": 8},
     "Gemma3TextConfig": SHAPE | GROUPED | {"head_dim": 8},
     "FalconConfig": SHAPE,
@@ -117,6 +118,11 @@ def from_config(config):
             if parameter.ndim > 1:
                 parameter.mul_(4)
     return model.eval().requires_grad_(False)
+
+
+def any_model(family: str):
+    """A tiny random model of :func:`tiny`'s families or of ``MORE_FAMILIES``."""
+    return tiny(family) if family.islower() else from_config(getattr(transformers, family)(**MORE_FAMILIES[family]))
 
 
 FAMILIES = ("llama", "opt", "bloom", "neox", "gpt2")
