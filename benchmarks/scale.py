@@ -70,7 +70,7 @@ def score_seconds(point: Point) -> float:
     """Of one batch behind a prompt; median."""
     model = make(point.width)
     arm = ctp.Arm("x", model, random_rows(model, point.k))
-    return timed(lambda: ctp.window_nll(arm, splits(point, point.batch)[0].windows, batch=point.batch))
+    return timed(lambda: ctp.window_scores(arm, splits(point, point.batch)[0].windows, batch=point.batch))
 
 
 def compress_seconds(point: Point) -> float:

@@ -12,7 +12,7 @@ import time
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ctplab.measure.perplexity import window_nll
+from ctplab.measure.perplexity import window_scores
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.compiled import compile_prefix
 from ctplab.prompts.head import logits_after
@@ -39,7 +39,7 @@ def main() -> None:
                 logits_after(model, kv, ids)
             times["bare"].append(time.perf_counter() - began)
             began = time.perf_counter()
-            window_nll(arm, windows, batch=BATCH)
+            window_scores(arm, windows, batch=BATCH)
             times["score"].append(time.perf_counter() - began)
         bare, score = (1000 * statistics.median(times[name][1:]) for name in ("bare", "score"))
         print(f"k {prefix.k}: bare forwards {bare:.0f} ms, scoring {score:.0f} ms, ratio {score / bare:.3f}x")

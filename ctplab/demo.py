@@ -18,10 +18,11 @@ from ctplab.inspect.similarity import cosine_histogram
 from ctplab.measure.stats import recovery, wilson
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.progress import Progress, bar
-from ctplab.prompts import prefix
-from ctplab.prompts.arms import Arm
+from ctplab.prompts.arms import USUAL, Arm, Parts, arms, build
+from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.runs.store import Store
-from ctplab.runs.study import Study, score_of
+from ctplab.runs.study import Study
+from ctplab.scores import WindowScores
 from ctplab.show import plots, report
 from ctplab.specs import CompressionSpec, PromptSpec
 from ctplab.text.corpora import corpus
@@ -66,7 +67,7 @@ def ten_questions() -> list[Question]:
     return first + [q for q in questions() if q not in first][:7]
 
 
-def run(
+def run_demo(
     root: Path,
     *,
     device: str | None = None,
@@ -81,16 +82,15 @@ def run(
     texts = {name: corpus(name, tokenizer, SEQ_LEN) for name in CORPORA}
     splits = {name: text.test for name, text in texts.items()}
     calibration = texts[CALIBRATED_ON].train.sample(128, seed)
-    none = prefix.none(full)
 
-    def nll(tag: str, arm: Arm) -> dict[str, torch.Tensor]:
-        return {name: study.nll(tag, arm, split, WINDOWS) for name, split in splits.items()}
+    def score(tag: str, arm: Arm) -> dict[str, WindowScores]:
+        return {name: study.scores(tag, arm, split, WINDOWS) for name, split in splits.items()}
 
-    def ppl(scores: dict[str, torch.Tensor]) -> dict[str, float]:
-        return {name: round(score_of(values, SEQ_LEN).ppl, 4) for name, values in scores.items()}
+    def ppl(scores: dict[str, WindowScores]) -> dict[str, float]:
+        return {name: round(found.score.ppl, 4) for name, found in scores.items()}
 
     say(f"1. Compress, calibrated on {CALIBRATED_ON}: what each level costs (perplexity on held-out text)")
-    scores = {"full": nll("full", Arm("full", full, none))}
+    scores = {"full": score("full", build("full", Parts(full)))}
     weights = sum(p.numel() for p in full.parameters())
     size = model_bytes("atlas")
     levels: dict[str, dict] = {"full": {"ppl": ppl(scores["full"]), "bytes": size, "bits_per_weight": 16.0}}
@@ -98,7 +98,7 @@ def run(
     for spec in LEVELS:
         model, manifest = study.compressed(spec, calibration)
         compressed[spec.tag] = model
-        scores[spec.tag] = nll(spec.tag, Arm("compressed", model, none))
+        scores[spec.tag] = score(spec.tag, build("compressed", Parts(compressed=model)))
         levels[spec.tag] = {
             "ppl": ppl(scores[spec.tag]),
             "bytes": manifest["bytes"],
@@ -119,18 +119,13 @@ def run(
     )
 
     say("\n3. Compare: the same questions to every arm")
-    arms = {
-        "full": Arm("full", full, none),
-        "compressed": Arm("compressed", small, none),
-        "hard": Arm("hard", small, prefix.hard(small, tokenizer)),
-        "soft": Arm("soft", small, saved.prefix),
-        "bos": Arm("bos", small, prefix.bos(small, tokenizer)),
-        "random": Arm("random", small, prefix.random_rows(small, recipe.tokens, seed + 1)),
-        "init": Arm("init", small, saved.rows()[1]),
-        "full+soft": Arm("full+soft", full, saved.prefix),
-    }
+    compared = arms(
+        full, small, PAPER_HARD_PROMPT, saved.prefix,
+        controls=True, tokenizer=tokenizer, initial=saved.rows()[1], seed=seed,
+    )  # fmt: skip
+    by_name = {arm.name: arm for arm in compared}
     ten = ten_questions()
-    four = {name: answers(arms[name], tokenizer, ten) for name in ("full", "compressed", "hard", "soft")}
+    four = {name: answers(by_name[name], tokenizer, ten) for name in USUAL}
     side_by_side = [
         {
             "question": q.text,
@@ -143,7 +138,7 @@ def run(
     say(report.answers_table(side_by_side))
     asked = list(questions())
     exact: dict[str, dict] = {}
-    for name, arm in arms.items():
+    for name, arm in by_name.items():
         _, right = study.ask(SHOWCASE, arm, asked)
         exact[name] = _share(right)
         for kind, wanted in (("seen", False), ("held_out", True)):
@@ -151,12 +146,12 @@ def run(
     say(report.questions_table(exact))
 
     say(f"\n4. Recovery of the NLL gap at {SHOWCASE}, with the controls that tell it from adaptation")
-    sums = {name: nll(SHOWCASE, arm) for name, arm in arms.items()}
-    perplexity = {c: {name: round(score_of(sums[name][c], SEQ_LEN).ppl, 4) for name in arms} for c in CORPORA}
+    sums = {name: score(SHOWCASE, arm) for name, arm in by_name.items()}
+    perplexity = {c: {name: round(sums[name][c].score.ppl, 4) for name in by_name} for c in CORPORA}
     shares = {
         c: {
             name: asdict(recovery(sums["full"][c], sums["compressed"][c], sums[name][c], seed=seed))
-            for name in arms
+            for name in by_name
             if name not in ("full", "compressed")
         }
         for c in CORPORA
@@ -166,7 +161,7 @@ def run(
     say("\n5. Transfer: the same prompt on the other levels")
     transfer: dict[str, dict] = {}
     for tag, model in compressed.items():
-        soft = ppl(nll(tag, Arm("soft", model, saved.prefix)))
+        soft = ppl(score(tag, build("soft", Parts(compressed=model, soft=saved.prefix))))
         transfer[tag] = {c: {"compressed": levels[tag]["ppl"][c], "soft": soft[c]} for c in CORPORA}
     say(report.transfer_table(transfer, CORPORA, SHOWCASE))
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ def whole(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it moved, or never was
+            temporary.unlink()
 
 
 @contextmanager
@@ -117,6 +118,11 @@ def once(path: Path, key: dict[str, Any], compute: Compute) -> dict[str, Any]:
     if parallel.is_main():
         write_json({"key": key, "result": result}, path)
     return result
+
+
+def kept_at(path: Path) -> Keep:
+    """Keeps one result in ``path``, whatever its name."""
+    return lambda name, key, compute: once(path, key, compute)
 
 
 def kept_in(folder: Path) -> Keep:

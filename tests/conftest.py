@@ -41,6 +41,11 @@ QUIET = [
 SHARED = Path(os.environ.get("CTPLAB_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+def scored(nll: torch.Tensor, targets: int = 1) -> ctp.WindowScores:
+    """Scores of windows with these sums and ``targets`` targets each."""
+    return ctp.WindowScores(nll.double(), torch.full((len(nll),), targets))
+
+
 def tiny(family: str):
     """A random model of 2 blocks and width 32, in evaluation mode."""
     torch.manual_seed(0)

@@ -24,7 +24,7 @@ def short(monkeypatch):
 
 def test_the_demo_writes_its_report_and_resumes(short, tmp_path):
     said = []
-    first = demo.run(tmp_path, device="cpu", say=said.append, progress=silent)
+    first = demo.run_demo(tmp_path, device="cpu", say=said.append, progress=silent)
     folder = tmp_path / "atlas" / "report"
     assert json.loads((folder / "demo.json").read_text()) == json.loads(json.dumps(first))
     for name in ("levels", "curve", "recovery", "questions", "cosines"):
@@ -36,7 +36,7 @@ def test_the_demo_writes_its_report_and_resumes(short, tmp_path):
     assert len(first["answers"]) == 10 and "ctplab compare" in said[-1]
     assert first["levels"]["w4-s50"]["bytes"] < first["levels"]["full"]["bytes"]
 
-    again = demo.run(tmp_path, device="cpu", say=said.append, progress=silent)
+    again = demo.run_demo(tmp_path, device="cpu", say=said.append, progress=silent)
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in first.items() if k != "seconds"}
 
 

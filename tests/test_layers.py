@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "ctplab"
 FLOORS = [
     {"errors"},
-    {"parallel", "specs"},
+    {"parallel", "scores", "specs"},
     {"disk", "progress"},
     {"models", "atlas"},
     {"text"},

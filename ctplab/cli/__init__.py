@@ -29,13 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
         with parallel.group() as device:
-            return run(arguments, device)
+            return run_command(arguments, device)
     except Interrupted as error:  # every process that is left says so: the main one may be the one that ended
         print(f"ctplab: {error}", file=sys.stderr)
         return 130
 
 
-def run(arguments: list[str] | None, device: str | None) -> int:
+def run_command(arguments: list[str] | None, device: str | None) -> int:
     """Run one command in this process or, on ``device``, as one of several."""
     parser = Parser(prog="ctplab", description="Compress a language model, and heal it with a soft prompt.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)

@@ -10,7 +10,7 @@ from ctplab.cli.shared import add_command, finish, load_model, say, seq_len
 
 def hard(options: argparse.Namespace) -> None:
     from ctplab.disk import compute_always, kept_in, write_json
-    from ctplab.measure.candidates import rank
+    from ctplab.measure.candidates import rank_hard_prompts
     from ctplab.progress import bar
     from ctplab.prompts.wordings import WORDINGS, read_candidates
     from ctplab.text.corpora import corpus
@@ -21,7 +21,7 @@ def hard(options: argparse.Namespace) -> None:
     length = seq_len(model, options.seq_len, longest)
     windows = corpus(options.corpus, tokenizer, length).validation.windows[: options.windows or None]
     keep = kept_in(Path(options.out).with_suffix(".cells")) if options.out else compute_always
-    ranked = rank(model, tokenizer, texts, windows, keep=keep, seed=options.seed, progress=bar)
+    ranked = rank_hard_prompts(model, tokenizer, texts, windows, keep=keep, seed=options.seed, progress=bar)
     tell = say(options)
     tell(f"nats a token on the validation split of {options.corpus}, and the difference to no prompt [95%]")
     for candidate in ranked:

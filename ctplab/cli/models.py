@@ -22,7 +22,7 @@ def compress(options: argparse.Namespace) -> None:
     length = seq_len(skeleton(folder), options.seq_len)
     windows = corpus(options.calibration, tokenizer, length).train.sample(options.samples, options.seed)
     manifest = compress_to(
-        out, options.model, tokenizer, windows, spec, device=options.device, dtype=options.dtype, batch=options.batch
+        options.model, out, tokenizer, windows, spec, device=options.device, dtype=options.dtype, batch=options.batch
     )
     keys = ("tag", "seconds", "bytes", "bits_per_weight", "nominal_bits_per_weight", "warnings", "untouched", "layers")
     tell = say(options)

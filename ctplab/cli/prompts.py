@@ -54,7 +54,6 @@ def learn(options: argparse.Namespace) -> None:
     from ctplab.learning.recompute import recompute
     from ctplab.learning.rows import learn
     from ctplab.learning.saving import save_prompt
-    from ctplab.measure.perplexity import Score
     from ctplab.models.fingerprints import tokenizer_fingerprint
     from ctplab.text.corpora import corpus
 
@@ -96,7 +95,7 @@ def learn(options: argparse.Namespace) -> None:
         seq_len=text.seq_len,
         init_prompt=options.init_prompt,
     )
-    score = Score(learned.best_validation * learned.validation_tokens, learned.validation_tokens)
+    score = learned.validation
     result = {
         "out": str(out),
         "steps": len(learned.steps),

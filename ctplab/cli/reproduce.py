@@ -13,7 +13,7 @@ def reproduce(options: argparse.Namespace) -> None:
     from ctplab.disk import write_json
     from ctplab.paper import printed
     from ctplab.paper.recipes import chosen, needs
-    from ctplab.paper.reproduce import run
+    from ctplab.paper.reproduce import reproduce as recipe
 
     captions = {name: table.caption for name, table in printed.TABLES.items()} | printed.FIGURES
     tell = say(options)
@@ -30,7 +30,7 @@ def reproduce(options: argparse.Namespace) -> None:
     if options.dry_run:
         finish(options, {"needs": needed})
         return
-    found = run(
+    found = recipe(
         options.name,
         scale,
         Path(options.out),

@@ -22,8 +22,7 @@ from ctplab.errors import InputError
 
 def score(options: argparse.Namespace) -> None:
     from ctplab.disk import compute_always, kept_in
-    from ctplab.measure.kept import kept_nll
-    from ctplab.measure.perplexity import Score
+    from ctplab.measure.perplexity import window_scores
     from ctplab.measure.tasks.evaluate import evaluate
     from ctplab.progress import bar
     from ctplab.text.corpora import corpus
@@ -35,9 +34,12 @@ def score(options: argparse.Namespace) -> None:
     tell = say(options)
     keep = kept_in(Path(options.out)) if options.out else compute_always
     for name in filter(None, options.corpus.split(",")):
-        windows = corpus(name, tokenizer, length).test.windows[: options.windows or None]
-        sums = kept_nll(keep, f"{arm.name}--{name}", arm, windows, batch=options.batch, progress=bar)
-        found = Score(float(sums.sum()), windows.shape[0] * (windows.shape[1] - 1))
+        text = corpus(name, tokenizer, length).test
+        limit = options.windows or None
+        scores = window_scores(
+            arm, text, batch=options.batch, limit=limit, keep=keep, name=f"{arm.name}--{name}", progress=bar
+        )
+        found = scores.score
         row = {"nll": found.nll, "n_tokens": found.n_tokens, "ppl": found.ppl}
         told = f"{arm.name} on {name}: {found}"
         if options.as_published:

@@ -10,7 +10,7 @@ from ctplab.cli.shared import add_command, finish, say
 def demo(options: argparse.Namespace) -> None:
     from ctplab import demo
 
-    result = demo.run(Path(options.out), device=options.device, seed=options.seed, say=say(options))
+    result = demo.run_demo(Path(options.out), device=options.device, seed=options.seed, say=say(options))
     finish(options, result)
 
 

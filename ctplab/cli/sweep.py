@@ -15,7 +15,7 @@ def sweep(options: argparse.Namespace) -> None:
     from ctplab.sweep import local, log, ray, results
     from ctplab.sweep.cells import Settings
     from ctplab.sweep.grid import read
-    from ctplab.sweep.plan import plan
+    from ctplab.sweep.plan import make_plan
 
     file, tell, workers = Path(options.file), say(options), 1
     grid = read(file, options.seed)
@@ -28,13 +28,15 @@ def sweep(options: argparse.Namespace) -> None:
         if options.ray and not options.dry_run:
             held.enter_context(ray.connected(options.ray))
             workers = ray.slots()
-        found = plan(file.stem, grid, settings, progress=bar)
+        found = make_plan(file.stem, grid, settings, progress=bar)
         tell(_in_words(found, workers))
         tell(tables.plan_table(found.by_step()))
         if options.dry_run:
             finish(options, {"plan": found.by_step(), "cells": _cells(found, {})})
             return
-        outcomes = held.enter_context(closing(ray.run(found.jobs) if options.ray else local.run(found.jobs)))
+        outcomes = held.enter_context(
+            closing(ray.run_on_ray(found.jobs) if options.ray else local.run_here(found.jobs))
+        )
         ended = {}
         try:
             for outcome in by_size(outcomes, total=sum(job.tokens for job in found.jobs), label="sweep"):

@@ -148,7 +148,7 @@ class Watch(TorchFunctionMode):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Grouping:
     """The units of a block: names that share an input, in the order of their calls."""
 
     groups: tuple[tuple[str, ...], ...]
@@ -158,7 +158,7 @@ class Plan:
     """No input is written over later in the pass."""
 
 
-def plan(block: nn.Module, run: Callable[[], Any]) -> Plan:
+def find_groups(block: nn.Module, run: Callable[[], Any]) -> Grouping:
     """Find the groups by one pass. Experts that saw nothing follow at the end, each by itself."""
     inputs: list[Tensor] = []  # kept alive, so that identities stay unique
     versions: list[int] = []
@@ -186,4 +186,4 @@ def plan(block: nn.Module, run: Callable[[], Any]) -> Plan:
     everything = [*linears(block), *(f"{name}.{e}" for name in stacked for e in range(len(parameters[name])))]
     rest = [(name,) for name in everything if name not in called]
     kept = all(not x.is_inference() and x._version == was for x, was in zip(inputs, versions, strict=True))
-    return Plan((*groups, *rest), not rest and not stacked and calls == len(everything), kept)
+    return Grouping((*groups, *rest), not rest and not stacked and calls == len(everything), kept)

@@ -7,6 +7,25 @@ other; what fixing column i costs is spread over the columns not yet fixed by th
     err = (w_i - ŵ_i) / U_ii ;   W[:, i:] -= err ⊗ U[i, i:]        U: upper Cholesky factor of H⁻¹
 
 SparseGPT chooses its zeros block by block by the saliency w² / U_ii². Pure tensors: no modules, devices, prints.
+
+An example for a pencil: one row w = (0.6, 0.6), a grid of whole numbers, H = [[2, 1], [1, 2]]: the two inputs go
+together. H⁻¹ = [[2, -1], [-1, 2]] / 3, so U = [[0.816, -0.408], [0, 0.707]].
+
+    column 1    ŵ = 1        err = (0.6 - 1) / 0.816 = -0.49
+                w_2 becomes 0.6 - (-0.49)(-0.408) = 0.4: less is needed, because column 1 gives too much
+    column 2    ŵ = 0
+
+(1, 0) leaves (w - ŵ) H (w - ŵ)ᵀ = 0.56. Rounding each weight by itself gives (1, 1), which leaves 0.96. A column loop
+over thousands of columns would write to all of W for each of them. So :func:`solve` works in three levels: what a
+column costs goes at once to the 16 columns of its mini-block, then to its block, then to all columns behind.
+
+    for each block of 128 columns
+        choose the zeros of the block                            (SparseGPT, joint)
+        for each mini-block of 16 columns
+            fit a grid if a group of columns begins here
+            for each column: round or zero it, err, rest of the mini-block -= err ⊗ U
+            rest of the block -= the mini-block's errs · U
+        all columns behind -= the block's errs · U
 """
 
 from dataclasses import dataclass
@@ -16,11 +35,9 @@ import torch
 from torch import Tensor
 
 from ctplab.compression import grid as grids
+from ctplab.compression.factor import factor
 from ctplab.compression.grid import Grid
 from ctplab.specs import CompressionSpec
-
-DAMP_LADDER = (1, 10, 100)  # times spec.damp, until H is positive definite
-LEAF = 640  # columns up to which a triangular solve is the fastest inverse
 
 
 @dataclass(frozen=True)
@@ -47,45 +64,6 @@ class Solution:
             for W_hat, codes, scale, zero, mask in zip(*columns, strict=True)
             if W_hat is not None
         ]
-
-
-def cholesky_of_inverse(H: Tensor) -> Tensor | None:
-    """U, upper, with H⁻¹ = Uᵀ U; None where H is not positive definite. (in, in)
-
-    Reversing rows and columns turns a lower factor of H into an upper one, H = R Rᵀ; then U = R⁻¹. One
-    factorisation and one triangular inverse; H⁻¹ itself is never formed.
-    """
-    lower, info = torch.linalg.cholesky_ex(H.flip(0, 1))
-    if int(info) != 0 or not torch.isfinite(lower).all():
-        return None
-    return inverse_upper(lower.flip(0, 1))
-
-
-def inverse_upper(R: Tensor) -> Tensor:
-    """R⁻¹ of an upper triangular R (n, n).
-
-    Large ones by halves, [[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]: a triangular solve against the identity
-    would not know that half of its answer is zero, and matrix products run faster than it does.
-    """
-    n = len(R)
-    if n <= LEAF:
-        return torch.linalg.solve_triangular(R, torch.eye(n, dtype=R.dtype, device=R.device), upper=True)
-    half = n // 2
-    inverse = R.new_zeros(n, n)
-    inverse[:half, :half], inverse[half:, half:] = inverse_upper(R[:half, :half]), inverse_upper(R[half:, half:])
-    inverse[:half, half:] = -inverse[:half, :half] @ (R[:half, half:] @ inverse[half:, half:])
-    return inverse
-
-
-def factor(H: Tensor, damp: float) -> tuple[Tensor | None, str | None]:
-    """U for ``H`` dampened by ``damp`` · mean(diag H), climbing a ladder; (None, why) where nothing helps."""
-    for times in DAMP_LADDER:
-        damped = H.clone()
-        damped.diagonal().add_(max(times * damp * float(H.diagonal().mean()), 1e-12))
-        U = cholesky_of_inverse(damped)
-        if U is not None:
-            return U, None if times == 1 else f"damp {times * damp:g}"
-    return None, "round-to-nearest: Hessian not positive definite"
 
 
 PANEL = 256  # columns of H at a time in the output loss

@@ -3,6 +3,15 @@
 Either all are of the dense block's activations, or each is of what the compressed linears before it have made
 (true-sequential). The caller puts a group's new weights in place before it asks for the next group; at the end the
 windows have passed the compressed block.
+
+Two batches, a and b, pass through a block of the groups qkv, o, gate-up, down. Time runs to the right; a bar is the
+caller, who solves a group.
+
+    two passes      a b to the input of down   | qkv | o | gate-up | down |   a b again, through the compressed block
+    one pass        a b to qkv | qkv | a b on to o | o | a b on to gate-up | gate-up | a b on to down | down | a b on
+
+In one pass a batch stops in the middle of the model's own forward code and waits there. That is what a greenlet can do:
+a function that hands over at some point and is resumed at this point later.
 """
 
 from collections.abc import Generator, Sequence
@@ -11,7 +20,7 @@ from contextlib import suppress
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
-from ctplab.compression.capture import Flow, Plan, Stop, Watch
+from ctplab.compression.capture import Flow, Grouping, Stop, Watch
 from ctplab.compression.hessian import Hessian
 from ctplab.models.anatomy import weight_matrix
 
@@ -19,7 +28,9 @@ Group = tuple[str, ...]
 Stages = Generator[tuple[Group, Hessian], None, None]
 
 
-def staged(flow: Flow, index: int, block: nn.Module, order: Plan, *, true_sequential: bool, advance: bool) -> Stages:
+def staged(
+    flow: Flow, index: int, block: nn.Module, order: Grouping, *, true_sequential: bool, advance: bool
+) -> Stages:
     """Every group of ``order`` with its Hessian. ``advance``: leave the compressed block's outputs in ``flow``."""
     if true_sequential and order.stoppable:
         yield from _paused(flow, index, block, order, advance)
@@ -35,7 +46,7 @@ def _hessian(block: nn.Module, group: Group) -> Hessian:
     return Hessian(matrix.shape[1], matrix.device)
 
 
-def _together(flow: Flow, index: int, block: nn.Module, order: Plan, stage: Sequence[Group]) -> Stages:
+def _together(flow: Flow, index: int, block: nn.Module, order: Grouping, stage: Sequence[Group]) -> Stages:
     """The Hessians of several groups by one pass that ends at the last one's input."""
     hessians = {group[0]: _hessian(block, group) for group in stage}
     inputs: dict[str, list[Tensor]] = {}
@@ -59,7 +70,7 @@ def _together(flow: Flow, index: int, block: nn.Module, order: Plan, stage: Sequ
         yield group, hessians.pop(group[0])
 
 
-def _paused(flow: Flow, index: int, block: nn.Module, order: Plan, advance: bool) -> Stages:
+def _paused(flow: Flow, index: int, block: nn.Module, order: Grouping, advance: bool) -> Stages:
     """One pass for all groups: each batch waits at a group's input until the group's new weights are in place.
 
     A batch's pass is a greenlet, so nothing before the group is computed twice; what its frames hold meanwhile, for

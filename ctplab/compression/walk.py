@@ -1,6 +1,18 @@
 """Block by block through a model: Hessians, solve, pass the compressed block's outputs on.
 
 Knows modules but no compression maths (that is ``obs``) and no architectures (``capture`` finds them by running).
+
+    calibration tokens
+      | capture: embeddings, and what every block is called with
+      v
+    X_0 --> block 0 --> X_1 --> block 1 --> X_2 ...          X_i: hidden states of all windows, on their way
+             |  1. find_groups: q, k, v share an input; so do gate and up; o and down have one each
+             |  2. staged: for each group, H of its input while X_i passes through the block
+             |  3. solve: the group's matrices, stacked, against H; put the result in place
+             |  4. X_i passes through the compressed block and becomes X_(i+1)
+
+So a block sees the errors of the blocks before it, and only one block and X need to be in memory. With
+``true_sequential`` a group sees the errors of the groups before it in its block as well (``staging``).
 """
 
 import copy
@@ -14,7 +26,7 @@ from torch import Tensor, nn
 
 from ctplab import parallel
 from ctplab.compression import heap, obs, packing
-from ctplab.compression.capture import Plan, capture, plan
+from ctplab.compression.capture import Grouping, capture, find_groups
 from ctplab.compression.hessian import Hessian
 from ctplab.compression.sharing import deal, whole
 from ctplab.compression.staging import Stages, staged
@@ -137,7 +149,7 @@ def walk(
     device = next(modules[0].parameters()).device
     with eager_experts(model), heap.kept():
         flow = capture(model, modules, deal(calibration.to(device), batch))
-        plans: dict[tuple, Plan] = {}
+        plans: dict[tuple, Grouping] = {}
         for index, (prefix, block) in enumerate(progress(named, total=len(named), label=f"compress {spec.tag}")):
             finished = finished if index == 0 else enter(index, block)
             more = index + 1 < len(named)
@@ -147,7 +159,7 @@ def walk(
             else:
                 shape = (type(block), *((name, p.shape) for name, p in block.named_parameters()))
                 if shape not in plans:
-                    found = plan(block, lambda index=index, block=block: flow.sample(index, block))
+                    found = find_groups(block, lambda index=index, block=block: flow.sample(index, block))
                     plans[shape] = parallel.of_main(found)  # experts that one process saw, another may not have seen
                 stages = staged(flow, index, block, plans[shape], true_sequential=spec.true_sequential, advance=more)
                 yield index, _compress_block(prefix, block, stages, spec)

@@ -51,7 +51,7 @@ def search(
     return values.clamp(min=0).sqrt() if metric == "l2" else values, ids  # FAISS gives squared distances
 
 
-def rank(table: Tensor, queries: Tensor, ids: Tensor, metric: str = "cosine", centre: bool = False) -> Tensor:
+def ranks_of(table: Tensor, queries: Tensor, ids: Tensor, metric: str = "cosine", centre: bool = False) -> Tensor:
     """How many rows of ``table`` are nearer to query i than row ``ids[i]``: (k,); 0 = that row is the nearest."""
     table, queries = _prepare(table, queries, metric, centre)
     nearness = -torch.cdist(queries, table) if metric == "l2" else queries @ table.T  # (k, V)
@@ -128,7 +128,7 @@ def inspect_prompt(
     if start is not None:
         place = torch.full((len(table),), -1)
         place[kept] = torch.arange(len(kept))
-        among = rank(table[kept], prefix.rows, place[start].clamp(min=0), metric, centre).tolist()
+        among = ranks_of(table[kept], prefix.rows, place[start].clamp(min=0), metric, centre).tolist()
         ranks = [n if at >= 0 else None for n, at in zip(among, place[start].tolist(), strict=True)]
     moved = (prefix.rows - initial.rows).norm(dim=1) / initial.rows.norm(dim=1).clamp(min=1e-12)
     return [

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ctplab.learning.loop import Learned, finish, run
+from ctplab.learning.loop import Learned, finish, take_steps
 from ctplab.learning.rows import initial_rows
 from ctplab.learning.teacher import Teacher
 from ctplab.models import Model, Tokenizer
@@ -47,7 +47,7 @@ class KeysValues:
 
 
 @torch.no_grad()
-def compiled(model: Model, prefix: AnyPrefix, name: str) -> KVPrefix:
+def as_keys_and_values(model: Model, prefix: AnyPrefix, name: str) -> KVPrefix:
     """The keys and values that ``model`` computes for a prefix, fp32 on the CPU."""
     pairs = compile_prefix(model, prefix)
     return KVPrefix(name, tuple((keys.float().cpu(), values.float().cpu()) for keys, values in pairs))
@@ -55,7 +55,7 @@ def compiled(model: Model, prefix: AnyPrefix, name: str) -> KVPrefix:
 
 def intact(full: Model, prefix: Prefix) -> KVPrefix:
     """The prefix as the *full* model reads it, to stand in front of the compressed one."""
-    return compiled(full, prefix, "intact")
+    return as_keys_and_values(full, prefix, "intact")
 
 
 def learn_kv(
@@ -76,7 +76,9 @@ def learn_kv(
     values), else from the rows that ``spec.init`` names. Random keys learn worse.
     """
     start = initial_rows(model, spec, tokenizer, train) if earlier is None else earlier
-    initial = compiled(model, start, "init")
-    result = Learned(compiled(model, start, "kv"), initial)
-    steps = run(KeysValues(initial, model), [model], train, validation, spec, result, teacher=teacher, state=state)
+    initial = as_keys_and_values(model, start, "init")
+    result = Learned(as_keys_and_values(model, start, "kv"), initial)
+    steps = take_steps(
+        KeysValues(initial, model), [model], train, validation, spec, result, teacher=teacher, state=state
+    )
     return finish(steps, result, spec, progress)

@@ -27,6 +27,7 @@ from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.compiled import KV
 from ctplab.prompts.head import Halves, halves
+from ctplab.scores import Score, count_targets
 from ctplab.specs import PromptSpec
 from ctplab.text.corpora import Split
 
@@ -69,6 +70,11 @@ class Learned(Generic[P]):
     """Why learning ended early, if it did."""
 
     @property
+    def validation(self) -> Score:
+        """The best prompt's score on the validation windows."""
+        return Score(self.best_validation * self.validation_tokens, self.validation_tokens)
+
+    @property
     def stale(self) -> int:
         """Validations since the best one."""
         return sum(s.validation is not None and s.step >= self.best_step for s in self.steps)
@@ -107,7 +113,7 @@ def _validate(learnable: Learnable, models: list[Halves], windows: Tensor, batch
                 targets = ids[:, 1:].flatten().to(states.device)
                 total += nll(states, cut.head, vocabulary, targets).double().to(total.device)
     parallel.add_up([total])
-    return float(total) / (len(models) * windows.shape[0] * (windows.shape[1] - 1))
+    return Score(float(total) / len(models), int(count_targets(windows).sum())).mean
 
 
 def _gradient(
@@ -115,7 +121,7 @@ def _gradient(
 ) -> Tensor:
     """Leave the gradient of the batch's loss on the parameters; returns the loss, the mean over all its targets."""
     vocabulary = cut.model.get_output_embeddings().weight.shape[0]
-    n_targets = len(numbers) * (windows.shape[1] - 1)
+    n_targets = int(count_targets(windows)[numbers].sum())
     total = torch.zeros((), device=windows.device)
     for part in parallel.share(numbers).tensor_split(spec.accumulate):
         if len(part) == 0:
@@ -148,7 +154,7 @@ def _check(models: Sequence[Model], train: Split, spec: PromptSpec, k: int, teac
         check_context(model, k, train.seq_len)
 
 
-def run(
+def take_steps(
     learnable: Learnable[P],
     models: Sequence[Model],
     train: Split,
@@ -173,7 +179,7 @@ def run(
     windows = train.windows.to(device)
     plan = schedule.validations(spec, len(windows), len(validation.windows), len(models))
     held_out = validation.windows[: plan.windows].to(device)
-    result.validation_tokens = held_out.shape[0] * (held_out.shape[1] - 1)
+    result.validation_tokens = int(count_targets(held_out).sum())
     parameters = learnable.parameters
     identity: dict[str, Any] = {
         "recipe": spec.to_json(),

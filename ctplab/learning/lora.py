@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ctplab.disk import read_json, write_json
 from ctplab.errors import InputError
-from ctplab.learning.loop import Learned, finish, run
+from ctplab.learning.loop import Learned, finish, take_steps
 from ctplab.learning.teacher import Teacher
 from ctplab.models import Model
 from ctplab.models.anatomy import blocks, linears
@@ -145,7 +145,7 @@ def learn_lora(
     :meth:`PromptSpec.lora`; ``spec.tokens`` and ``spec.init`` have no meaning here."""
     initial = adapter.frozen({name: p.detach() for name, p in adapter.parameters.items()})
     result = Learned(initial, initial)
-    steps = run(adapter, [adapter.model], train, validation, spec, result, teacher=teacher, state=state)
+    steps = take_steps(adapter, [adapter.model], train, validation, spec, result, teacher=teacher, state=state)
     finish(steps, result, spec, progress)
     adapter.put(result.prefix)
     return result

@@ -53,7 +53,7 @@ def loss_and_gradient(logp: Tensor, targets: Tensor, kl: float, teacher: Tensor 
     return loss, gradient
 
 
-def spread(top: Tensor, ids: Tensor, student: Tensor) -> Tensor:
+def with_tail(top: Tensor, ids: Tensor, student: Tensor) -> Tensor:
     """Top-K log-probabilities ``top`` (n, K) of tokens ``ids`` (n, K) as a whole distribution (n, V), in logs.
 
     What is left of the mass lies on the other tokens in the ``student``'s own proportions (n, V). KL to the result is

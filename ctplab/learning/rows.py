@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ctplab.errors import InputError
-from ctplab.learning.loop import Learned, Step, finish, run
+from ctplab.learning.loop import Learned, Step, finish, take_steps
 from ctplab.learning.teacher import Teacher
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
@@ -104,7 +104,7 @@ def learn_steps(
     if not models:
         raise InputError("give at least one model to learn on")
     result = result or start(models, spec, tokenizer, train, earlier)
-    yield from run(
+    yield from take_steps(
         Rows(result.initial, models[0]), models, train, validation, spec, result, teacher=teacher, state=state
     )
 

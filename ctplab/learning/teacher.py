@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctplab.disk import whole
 from ctplab.errors import InputError
-from ctplab.learning.objective import Target, chunks, spread
+from ctplab.learning.objective import Target, chunks, with_tail
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
 from ctplab.models.fingerprints import tensor_fingerprint
@@ -62,7 +62,7 @@ class TopKTeacher:
         """For windows number ``numbers`` (B,): log-probabilities with the tail filled in, by rows."""
         top = self.top[numbers].to(ids.device).flatten(0, 1)
         tokens = self.ids[numbers].to(ids.device).flatten(0, 1)
-        return lambda rows, student: spread(top[rows].to(student.dtype), tokens[rows].long(), student)
+        return lambda rows, student: with_tail(top[rows].to(student.dtype), tokens[rows].long(), student)
 
 
 Teacher = MemoryTeacher | TopKTeacher

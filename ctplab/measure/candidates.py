@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ctplab.disk import Keep, compute_always
-from ctplab.measure.kept import kept_nll
-from ctplab.measure.stats import Interval, paired_change
+from ctplab.measure.perplexity import window_scores
+from ctplab.measure.stats import Interval, change
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import check_context
 from ctplab.progress import Progress, silent
@@ -28,7 +28,7 @@ class Candidate:
     """NLL a token minus that of no prompt, paired over windows, with its 95% interval; below 0 it helps."""
 
 
-def rank(
+def rank_hard_prompts(
     model: Model,
     tokenizer: Tokenizer,
     texts: list[str],
@@ -50,14 +50,13 @@ def rank(
     sums = {}
     for text in progress(["", *texts], total=len(texts) + 1, label="candidates"):
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
-        sums[text] = kept_nll(keep, name, arms.get(text, plain), windows, batch=16, progress=silent)
-    targets = windows.shape[1] - 1
+        sums[text] = window_scores(arms.get(text, plain), windows, keep=keep, name=name)
     found = [
         Candidate(
             text,
             arms[text].prefix.k,
-            float(sums[text].mean()) / targets,
-            paired_change(sums[text], sums[""], targets, seed=seed),
+            sums[text].score.mean,
+            change(sums[text], sums[""], seed=seed),
         )
         for text in texts
     ]

@@ -1,60 +1,71 @@
 """Perplexity of an arm, on the same target tokens for every arm.
 
-Targets are tokens 1 .. T-1 of each window; the first is no target, whatever stands in front; prefix rows are never
-targets and never in the divisor. (The paper's released evaluator divides by k more positions than it scores, so
-its prompted perplexities are the true ones to the power (L-1)/(L-1+k): ``Score.ppl_as_published``.)
+Targets are tokens 1 .. T-1 of each window (``scores.count_targets``); the first is no target, whatever stands in
+front; prefix rows are never targets and never in the divisor. The paper's released evaluator divides by k more
+positions than it scores. So its prompted perplexities are the true ones to the power (L-1)/(L-1+k):
+``Score.ppl_as_published``.
+
+The path of every number: an arm, :func:`window_scores`, and from its sums a score, a change or a recovery with its
+interval (``stats``).
 """
 
-import math
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ctplab import parallel
+from ctplab.disk import Keep, compute_always
 from ctplab.errors import InputError
 from ctplab.models.anatomy import check_context, embeddings
+from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
-from ctplab.prompts.compiled import compile_prefix
+from ctplab.prompts.compiled import compiled
 from ctplab.prompts.head import logits_after
+from ctplab.scores import Score, WindowScores, count_targets
 from ctplab.text.corpora import Split
 
 
-@dataclass(frozen=True)
-class Score:
-    """Sums, never means: a wrong denominator cannot be written."""
+def windows_of(text: Split | Tensor, limit: int | None = None) -> Tensor:
+    """(N, T): the first ``limit`` windows of a split, or of windows."""
+    windows = (text.windows if isinstance(text, Split) else text)[:limit]
+    if len(windows) == 0:
+        raise InputError("there are no windows to score")
+    return windows
 
-    nll: float
-    """Summed negative log likelihood, nats."""
-    n_tokens: int
-    """Number of targets."""
 
-    @property
-    def ppl(self) -> float:
-        """exp(nll / n_tokens)."""
-        return math.exp(self.nll / self.n_tokens)
+def window_scores(
+    arm: Arm,
+    text: Split | Tensor,
+    *,
+    batch: int = 16,
+    limit: int | None = None,
+    keep: Keep = compute_always,
+    name: str = "",
+    progress: Progress = silent,
+) -> WindowScores:
+    """Score an arm window by window on a split, or on windows (N, T); ``limit`` takes the first ones only.
 
-    def ppl_as_published(self, k: int, seq_len: int) -> float:
-        """What the paper's evaluator would print for k prompt tokens: comparable with its tables only."""
-        return self.ppl ** ((seq_len - 1) / (seq_len - 1 + k))
+    ``keep`` keeps the result under ``name`` for this arm and these windows. Several processes share the batches, each
+    of which gives the same bits wherever it is computed. Raises InputError for NaN and for a full context.
+    """
+    windows = windows_of(text, limit)
+    key = {"arm": arm.fingerprint, "windows": tensor_fingerprint(windows), "shape": list(windows.shape)}
 
-    def __add__(self, other: "Score") -> "Score":
-        return Score(self.nll + other.nll, self.n_tokens + other.n_tokens)
+    def compute() -> dict[str, Any]:
+        nll = _summed_nll(arm, windows, batch, progress)
+        return WindowScores(nll, count_targets(windows)).to_json()
 
-    def __str__(self) -> str:
-        return f"ppl {self.ppl:.2f} ({self.n_tokens} tokens)"
+    return WindowScores.from_json(keep(name, key, compute))
 
 
 @torch.no_grad()
-def window_nll(arm: Arm, windows: Tensor, *, batch: int = 16, progress: Progress = silent) -> Tensor:
-    """Summed NLL of every window: ``windows`` (N, T) -> (N,) float64. The prefix is computed once.
-
-    Several processes share the batches, each of which gives the same bits wherever it is computed.
-    """
+def _summed_nll(arm: Arm, windows: Tensor, batch: int, progress: Progress) -> Tensor:
+    """Summed NLL of every window: ``windows`` (N, T) -> (N,) float64."""
     check_context(arm.model, arm.prefix.k, windows.shape[1])
-    kv = compile_prefix(arm.model, arm.prefix)
+    kv = compiled(arm)
     device = embeddings(arm.model).device
     sums = torch.zeros(len(windows), dtype=torch.float64, device=device)
     mine = parallel.share(torch.arange(len(windows)).split(batch))
@@ -65,7 +76,7 @@ def window_nll(arm: Arm, windows: Tensor, *, batch: int = 16, progress: Progress
             sums[number] = F.cross_entropy(row[:-1].float(), target[1:].to(row.device), reduction="sum")
     parallel.add_up([sums])  # every other process has a zero there
     if not torch.isfinite(sums).all():
-        raise InputError(f"the {arm.name} arm gives NaN or infinite losses; try --dtype float32")
+        raise InputError(f"the {arm.name} arm gives NaN or infinite losses; try dtype='float32'")
     return sums.cpu()
 
 
@@ -73,6 +84,4 @@ def perplexity(
     arm: Arm, text: Split | Tensor, *, batch: int = 16, limit: int | None = None, progress: Progress = silent
 ) -> Score:
     """Score an arm on a split, or on windows (N, T); ``limit`` takes the first windows only."""
-    windows = (text.windows if isinstance(text, Split) else text)[:limit]
-    sums = window_nll(arm, windows, batch=batch, progress=progress)
-    return Score(float(sums.sum()), windows.shape[0] * (windows.shape[1] - 1))
+    return window_scores(arm, text, batch=batch, limit=limit, progress=progress).score

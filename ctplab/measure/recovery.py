@@ -7,26 +7,24 @@ for it.
 vocabulary rows), ``init`` (the untrained prompt) and ``text`` (k tokens of real text) show what any rows in front do;
 ``full+soft`` (the same prompt on the full model) and ``full+own`` (a prompt learned on the full model with the same
 budget) show how much of the gain the full model enjoys as well: that is adaptation to the text, not recovery. ``lora``
-is what as many steps buy in the weights. ``ctplab/controls.py`` learns the last two.
+is what as many steps buy in the weights. ``runs/controls.py`` learns the last two.
 """
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from ctplab.disk import Keep, compute_always
 from ctplab.errors import InputError
-from ctplab.measure.kept import kept_nll
-from ctplab.measure.perplexity import Score
+from ctplab.measure.perplexity import window_scores
 from ctplab.measure.stats import Interval
 from ctplab.measure.stats import recovery as share_of_gap
-from ctplab.models import Model, Tokenizer
 from ctplab.progress import Progress, silent
-from ctplab.prompts import prefix
 from ctplab.prompts.arms import Arm
-from ctplab.prompts.prefix import AnyPrefix, Prefix
+from ctplab.scores import Score, WindowScores
 from ctplab.text.corpora import Split
 
 
@@ -40,54 +38,21 @@ class ArmRecovery:
     """Share of the gap closed, with its paired bootstrap 95% interval over windows."""
 
     @property
+    def score(self) -> Score:
+        return Score(self.nll, self.n_tokens)
+
+    @property
     def ppl(self) -> float:
-        return Score(self.nll, self.n_tokens).ppl
+        return self.score.ppl
 
 
 Recovery = dict[str, ArmRecovery]
 """Arm name -> its result; ``full`` and ``compressed`` are always there."""
 
 
-def comparison(
-    full: Model,
-    compressed: Model,
-    tokenizer: Tokenizer,
-    soft: AnyPrefix,
-    *,
-    initial: Prefix | None = None,
-    hard: str = prefix.PAPER_HARD_PROMPT,
-    text: Tensor | None = None,
-    full_own: AnyPrefix | None = None,
-    seed: int = 0,
-) -> list[Arm]:
-    """The arms that tell recovery from its look-alikes, for one learned prompt.
-
-    ``initial``: the untrained prompt (arm ``init``); ``text``: token ids of real text, the first k are taken (arm
-    ``text``); ``full_own``: a prompt learned on the full model with the same budget (arm ``full+own``). What is not
-    given is left out; ``bos`` too where the tokenizer has no start token.
-    """
-    none = prefix.none(full)
-    arms = [Arm("full", full, none), Arm("compressed", compressed, none)]
-    arms.append(Arm("hard", compressed, prefix.hard(compressed, tokenizer, hard)))
-    arms.append(Arm("soft", compressed, soft))
-    if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None:
-        arms.append(Arm("bos", compressed, prefix.bos(compressed, tokenizer)))
-    arms.append(Arm("random", compressed, prefix.random_rows(compressed, soft.k, seed + 1)))
-    if initial is not None:
-        arms.append(Arm("init", compressed, initial))
-    if text is not None:
-        if len(text) < soft.k:
-            raise InputError(f"the text control needs {soft.k} tokens of text, not {len(text)}")
-        arms.append(Arm("text", compressed, prefix.from_ids(compressed, text[: soft.k], "text")))
-    arms.append(Arm("full+soft", full, soft))
-    if full_own is not None:
-        arms.append(Arm("full+own", full, full_own))
-    return arms
-
-
 def recover(
     arms: Sequence[Arm],
-    windows: Split | Tensor,
+    text: Split | Tensor,
     *,
     batch: int = 16,
     limit: int | None = None,
@@ -97,42 +62,41 @@ def recover(
 ) -> Recovery:
     """NLL, perplexity and recovery of every arm on the same windows; each arm is kept as soon as it is scored.
 
-    ``arms`` from :func:`comparison`, with more behind them where wanted (an adapter such as LoRA is an arm with its
-    own model and no prefix). Raises InputError without the arms ``full`` and ``compressed``.
+    ``arms`` from :func:`ctplab.prompts.arms.arms` with its controls; more may follow (an adapter such as LoRA is an arm
+    with a model of its own and no prefix). Raises InputError without the arms ``full`` and ``compressed``.
     """
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise InputError("recovery needs every arm to have a name of its own")
-    rows = (windows.windows if isinstance(windows, Split) else windows)[:limit]
-    sums = arm_sums(arms, windows, batch=batch, limit=limit, keep=keep, progress=progress)
-    return from_sums(sums, rows.shape[0] * (rows.shape[1] - 1), seed=seed)
+    return from_scores(arm_scores(arms, text, batch=batch, limit=limit, keep=keep, progress=progress), seed=seed)
 
 
-def arm_sums(
+def arm_scores(
     arms: Sequence[Arm],
-    windows: Split | Tensor,
+    text: Split | Tensor,
     *,
     batch: int = 16,
     limit: int | None = None,
     keep: Keep = compute_always,
     progress: Progress = silent,
-) -> dict[str, Tensor]:
-    """(N,) summed NLL of every arm on the first ``limit`` windows, each kept as soon as it is known."""
-    rows = (windows.windows if isinstance(windows, Split) else windows)[:limit]
-    label = windows.name if isinstance(windows, Split) else "windows"
-    return {arm.name: kept_nll(keep, f"{label}--{arm.name}", arm, rows, batch=batch, progress=progress) for arm in arms}
+) -> dict[str, WindowScores]:
+    """Every arm's scores on the first ``limit`` windows, each kept as soon as it is known."""
+    label = text.name if isinstance(text, Split) else "windows"
+    settings: dict[str, Any] = {"batch": batch, "limit": limit, "keep": keep, "progress": progress}
+    return {arm.name: window_scores(arm, text, name=f"{label}--{arm.name}", **settings) for arm in arms}
 
 
-def from_sums(sums: dict[str, Tensor], n_tokens: int, *, seed: int = 0) -> Recovery:
-    """The same from (N,) summed NLL of every arm, however they were had.
+def from_scores(scores: dict[str, WindowScores], *, seed: int = 0) -> Recovery:
+    """The same from the scores of every arm, however they were had.
 
     Raises InputError without the arms ``full`` and ``compressed``.
     """
-    if not {"full", "compressed"} <= set(sums):
+    if not {"full", "compressed"} <= set(scores):
         raise InputError("recovery needs the arms 'full' and 'compressed'")
+    full, compressed = scores["full"], scores["compressed"]
     return {
-        name: ArmRecovery(float(nll.sum()), n_tokens, share_of_gap(sums["full"], sums["compressed"], nll, seed=seed))
-        for name, nll in sums.items()
+        name: ArmRecovery(own.score.nll, own.score.n_tokens, share_of_gap(full, compressed, own, seed=seed))
+        for name, own in scores.items()
     }
 
 
@@ -157,23 +121,22 @@ def over_seeds(runs: Sequence[Recovery]) -> dict[str, OverSeeds]:
 
 def in_words(found: Recovery) -> list[str]:
     """What the numbers say, a sentence each: the gap, what the prompt closes, what the controls leave of that."""
-    tokens = found["full"].n_tokens
-    gap = (found["compressed"].nll - found["full"].nll) / tokens
+    gap = _nats(found, "compressed") - _nats(found, "full")
     if gap <= 0:
         return ["Compression did not raise the NLL here: there is nothing to recover."]
     lines = [f"Compression costs {gap:.3f} nats a token ({_ppl(found, 'full')} to {_ppl(found, 'compressed')})."]
     if "soft" in found:
         share = found["soft"].recovery
         verb = "closes" if share.low > 0 else "widens" if share.high < 0 else "neither clearly closes nor widens"
-        lines.append(f"The prompt {verb} the gap: {_percent(share)} of it, {_ppl(found, 'soft')}.")
+        lines.append(f"The prompt {verb} the gap: {share.percent} of it, {_ppl(found, 'soft')}.")
     rows = [name for name in ("bos", "random", "init", "text", "hard") if name in found]
     if rows:
         best = max(rows, key=lambda name: found[name].recovery.value)
         share = found[best].recovery
-        lines.append(f"Of the prompts that were not learned, {best} does best: {_percent(share)} of the gap.")
+        lines.append(f"Of the prompts that were not learned, {best} does best: {share.percent} of the gap.")
     for name, what in (("full+soft", "the same prompt"), ("full+own", "a prompt of its own with the same budget")):
         if name in found:
-            gain = (found["full"].nll - found[name].nll) / tokens
+            gain = _nats(found, "full") - _nats(found, name)
             lines.append(
                 f"The full model {'gains' if gain > 0 else 'loses'} {abs(gain):.3f} nats a token from {what} "
                 f"({_ppl(found, name)})" + ("; that much is adaptation to this text." if gain > 0 else ".")
@@ -183,7 +146,7 @@ def in_words(found: Recovery) -> list[str]:
     if "lora" in found:
         share = found["lora"].recovery
         lines.append(
-            f"LoRA, which changes weights and not the input, closes {_percent(share)} in as many steps, "
+            f"LoRA, which changes weights and not the input, closes {share.percent} in as many steps, "
             f"{_ppl(found, 'lora')}."
         )
     return lines
@@ -191,10 +154,8 @@ def in_words(found: Recovery) -> list[str]:
 
 def _recovery_and_adaptation(found: Recovery) -> list[str]:
     """The prompt's gain in two parts: what the full model gains from the same treatment, and the rest."""
-    tokens = found["full"].n_tokens
-    gain = (found["compressed"].nll - found["soft"].nll) / tokens
-    adaptation = max(0.0, (found["full"].nll - found["full+own"].nll) / tokens)
-    left = (found["soft"].nll - found["full+own"].nll) / (found["compressed"].nll - found["full"].nll)
+    full, small, soft, own = (_nats(found, name) for name in ("full", "compressed", "soft", "full+own"))
+    gain, adaptation, left = small - soft, max(0.0, full - own), (soft - own) / (small - full)
     lines = []
     if gain > 0:
         rest = gain - adaptation
@@ -207,9 +168,9 @@ def _recovery_and_adaptation(found: Recovery) -> list[str]:
     return [*lines, f"{remains}{_ppl(found, 'soft')} against {_ppl(found, 'full+own')}."]
 
 
+def _nats(found: Recovery, name: str) -> float:
+    return found[name].score.mean
+
+
 def _ppl(found: Recovery, name: str) -> str:
     return f"perplexity {found[name].ppl:.2f}"
-
-
-def _percent(share: Interval) -> str:
-    return f"{100 * share.value:+.0f}% [{100 * share.low:+.0f}, {100 * share.high:+.0f}]"

@@ -7,6 +7,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from ctplab.scores import WindowScores
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -18,6 +20,11 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    @property
+    def percent(self) -> str:
+        """``+45% [+42, +48]``."""
+        return f"{100 * self.value:+.0f}% [{100 * self.low:+.0f}, {100 * self.high:+.0f}]"
 
 
 def wilson(hits: int, n: int) -> Interval:
@@ -48,27 +55,43 @@ def _limits(sample: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def paired_change(arm: Tensor, other: Tensor, targets: int, *, draws: int = 2000, seed: int = 0) -> Interval:
-    """NLL a token of ``arm`` minus ``other``: (N,) summed NLL each, of windows with ``targets`` targets each."""
-    difference = (arm.double() - other.double()) / targets
-    sample = difference[resample(len(difference), draws, seed)].mean(1)
-    return Interval(float(difference.mean()), *_limits(sample))
+def paired_mean(first: Tensor, second: Tensor, *, draws: int = 2000, seed: int = 0) -> Interval:
+    """Mean of ``first`` minus ``second``, (N,) values of the same N questions, with its paired 95% interval."""
+    return _ratio_of_sums(first.double() - second.double(), torch.ones(len(first)), draws, seed)
 
 
-def recovery(full: Tensor, compressed: Tensor, arm: Tensor, *, draws: int = 2000, seed: int = 0) -> Interval:
+def change(arm: WindowScores, other: WindowScores, *, draws: int = 2000, seed: int = 0) -> Interval:
+    """NLL a token of ``arm`` minus that of ``other``, with its paired 95% interval over windows; below 0 is better.
+
+    Raises InputError if they are not of the same windows.
+    """
+    arm.check_same_windows(other)
+    return _ratio_of_sums(arm.nll.double() - other.nll.double(), arm.n_tokens, draws, seed)
+
+
+def _ratio_of_sums(values: Tensor, counts: Tensor, draws: int, seed: int) -> Interval:
+    """Σ values / Σ counts, (N,) each, and the same of N drawn with replacement."""
+    counts, picks = counts.double(), resample(len(values), draws, seed)
+    sample = values[picks].sum(1) / counts[picks].sum(1)
+    return Interval(float(values.sum() / counts.sum()), *_limits(sample))
+
+
+def recovery(
+    full: WindowScores, compressed: WindowScores, arm: WindowScores, *, draws: int = 2000, seed: int = 0
+) -> Interval:
     """Share of the NLL gap that an arm closes, (compressed - arm) / (compressed - full), with its 95% interval.
 
-    Each argument: (N,) summed NLL of the same N windows. Windows are drawn with replacement, the same ones for all
-    three, so the window-to-window spread that they share cancels. 1 = the full model's NLL; above 1 = better;
-    not clipped. NaN where compression left no gap.
+    Windows are drawn with replacement, the same ones for all three, so the window-to-window spread that they share
+    cancels. 1 = the full model's NLL; above 1 = better; not clipped. NaN if compression left no gap. Raises InputError
+    if they are not of the same windows.
     """
+    full.check_same_windows(compressed, arm)
 
     def ratio(f: Tensor, c: Tensor, a: Tensor) -> Tensor:
         gap = c - f
         return torch.where(gap.abs() > 1e-9, (c - a) / gap, torch.full_like(gap, math.nan))
 
-    full, compressed, arm = full.double(), compressed.double(), arm.double()
+    sums = [scores.nll.double() for scores in (full, compressed, arm)]
     picks = resample(len(full), draws, seed)
-    sample = ratio(full[picks].sum(1), compressed[picks].sum(1), arm[picks].sum(1))
-    value = ratio(full.sum(), compressed.sum(), arm.sum())
-    return Interval(float(value), *_limits(sample))
+    sample = ratio(*(nll[picks].sum(1) for nll in sums))
+    return Interval(float(ratio(*(nll.sum() for nll in sums))), *_limits(sample))

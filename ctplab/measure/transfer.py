@@ -13,14 +13,15 @@ from typing import Any
 from ctplab.disk import Keep, compute_always
 from ctplab.errors import InputError
 from ctplab.formats.prompt_file import SavedPrompt, attach
-from ctplab.measure.kept import kept_nll
-from ctplab.measure.perplexity import Score
-from ctplab.measure.stats import Interval, paired_change
+from ctplab.measure.perplexity import window_scores
+from ctplab.measure.stats import Interval
+from ctplab.measure.stats import change as change_of
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import check_context
 from ctplab.progress import Progress, silent
 from ctplab.prompts import prefix
 from ctplab.prompts.arms import Arm
+from ctplab.scores import Score
 from ctplab.text.corpora import corpus
 
 
@@ -34,7 +35,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TransferCell:
     """One cell of the matrix. ``refused`` says why a pair was not measured; then there are no numbers."""
 
     source: str
@@ -79,7 +80,7 @@ def transfer(
     force: bool = False,
     keep: Keep = compute_always,
     progress: Progress = silent,
-) -> list[Cell]:
+) -> list[TransferCell]:
     """All cells, target by target: first each target without a prompt, then behind every source.
 
     ``corpora``: names as in :func:`ctplab.text.corpora.corpus`, scored on their test splits in windows of ``seq_len``
@@ -90,20 +91,19 @@ def transfer(
     for target in targets:
         model, tokenizer = target.load()
         for name in corpora:
-            windows = corpus(name, tokenizer, seq_len).test.windows[:limit]
-            n_tokens = windows.shape[0] * (windows.shape[1] - 1)
-            sums = partial(kept_nll, keep, windows=windows, batch=batch, progress=progress)
-            plain = sums(f"none--{target.name}--{name}", Arm("none", model, prefix.none(model)))
-            cells.append(Cell("none", target.name, name, False, float(plain.sum()), n_tokens))
+            text = corpus(name, tokenizer, seq_len).test
+            sums = partial(window_scores, text=text, limit=limit, batch=batch, keep=keep, progress=progress)
+            plain = sums(Arm("none", model, prefix.none(model)), name=f"none--{target.name}--{name}")
+            cells.append(TransferCell("none", target.name, name, False, plain.score.nll, plain.score.n_tokens))
             for source, saved in sources.items():
                 diagonal = home(saved.info) == target.home
                 try:
                     attach(saved, model, tokenizer, force=force)
                     check_context(model, saved.prefix.k, seq_len)
-                    prompted = sums(f"{source}--{target.name}--{name}", Arm(source, model, saved.prefix))
+                    prompted = sums(Arm(source, model, saved.prefix), name=f"{source}--{target.name}--{name}")
                 except InputError as error:
-                    cells.append(Cell(source, target.name, name, diagonal, refused=str(error)))
+                    cells.append(TransferCell(source, target.name, name, diagonal, refused=str(error)))
                     continue
-                change = paired_change(prompted, plain, windows.shape[1] - 1)
-                cells.append(Cell(source, target.name, name, diagonal, float(prompted.sum()), n_tokens, change))
+                found, change = prompted.score, change_of(prompted, plain)
+                cells.append(TransferCell(source, target.name, name, diagonal, found.nll, found.n_tokens, change))
     return cells

@@ -14,7 +14,7 @@ from ctplab.compression import obs
 from ctplab.inspect.nearest import METRICS, inspect_prompt, vocabulary
 from ctplab.inspect.similarity import binned, nearness
 from ctplab.measure.lens import changes, lens
-from ctplab.measure.stats import paired_change
+from ctplab.measure.stats import change
 from ctplab.models import Model, Tokenizer
 from ctplab.notebook import figures
 from ctplab.notebook.widgets import Explorer
@@ -77,8 +77,8 @@ def carried(
         arms = Arm(prompt, model, prompts[prompt]), Arm("compressed", model, prefix.none(model))
         found = {}
         for split in splits:
-            with_it, without = (study.nll(level, arm, split, windows) for arm in arms)
-            found[split.name] = paired_change(with_it, without, split.seq_len - 1)
+            with_it, without = (study.scores(level, arm, split, windows) for arm in arms)
+            found[split.name] = change(with_it, without)
         figure = plots.shares(found, f"{prompt} in front of {level}: change of NLL, nats a token (below 0 it helps)")
         return figure, "\n".join(f"{name:12} {change}" for name, change in found.items())
 

@@ -4,8 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ctplab.disk import kept_in
-from ctplab.measure.kept import kept_tasks
-from ctplab.measure.tasks.evaluate import TaskResult, compare
+from ctplab.measure.tasks.evaluate import TaskResult, compare, kept_tasks
 from ctplab.paper import printed
 from ctplab.paper.bench import Bench
 from ctplab.paper.recipes import OTHER, TASKS

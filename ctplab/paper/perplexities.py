@@ -9,16 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ctplab.measure.stats import Interval, paired_change
-from ctplab.measure.transfer import Cell
+from ctplab.measure.stats import Interval, change
+from ctplab.measure.transfer import TransferCell
 from ctplab.paper.bench import Bench
 from ctplab.paper.recipes import Row, Scale, chosen
 from ctplab.progress import Progress, bar
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.prefix import AnyPrefix, none
-from ctplab.runs.study import score_of
+from ctplab.scores import WindowScores
 
 
 def measure(
@@ -61,7 +59,7 @@ def _prompt(bench: Bench, source: Source) -> AnyPrefix:
 def _level(bench: Bench, rows: list[Row], prompts: dict[Source, AnyPrefix]) -> dict[Row, dict[str, Any]]:
     """The rows of one model at one level."""
     scale = bench.scale
-    sums: dict[Row, Tensor] = {}
+    scores: dict[Row, WindowScores] = {}
     results: dict[Row, dict[str, Any]] = {}
     for row in rows:
         tag, model = bench.model(row.level)
@@ -69,8 +67,8 @@ def _level(bench: Bench, rows: list[Row], prompts: dict[Source, AnyPrefix]) -> d
         prefix = prompts[source] if source else none(model)
         with bench.adapted(row.level) if row.method == "lora" else nullcontext(model) as used:
             arm = Arm(f"{row.method}-k{prefix.k}", used, prefix)
-            sums[row] = bench.study.nll(tag, arm, bench.texts[row.what].test, scale.windows)
-        score = score_of(sums[row], scale.seq_len)
+            scores[row] = bench.study.scores(tag, arm, bench.texts[row.what].test, scale.windows)
+        score = scores[row].score
         results[row] = {
             "model": scale.model or row.model, "paper_model": row.model, "level": row.level, "method": row.method,
             "what": row.what, "corpus": scale.corpora[row.what], "k": prefix.k, "source": row.source,
@@ -82,15 +80,14 @@ def _level(bench: Bench, rows: list[Row], prompts: dict[Source, AnyPrefix]) -> d
     alone = {row.what: row for row in rows if row.method == "none"}
     for row in rows:
         if row.method != "none" and row.what in alone:
-            change = paired_change(sums[row], sums[alone[row.what]], scale.seq_len - 1)
-            results[row]["change"] = asdict(change)
+            results[row]["change"] = asdict(change(scores[row], scores[alone[row.what]]))
     return results
 
 
-def cells(found: list[dict[str, Any]]) -> list[Cell]:
+def cells(found: list[dict[str, Any]]) -> list[TransferCell]:
     """Figure 4's rows as a transfer matrix: the prompts of every level on every level."""
     return [
-        Cell(
+        TransferCell(
             row["source"] or "none",
             row["level"],
             row["corpus"],

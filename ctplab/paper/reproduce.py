@@ -12,7 +12,7 @@ from ctplab.paper.recipes import PERPLEXITIES, Scale
 from ctplab.progress import Progress, bar
 
 
-def run(
+def reproduce(
     name: str,
     scale: Scale,
     root: Path,

@@ -15,10 +15,10 @@ from ctplab.disk import Keep
 from ctplab.errors import InputError
 from ctplab.formats.prompt_file import SavedPrompt
 from ctplab.learning.lora import same_budget
-from ctplab.measure.recovery import Recovery, arm_sums, comparison, from_sums
+from ctplab.measure.recovery import Recovery, arm_scores, from_scores
 from ctplab.models import Model, Tokenizer
-from ctplab.prompts.arms import Arm
-from ctplab.prompts.prefix import AnyPrefix, none
+from ctplab.prompts.arms import Arm, arms
+from ctplab.prompts.prefix import PAPER_HARD_PROMPT, AnyPrefix, none
 from ctplab.runs.study import Study
 from ctplab.specs import PromptSpec
 from ctplab.text.corpora import Corpus, Split, corpus
@@ -88,26 +88,23 @@ def recover_with_controls(
     if "full+own" in wanted:
         spec, train, validation = recipe
         own = study.prompt("full", _name(spec, train), study.full, train, validation, spec).prefix
-    sums = {}
+    scores = {}
     settings: dict[str, Any] = {"limit": limit, "batch": batch, "keep": keep, "progress": study.progress}
     for text in corpora:
-        arms = comparison(
-            study.full, small, study.tokenizer, saved.prefix,
+        usual = arms(
+            study.full, small, PAPER_HARD_PROMPT, saved.prefix, controls=True, tokenizer=study.tokenizer,
             initial=saved.initial, text=text.validation.stream, full_own=own, seed=seed,
         )  # fmt: skip
-        sums[text.name] = arm_sums(arms, text.test, **settings)
+        scores[text.name] = arm_scores(usual, text.test, **settings)
     if "lora" in wanted:
         spec, train, validation = recipe
         try:
             with study.adapted(tag, _name(spec, train), small, train, validation, same_budget(spec)) as adapted:
                 for text in corpora:
-                    sums[text.name] |= arm_sums([Arm("lora", adapted, none(adapted))], text.test, **settings)
+                    scores[text.name] |= arm_scores([Arm("lora", adapted, none(adapted))], text.test, **settings)
         except InputError as error:  # PEFT is optional, and knows not every model
             left_out["lora"] = str(error)
-    found = {}
-    for text in corpora:
-        n_tokens = len(text.test.windows[:limit]) * (text.seq_len - 1)
-        found[text.name] = from_sums(sums[text.name], n_tokens, seed=seed)
+    found = {text.name: from_scores(scores[text.name], seed=seed) for text in corpora}
     return Controlled(found, left_out)
 
 

@@ -5,24 +5,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ctplab.atlas.questions import Question
 from ctplab.compression import walk
-from ctplab.disk import once, write_json
-from ctplab.errors import InputError
+from ctplab.disk import kept_at, once, write_json
 from ctplab.formats import checkpoint, loading, prompt_file
 from ctplab.learning import lora, rows
 from ctplab.learning.loop import Learned
 from ctplab.learning.saving import save_prompt
-from ctplab.measure.perplexity import Score, window_nll
+from ctplab.measure.perplexity import window_scores
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.models import Model, Tokenizer
 from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.arms import Arm
 from ctplab.runs.store import Store
+from ctplab.scores import WindowScores
 from ctplab.specs import CompressionSpec, LoraSpec, PromptSpec
 from ctplab.text.corpora import Split
 
@@ -127,18 +126,10 @@ class Study:
         finally:
             adapter.remove()
 
-    def nll(self, tag: str, arm: Arm, split: Split, limit: int | None) -> Tensor:
-        """(N,) summed NLL of the first ``limit`` windows."""
-        windows = split.windows[:limit]
-        result = once(
-            self.store.score(tag, arm.name, split.name),
-            {"arm": arm.fingerprint, "windows": tensor_fingerprint(windows), "seq_len": split.seq_len},
-            lambda: {
-                "nll": window_nll(arm, windows, progress=self.progress).tolist(),
-                "n_tokens": windows.shape[0] * (windows.shape[1] - 1),
-            },
-        )
-        return torch.tensor(result["nll"], dtype=torch.float64)
+    def scores(self, tag: str, arm: Arm, split: Split, limit: int | None) -> WindowScores:
+        """The arm's scores on the first ``limit`` windows, kept in the run folder."""
+        keep = kept_at(self.store.score(tag, arm.name, split.name))
+        return window_scores(arm, split, limit=limit, keep=keep, progress=self.progress)
 
     def ask(self, tag: str, arm: Arm, questions: list[Question]) -> tuple[list[str], list[bool]]:
         """The arm's answers, and which are right."""
@@ -154,10 +145,3 @@ def _go_on(learned: rows.Learned) -> None:
     """An interrupt ends the study, not only the learning."""
     if learned.stopped and learned.stopped.startswith("interrupted"):
         raise KeyboardInterrupt
-
-
-def score_of(nll: Tensor, seq_len: int) -> Score:
-    """The Score of summed NLLs of windows of ``seq_len``."""
-    if len(nll) == 0:
-        raise InputError("no windows to score")
-    return Score(float(nll.sum()), len(nll) * (seq_len - 1))

@@ -7,7 +7,7 @@ from typing import Any
 
 from ctplab.measure.latency import LatencyPoint
 from ctplab.measure.recovery import Recovery
-from ctplab.measure.transfer import Cell
+from ctplab.measure.transfer import TransferCell
 from ctplab.show.plots import COLOURS, new_axes, new_panels
 
 ATTACHED = {"none": "#000000", "concatenated": "#D55E00", "compiled": "#0072B2"}
@@ -36,7 +36,7 @@ def recovery_bars(found: Recovery, corpus: str, path: Path) -> None:
     figure.savefig(path)
 
 
-def transfer_matrix(cells: Sequence[Cell], path: Path) -> None:
+def transfer_matrix(cells: Sequence[TransferCell], path: Path) -> None:
     """Heat maps, one a corpus: change of NLL a token by prompt and target; framed where it was learned (Figure 4)."""
     corpora = list(dict.fromkeys(cell.corpus for cell in cells))
     targets = len({cell.target for cell in cells})
@@ -54,7 +54,7 @@ def transfer_matrix(cells: Sequence[Cell], path: Path) -> None:
     figure.savefig(path)
 
 
-def _matrix(axes: Any, cells: Sequence[Cell], largest: float) -> Any:
+def _matrix(axes: Any, cells: Sequence[TransferCell], largest: float) -> Any:
     """One corpus; the first line is every target alone."""
     axes.grid(visible=False)
     targets = list(dict.fromkeys(cell.target for cell in cells))
@@ -80,7 +80,7 @@ def _matrix(axes: Any, cells: Sequence[Cell], largest: float) -> Any:
     return image
 
 
-def _change(cell: Cell) -> float:
+def _change(cell: TransferCell) -> float:
     return cell.change.value if cell.change else float("nan")
 
 

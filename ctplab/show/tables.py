@@ -10,7 +10,7 @@ from ctplab.measure.lens import Lens
 from ctplab.measure.recovery import OverSeeds, Recovery
 from ctplab.measure.stats import Interval
 from ctplab.measure.tasks.transferred import TaskCell
-from ctplab.measure.transfer import Cell
+from ctplab.measure.transfer import TransferCell
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -55,10 +55,10 @@ def seeds_table(spread: dict[str, OverSeeds]) -> str:
     return table([f"recovery over {n} seeds", "mean", "sd, points"], rows)
 
 
-def matrix_table(cells: Sequence[Cell]) -> str:
+def matrix_table(cells: Sequence[TransferCell]) -> str:
     """Source x target of one corpus: perplexity and the change against no prompt; * marks the diagonal."""
 
-    def text(cell: Cell) -> str:
+    def text(cell: TransferCell) -> str:
         change = "" if cell.change is None else f"  {_bounds(asdict(cell.change))}"
         return f"{cell.ppl:.2f}{change}"
 

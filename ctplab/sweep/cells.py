@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ctplab.specs import CompressionSpec, PromptSpec
-from ctplab.sweep.grid import Calibration, Grid
+from ctplab.sweep.grid import Calibration, SweepGrid
 
 STEPS = ("compress", "learn", "score")
 
@@ -76,7 +76,7 @@ class Settings:
     dtype: str | None = None
 
 
-def cells(grid: Grid) -> Iterator[Cell]:
+def cells(grid: SweepGrid) -> Iterator[Cell]:
     """All cells, each behind what it needs, those of one model and level together."""
     for model in grid.models:
         yield from (Cell("score", model, text=text) for text in grid.score)
@@ -88,7 +88,7 @@ def cells(grid: Grid) -> Iterator[Cell]:
                 yield from (replace(learned, step="score", text=text) for text in grid.score)
 
 
-def _learned(grid: Grid, model: str, spec: CompressionSpec) -> Iterator[Cell]:
+def _learned(grid: SweepGrid, model: str, spec: CompressionSpec) -> Iterator[Cell]:
     for prompt, recipe in grid.prompts.items():
         for corpus in grid.corpora:
             for seed in grid.seeds:

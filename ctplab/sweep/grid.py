@@ -29,7 +29,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Grid:
+class SweepGrid:
     """Every model with every spec; on each of these every prompt from every corpus with every seed."""
 
     models: tuple[str, ...]
@@ -53,10 +53,10 @@ class Grid:
         return " x ".join(f"{len(of)} {name if len(of) == 1 else plural.get(name, name + 's')}" for name, of in counts)
 
 
-KEYS = tuple(field.name for field in fields(Grid))
+KEYS = tuple(field.name for field in fields(SweepGrid))
 
 
-def read(path: Path, seed: int = 0) -> Grid:
+def read(path: Path, seed: int = 0) -> SweepGrid:
     """The grid in a TOML file. Raises InputError, in one line, for all that can be wrong in it.
 
     ``seed`` stands in where the file has no ``seeds``. Relative paths are taken from the working directory.
@@ -75,13 +75,13 @@ def read(path: Path, seed: int = 0) -> Grid:
         raise InputError(f"{path}: {error}") from None
 
 
-def _grid(data: dict[str, Any], seed: int) -> Grid:
+def _grid(data: dict[str, Any], seed: int) -> SweepGrid:
     _known(data, KEYS, "the sweep")
     corpora = tuple(map(_absolute_text, _list(data, "corpora", str)))
     calibration = {"corpus": corpora[0], **_table(data, "calibration")}
     calibration["corpus"] = _absolute_text(str(calibration["corpus"]))
     windows = data.get("windows")
-    grid = Grid(
+    grid = SweepGrid(
         models=tuple(map(_absolute_model, _list(data, "models", str))),
         specs=tuple(_spec(CompressionSpec, entry, "specs") for entry in _list(data, "specs", dict)),
         prompts={name: _prompt(name, entry) for name, entry in _table(data, "prompts").items()},

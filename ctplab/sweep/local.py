@@ -6,7 +6,7 @@ from ctplab.progress import Progress, bar
 from ctplab.sweep.steps import Job, Outcome, left_out, run_cell
 
 
-def run(jobs: Sequence[Job], progress: Progress = bar) -> Generator[Outcome]:
+def run_here(jobs: Sequence[Job], progress: Progress = bar) -> Generator[Outcome]:
     """Do the jobs in order; those whose need failed are left out. ``progress`` shows what goes on inside a cell."""
     failed = set()
     for job in jobs:

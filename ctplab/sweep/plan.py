@@ -17,7 +17,7 @@ from ctplab.models.loading import local_folder, skeleton
 from ctplab.progress import Progress, silent
 from ctplab.sweep import log
 from ctplab.sweep.cells import STEPS, Cell, Settings, cells
-from ctplab.sweep.grid import Grid
+from ctplab.sweep.grid import SweepGrid
 from ctplab.sweep.steps import Job, forget, result_path, text
 
 PAGE, PAGES = 4096, 64
@@ -40,7 +40,7 @@ class Plan:
     """All cells of a sweep, each behind what it needs."""
 
     name: str
-    grid: Grid
+    grid: SweepGrid
     settings: Settings
     planned: tuple[Planned, ...]
 
@@ -65,7 +65,7 @@ class Plan:
         return found
 
 
-def plan(name: str, grid: Grid, settings: Settings, progress: Progress = silent) -> Plan:
+def make_plan(name: str, grid: SweepGrid, settings: Settings, progress: Progress = silent) -> Plan:
     """Check the grid against models and texts, and say what is done.
 
     Raises InputError for models and corpora that cannot be had, for texts too short and prompts too long.
@@ -94,7 +94,7 @@ def plan(name: str, grid: Grid, settings: Settings, progress: Progress = silent)
     return Plan(name, grid, settings, tuple(planned.values()))
 
 
-def _check_model(model: str, grid: Grid) -> None:
+def _check_model(model: str, grid: SweepGrid) -> None:
     folder = local_folder(model)
     if (folder / MANIFEST).exists():
         raise InputError(f"{model} is compressed already; a sweep starts from full models")
@@ -130,7 +130,7 @@ def _job(cell: Cell, settings: Settings, before: Any) -> tuple[Job, dict[str, An
         tokens = cell.recipe.steps * cell.recipe.batch * seq_len
     else:
         windows = split(cell.text or "", "test").windows[: settings.windows]
-        made_from = {"windows": tensor_fingerprint(windows), "seq_len": seq_len}
+        made_from = {"windows": tensor_fingerprint(windows), "shape": list(windows.shape)}
         tokens = windows.numel()
     what = [cell.name, before, made_from, sorted(texts.values()), settings.dtype]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

@@ -86,7 +86,7 @@ def _task(job: Job, need: Outcome | None) -> Outcome:
     return left_out(job) if need is not None and need.error else run_cell(job)
 
 
-def run(jobs: Sequence[Job]) -> Generator[Outcome]:
+def run_on_ray(jobs: Sequence[Job]) -> Generator[Outcome]:
     """Do the jobs on the cluster this process is connected to; yields outcomes as they come."""
     import ray
     from ray.exceptions import RayError

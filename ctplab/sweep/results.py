@@ -1,19 +1,15 @@
 """What a sweep found: a row for every prompt (or level without one) and scored corpus."""
 
-import json
 import math
 from collections.abc import Set
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ctplab.disk import write_json
+from ctplab.disk import read_json, write_json
 from ctplab.measure.stats import recovery
 from ctplab.runs import store
-from ctplab.runs.study import score_of
+from ctplab.scores import WindowScores
 from ctplab.sweep.cells import Cell, short
 from ctplab.sweep.plan import Plan
 from ctplab.sweep.steps import result_path
@@ -33,7 +29,7 @@ def _row(cell: Cell, plan: Plan, done: Set[Cell]) -> dict[str, Any]:
     compressed = replace(cell, prompt=None, recipe=None, corpus=None)
     arms = {"full": replace(compressed, spec=None), "compressed": compressed}
     arms |= {"soft": cell} if cell.prompt else {}
-    sums = {name: _nll(arm, plan) if arm in done else None for name, arm in arms.items()}
+    scores = {name: _scores(arm, plan) if arm in done else None for name, arm in arms.items()}
     row: dict[str, Any] = {
         "model": short(cell.model),
         "tag": cell.tag,
@@ -41,19 +37,18 @@ def _row(cell: Cell, plan: Plan, done: Set[Cell]) -> dict[str, Any]:
         "learned_on": short(cell.corpus) if cell.corpus else None,
         "seed": cell.recipe.seed if cell.recipe else None,
         "scored_on": short(cell.text or ""),
-        **{name: None if nll is None else score_of(nll, plan.settings.seq_len).ppl for name, nll in sums.items()},
+        **{name: None if own is None else own.score.ppl for name, own in scores.items()},
     }
-    full, small, soft = (sums.get(name) for name in ("full", "compressed", "soft"))
+    full, small, soft = (scores.get(name) for name in ("full", "compressed", "soft"))
     if full is None or small is None or soft is None:
         return {"soft": None, **row, "recovery": None}
     share = recovery(full, small, soft)
     return {**row, "recovery": None if math.isnan(share.value) else asdict(share)}
 
 
-def _nll(cell: Cell, plan: Plan) -> Tensor:
-    """(N,) summed NLL of the scored windows."""
-    kept = json.loads(result_path(cell, plan.settings.root).read_text())
-    return torch.tensor(kept["result"]["nll"], dtype=torch.float64)
+def _scores(cell: Cell, plan: Plan) -> WindowScores:
+    """What the cell kept."""
+    return WindowScores.from_json(read_json(result_path(cell, plan.settings.root))["result"])
 
 
 def write(plan: Plan, found: list[dict[str, Any]], failures: dict[str, str]) -> Path:

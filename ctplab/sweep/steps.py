@@ -124,7 +124,7 @@ def _score(job: Job, progress: Progress) -> None:
     if cell.prompt:
         prefix = prompt_file.load(Store(settings.root, cell.model).prompt(cell.tag, cell.folder)).prefix
     arm = Arm(cell.arm, model, prefix or none(model))
-    _study(job, model, progress).nll(cell.tag, arm, _split(job, cell.text, "test"), settings.windows)
+    _study(job, model, progress).scores(cell.tag, arm, _split(job, cell.text, "test"), settings.windows)
 
 
 def _study(job: Job, base: Model, progress: Progress) -> Study:

@@ -103,7 +103,7 @@ def corpus(name: str, tokenizer: Tokenizer, seq_len: int = 256) -> Corpus:
         splits = read_splits(name.removeprefix("file:"))
         text = partial(_joined, lambda: splits)
     elif name in published.NAMES:
-        return Corpus(name, seq_len, lambda split: published.stream(name, split, tokenizer, seq_len))
+        return Corpus(name, seq_len, lambda split: published.token_stream(name, split, tokenizer, seq_len))
     else:
         raise InputError(f"unknown corpus {name!r}; known are {', '.join(NAMES)}")
     return Corpus(name, seq_len, lambda split: _tokenised(name, split, text(split), tokenizer))

@@ -31,7 +31,7 @@ OLD = {"c4-old": "c4", "ptb-old": "ptb"}
 WINDOWS = 256
 
 
-def stream(name: str, split: str, tokenizer: Tokenizer, seq_len: int) -> Tensor:
+def token_stream(name: str, split: str, tokenizer: Tokenizer, seq_len: int) -> Tensor:
     """(M,) token ids of a split. Raises InputError where the text cannot be had, or the variant has no such split."""
     if name in OLD and split != "test":
         raise InputError(f"{name} is an old way of scoring and has a test split only; learn on {OLD[name]}")

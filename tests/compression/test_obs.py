@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import ctplab as ctp
+from ctplab.compression.factor import cholesky_of_inverse, factor, inverse_upper
 from ctplab.compression.grid import fit
-from ctplab.compression.obs import cholesky_of_inverse, factor, inverse_upper, output_loss, solve
+from ctplab.compression.obs import output_loss, solve
 from ctplab.models.anatomy import blocks, linears
 from ctplab.specs import CompressionSpec
 
@@ -25,6 +26,23 @@ def output_error(W, W_hat, X):
     return float((((W - W_hat) @ X) ** 2).sum())
 
 
+def test_the_worked_example_of_the_docstring():
+    """w = (0.6, 0.6) on whole numbers: the solver gives (1, 0), rounding (1, 1)."""
+    H = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    U = cholesky_of_inverse(H)
+    assert torch.allclose(U, torch.tensor([[0.816, -0.408], [0.0, 0.707]]), atol=1e-3)  # as printed there
+    w = torch.tensor([0.6, 0.6])
+    err = (w[0] - 1) / U[0, 0]
+    assert (float(err), float(w[1] - err * U[0, 1])) == pytest.approx((-0.49, 0.4), abs=1e-3)
+    loss = [float((w - v) @ H @ (w - v)) for v in (torch.tensor([1.0, 0.0]), torch.ones(2))]
+    assert loss == pytest.approx([0.56, 0.96])
+    # The solver itself: a third column of weight 3, apart from the others, makes the row's 2-bit grid 0, 1, 2, 3.
+    wide = 2 * torch.eye(3)
+    wide[:2, :2] = H
+    found = solve(torch.tensor([[0.6, 0.6, 3.0]]), wide, CompressionSpec(bits=2, damp=1e-6))
+    assert found.W_hat.tolist() == [[1.0, 0.0, 3.0]]
+
+
 def test_factor_is_the_upper_cholesky_factor_of_the_inverse():
     _, _, H = problem()
     H = H.double() + 0.1 * torch.eye(64)
@@ -36,7 +54,7 @@ def test_factor_is_the_upper_cholesky_factor_of_the_inverse():
 
 @pytest.mark.parametrize("n", [1, 5, 64, 97])
 def test_triangular_inverse_by_halves(n, monkeypatch):
-    monkeypatch.setattr(sys.modules["ctplab.compression.obs"], "LEAF", 8)
+    monkeypatch.setattr(sys.modules["ctplab.compression.factor"], "LEAF", 8)
     R = torch.randn(n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).triu() / n
     R.diagonal().abs_().add_(1)
     inverse = inverse_upper(R)

@@ -8,7 +8,7 @@ from torch import nn
 
 import ctplab as ctp
 from ctplab.compression import walk
-from ctplab.compression.capture import Call, Flow, Plan, plan
+from ctplab.compression.capture import Call, Flow, Grouping, find_groups
 from ctplab.compression.staging import staged
 from ctplab.models.anatomy import blocks, linears
 
@@ -26,7 +26,7 @@ def compressed(model, windows, quiet, **settings):
 def test_waiting_gives_the_same_bits_as_starting_anew(model, windows, quiet, monkeypatch, settings):
     """Every family: fused, parallel and sequential blocks. A plan that is not stoppable makes passes start anew."""
     waited, report = compressed(model, windows, quiet, true_sequential=True, **settings)
-    monkeypatch.setattr(walk, "plan", lambda *args: dataclasses.replace(plan(*args), stoppable=False))
+    monkeypatch.setattr(walk, "find_groups", lambda *args: dataclasses.replace(find_groups(*args), stoppable=False))
     anew, other = compressed(model, windows, quiet, true_sequential=True, **settings)
     assert [layer.name for layer in report.layers] == [layer.name for layer in other.layers]
     for (name, a), b in zip(waited.named_parameters(), anew.parameters(), strict=True):
@@ -72,7 +72,7 @@ def test_a_batch_that_skips_a_group_waits_at_the_next(advance):
     torch.manual_seed(0)
     block, states = Choosy(), [torch.randn(1, 4).abs() * sign for sign in (1, -1, 1)]
     flow = Flow(list(states), {1: [Call((), {})]}, [range(0, 2), range(2, 3)])
-    order = Plan((("first",), ("expert",), ("last",)), True)
+    order = Grouping((("first",), ("expert",), ("last",)), True)
     tokens = {}
     for group, hessian in staged(flow, 0, block, order, true_sequential=True, advance=advance):
         tokens[group[0]] = hessian.tokens
@@ -102,7 +102,7 @@ def test_an_input_that_is_written_over_counts_as_it_was(true_sequential):
     torch.manual_seed(0)
     block, states = Careless(), [torch.randn(2, 4), torch.randn(2, 4)]
     flow = Flow(list(states), {1: [Call((), {})], 2: [Call((), {})]}, [range(0, 2)])
-    order = plan(block, lambda: flow.sample(0, block))
+    order = find_groups(block, lambda: flow.sample(0, block))
     stages = staged(flow, 0, block, order, true_sequential=true_sequential, advance=False)
     hessians = {group[0]: hessian.matrix for group, hessian in stages}
     x = torch.cat(states).double() + 1

@@ -8,7 +8,7 @@ import transformers
 from conftest import MORE_FAMILIES, from_config
 
 import ctplab as ctp
-from ctplab.compression.capture import capture, plan
+from ctplab.compression.capture import capture, find_groups
 from ctplab.formats.checkpoint import MANIFEST, describe
 from ctplab.models.anatomy import blocks, linears, parameter_name
 from ctplab.prompts import prefix
@@ -114,7 +114,7 @@ def test_experts_that_saw_nothing_are_rounded_and_reported(config, web, tokenize
 def test_inputs_are_shared_where_they_are_shared(llama, windows, quiet):
     block = blocks(llama)[0][1]
     flow = capture(llama, [b for _, b in blocks(llama)], (windows,))
-    found = plan(block, lambda: flow.sample(0, block))
+    found = find_groups(block, lambda: flow.sample(0, block))
     assert [{n.split(".")[-1] for n in group} for group in found.groups] == [
         {"q_proj", "k_proj", "v_proj"},
         {"o_proj"},

@@ -272,4 +272,4 @@ def test_sliding_windows_are_right_or_refused(family, tokenizer):
     with pytest.raises(ctp.InputError, match="attention window takes fewer than 8"):
         ctp.generate(long, tokenizer, TEXTS)
     with pytest.raises(ctp.InputError, match="attention window"):
-        ctp.window_nll(long, ids)
+        ctp.window_scores(long, ids)

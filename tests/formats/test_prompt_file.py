@@ -47,7 +47,7 @@ def test_rows_and_their_start_come_back(folder, llama):
 @torch.no_grad()
 def test_keys_and_values_come_back_and_belong_to_one_shape(model, tokenizer, tmp_path):
     kv = compile_prefix(model, prefix.random_rows(model, 5))
-    prompt_file.write(tmp_path / "kv", KVPrefix("soft", tuple(kv)), None, prompt_file.made_for(model, tokenizer))
+    prompt_file.write(KVPrefix("soft", tuple(kv)), None, prompt_file.made_for(model, tokenizer), tmp_path / "kv")
     prompt = ctp.load_prompt(tmp_path / "kv")
     back = compile_prefix(model, prompt.prefix)
     assert all(torch.equal(a, b) for x, y in zip(kv, back, strict=True) for a, b in zip(x, y, strict=True))
@@ -173,7 +173,7 @@ def test_a_full_disk_leaves_no_half_prompt(folder, llama, tmp_path, before):
     big = prefix.random_rows(llama, 2000)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(ctp.InputError, match=r"cannot write the prompt to .*[Ff]ile too large"):
+        with pytest.raises(ctp.InputError, match=r"cannot write .*prompt.safetensors: .*[Ff]ile too large"):
             prompt_file.write(big, None, {"width": 32}, out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

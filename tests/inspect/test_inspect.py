@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ctplab as ctp
-from ctplab.inspect.nearest import inspect_prompt, rank, search, searched_rows
+from ctplab.inspect.nearest import inspect_prompt, ranks_of, search, searched_rows
 from ctplab.inspect.similarity import cosine_histogram, pca, project
 from ctplab.prompts import prefix
 
@@ -61,7 +61,7 @@ def test_every_measure_is_exact(monkeypatch, with_faiss, metric, centre):
     torch.testing.assert_close(values.double(), best.values.abs() if metric == "l2" else best.values, atol=1e-5, rtol=0)
     order = exact.argsort(dim=1, descending=True)
     wanted = torch.tensor([int((order[i] == 7 * i).nonzero()) for i in range(9)])
-    assert torch.equal(rank(table, queries, 7 * torch.arange(9), metric, centre), wanted)
+    assert torch.equal(ranks_of(table, queries, 7 * torch.arange(9), metric, centre), wanted)
     with pytest.raises(ctp.InputError, match="metric must be one of"):
         search(table, queries, 5, "euclid")
 

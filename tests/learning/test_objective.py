@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import ctplab as ctp
 from ctplab.learning import objective
-from ctplab.learning.objective import mixed_loss, nll, spread
+from ctplab.learning.objective import mixed_loss, nll, with_tail
 from ctplab.learning.teacher import MemoryTeacher, cached_teacher
 
 N, D, V = 23, 6, 31
@@ -60,7 +60,7 @@ def test_top_k_is_kl_over_k_plus_one_outcomes(parts, k):
     """Against autograd through the bucketed distributions; k = V against the exact KL."""
     hidden, head, targets, q = parts
     top, ids = q.topk(k, -1)
-    ours = mixed_loss(hidden, head, V, targets, 1.0, lambda rows, student: spread(top[rows], ids[rows], student))
+    ours = mixed_loss(hidden, head, V, targets, 1.0, lambda rows, student: with_tail(top[rows], ids[rows], student))
     logp = head(hidden).log_softmax(-1)
     plain = (top.exp() * (top - logp.gather(1, ids))).sum()
     if k < V:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import scored
 from torch.nn import functional as F
 
 import ctplab as ctp
@@ -72,43 +73,45 @@ def test_ranks_by_the_loss_of_the_joined_tokens(llama, tokenizer, windows):
 def test_the_interval_is_that_of_paired_windows():
     """A constant gap has no spread however far windows differ; a noisy one has the spread of its mean."""
     torch.manual_seed(0)
-    plain = 100 * torch.rand(400)
-    same = candidates.paired_difference(plain + 5, plain, 10)
+    losses = 100 * torch.rand(400)
+    plain = scored(losses, 10)
+    same = ctp.change(scored(losses + 5, 10), plain)
     assert (same.value, same.low, same.high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-4)  # fp32 sums of up to 105
-    noisy = candidates.paired_difference(plain + 10 * torch.randn(400), plain, 10)
+    noisy = ctp.change(scored(losses + 10 * torch.randn(400), 10), plain)
     width = (noisy.high - noisy.low) / 2  # 1.96 sd / sqrt(N), to the bootstrap's own noise
     assert width == pytest.approx(1.96 / 400**0.5, rel=0.2)
 
 
-def test_goes_on_after_a_kill_with_the_same_ranking(llama, tokenizer, windows, tmp_path, monkeypatch):
-    kept, scored, real = tmp_path / "sub" / "hard.json", [], candidates.window_nll
+def test_goes_on_after_a_kill_with_the_same_ranking(llama, tokenizer, windows, tmp_path):
+    scored_now, keep = [], ctp.kept_in(tmp_path / "sub")
 
-    def killed_at_the_third(arm, given):
-        if len(scored) == 2:
+    def killed_at_the_third(name, key, compute):
+        if len(scored_now) == 2:
             raise KeyboardInterrupt
-        scored.append(arm.name)
-        return real(arm, given)
+        scored_now.append(name)
+        return keep(name, key, compute)
 
-    monkeypatch.setattr(candidates, "window_nll", killed_at_the_third)
+    def counted(name, key, compute):
+        return keep(name, key, lambda: scored_now.append(name) or compute())
+
     with pytest.raises(KeyboardInterrupt):
-        candidates.rank(llama, tokenizer, TEXTS, windows, kept=kept)
-    monkeypatch.setattr(candidates, "window_nll", lambda arm, given: scored.append(arm.name) or real(arm, given))
-    found = candidates.rank(llama, tokenizer, TEXTS, windows, kept=kept)
-    assert scored == ["none", "hard", "hard", "hard"], "a candidate was scored twice, or none"
-    assert found == candidates.rank(llama, tokenizer, TEXTS, windows)
+        candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows, keep=killed_at_the_third)
+    found = candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows, keep=counted)
+    assert len(scored_now) == len(set(scored_now)) == 4, "a candidate was scored twice, or none"
+    assert found == candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows)
 
 
 def test_results_of_something_else_are_not_mixed_in(llama, tokenizer, windows, tmp_path):
-    kept = tmp_path / "hard.json"
-    candidates.rank(llama, tokenizer, TEXTS[1:2], windows, kept=kept)
-    with pytest.raises(ctp.InputError, match="another model or corpus"):
-        candidates.rank(llama, tokenizer, TEXTS, windows[:4], kept=kept)
+    keep = ctp.kept_in(tmp_path)
+    candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows, keep=keep)
+    fewer = candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows[:4], keep=keep)
+    assert fewer == candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows[:4])
     llama.lm_head.weight.mul_(2)
-    with pytest.raises(ctp.InputError, match="another model or corpus"):
-        candidates.rank(llama, tokenizer, TEXTS, windows, kept=kept)
-    for content in ("[]", "{", '{"results": 3}', "notes of mine"):
-        kept.write_text(content)
-        with pytest.raises(ctp.InputError, match="no results of this search"):
-            candidates.rank(llama, tokenizer, TEXTS, windows, kept=kept)
+    other = candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows, keep=keep)
+    assert other == candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows)
+    for content in ("[]", "{", '{"result": 3}', "notes of mine"):
+        for path in tmp_path.iterdir():
+            path.write_text(content)
+        assert candidates.rank_hard_prompts(llama, tokenizer, TEXTS, windows, keep=keep) == other
     with pytest.raises(ctp.InputError, match="the model takes 256"):
-        candidates.rank(llama, tokenizer, ["word " * 300], windows)
+        candidates.rank_hard_prompts(llama, tokenizer, ["word " * 300], windows)

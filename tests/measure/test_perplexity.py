@@ -1,9 +1,11 @@
 """Perplexity on the same targets for every arm; recovery; statistics."""
 
+import json
 import math
 
 import pytest
 import torch
+from conftest import scored
 
 import ctplab as ctp
 from ctplab.atlas.questions import questions
@@ -118,11 +120,12 @@ def test_wrong_width_and_overflow_are_refused(llama, windows):
 
 def test_recovery_anchors_and_interval():
     generator = torch.Generator().manual_seed(0)
-    full = torch.rand(200, generator=generator) + 2
-    compressed = full + 1 + 0.1 * torch.rand(200, generator=generator)
+    losses = torch.rand(200, generator=generator) + 2
+    worse = losses + 1 + 0.1 * torch.rand(200, generator=generator)
+    full, compressed = scored(losses), scored(worse)
     assert ctp.recovery(full, compressed, full).value == pytest.approx(1)
     assert ctp.recovery(full, compressed, compressed).value == pytest.approx(0)
-    half = ctp.recovery(full, compressed, (full + compressed) / 2)
+    half = ctp.recovery(full, compressed, scored((losses + worse) / 2))
     assert half.low <= half.value <= half.high and half.value == pytest.approx(0.5)
     assert math.isnan(ctp.recovery(full, full, full).value)
 
@@ -135,9 +138,34 @@ def test_the_bootstrap_interval_covers_the_truth():
         base = 2 + torch.rand(60, generator=generator)
         gap = 1 + 0.5 * torch.randn(60, generator=generator)
         arm = base + gap - 0.4 + 0.3 * torch.randn(60, generator=generator)
-        interval = ctp.recovery(base, base + gap, arm, draws=400, seed=trial)
+        interval = ctp.recovery(scored(base), scored(base + gap), scored(arm), draws=400, seed=trial)
         covered += interval.low <= 0.4 <= interval.high
     assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_a_change_divides_by_the_targets_of_its_windows():
+    """Windows of different lengths: the sum of differences over the sum of targets, in value and in every draw."""
+    counts = torch.tensor([1, 9, 30, 60])
+    other = torch.rand(4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * counts
+    arm = ctp.WindowScores(other + 0.5 * counts, counts)
+    found = ctp.change(arm, ctp.WindowScores(other, counts))
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-12)  # float64 sums of 4
+    assert arm.score.mean - ctp.WindowScores(other, counts).score.mean == pytest.approx(0.5, abs=1e-12)
+    with pytest.raises(ctp.InputError, match="different windows"):
+        ctp.change(arm, ctp.WindowScores(other, counts + 1))
+
+
+def test_window_scores_survive_json_and_sum_to_the_score(llama, windows):
+    arm = ctp.Arm("compressed", llama, prefix.none(llama))
+    found = ctp.window_scores(arm, windows)
+    assert (len(found), found.n_tokens.tolist()) == (6, [47] * 6)
+    back = ctp.WindowScores.from_json(json.loads(json.dumps(found.to_json())))
+    assert torch.equal(back.nll, found.nll) and back.score == found.score == ctp.perplexity(arm, windows)
+    assert back.score.ppl == pytest.approx(math.exp(float(found.nll.sum()) / (6 * 47)))
+    with pytest.raises(ctp.InputError, match="no windows"):
+        ctp.window_scores(arm, windows[:0])
+    with pytest.raises(ctp.InputError, match="no targets"):
+        ctp.Score(1.0, 0)
 
 
 def test_wilson_matches_the_textbook():

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import scored, tiny
 
 import ctplab as ctp
 from ctplab.disk import kept_in
 from ctplab.formats.prompt_file import SavedPrompt
 from ctplab.learning.lora import same_budget
-from ctplab.measure.recovery import comparison, from_sums, in_words, over_seeds, recover
+from ctplab.measure.recovery import from_scores, in_words, over_seeds, recover
 from ctplab.measure.tasks.transferred import transfer_tasks
 from ctplab.measure.transfer import Target, home, transfer
 from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
@@ -36,10 +36,18 @@ def hurt():
     return model
 
 
+def from_sums(sums):
+    return from_scores({name: scored(nll) for name, nll in sums.items()})
+
+
+def compared(full, small, tokenizer, soft, **more):
+    return ctp.arms(full, small, "Be good.", soft, controls=True, tokenizer=tokenizer, **more)
+
+
 def test_one_call_gives_every_arm_on_the_same_targets(llama, hurt, tokenizer, web):
     soft, start = prefix.random_rows(hurt, 6, seed=5), prefix.random_rows(hurt, 6, name="init")
     own = prefix.random_rows(llama, 6, seed=9)
-    arms = comparison(llama, hurt, tokenizer, soft, initial=start, text=web.train.stream, full_own=own, hard="Be good.")
+    arms = compared(llama, hurt, tokenizer, soft, initial=start, text=web.train.stream, full_own=own)
     assert [a.name for a in arms] == [
         "full", "compressed", "hard", "soft", "bos", "random", "init", "text", "full+soft", "full+own"
     ]  # fmt: skip
@@ -66,22 +74,22 @@ def test_the_words_follow_from_the_numbers():
     base = 2 + torch.rand(n, generator=torch.Generator().manual_seed(0))
     sums = {"full": base, "compressed": base + 1, "soft": base + 0.5, "bos": base + 0.9}
     sums |= {"full+soft": base - 0.1, "full+own": base - 0.2}
-    words = " ".join(in_words(from_sums(sums, n)))
+    words = " ".join(in_words(from_sums(sums)))
     assert "costs 1.000 nats" in words and "The prompt closes the gap: +50% [+50, +50]" in words
     assert "bos does best: +10%" in words and "gains 0.100 nats a token from the same prompt" in words
     assert "70% of the gap remains" in words  # (0.5 + 0.2) / 1
     assert "Of the 0.500 nats" in words and "0.200 are adaptation" in words and "the other 0.300 are recovery" in words
-    assert "no recovery beyond that" in " ".join(in_words(from_sums(sums | {"full+own": base - 0.6}, n)))
-    assert "LoRA" not in words and "closes +25%" in in_words(from_sums(sums | {"lora": base + 0.75}, n))[-1]
-    assert "widens" in " ".join(in_words(from_sums(sums | {"soft": base + 2}, n)))
-    assert in_words(from_sums({"full": base + 1, "compressed": base}, n)) == [
+    assert "no recovery beyond that" in " ".join(in_words(from_sums(sums | {"full+own": base - 0.6})))
+    assert "LoRA" not in words and "closes +25%" in in_words(from_sums(sums | {"lora": base + 0.75}))[-1]
+    assert "widens" in " ".join(in_words(from_sums(sums | {"soft": base + 2})))
+    assert in_words(from_sums({"full": base + 1, "compressed": base})) == [
         "Compression did not raise the NLL here: there is nothing to recover."
     ]
 
 
 def test_seeds_give_mean_and_spread():
     base = torch.ones(8)
-    runs = [from_sums({"full": base, "compressed": base + 1, "soft": base + x}, 8) for x in (0.2, 0.4, 0.6)]
+    runs = [from_sums({"full": base, "compressed": base + 1, "soft": base + x}) for x in (0.2, 0.4, 0.6)]
     spread = over_seeds(runs)["soft"]
     assert (spread.mean, spread.sd, spread.n) == (pytest.approx(0.6), pytest.approx(0.2), 3)  # of 0.8, 0.6, 0.4
     with pytest.raises(ctp.InputError, match="at least two"):
@@ -89,18 +97,18 @@ def test_seeds_give_mean_and_spread():
 
 
 def test_recovery_refuses_what_it_cannot_compare(llama, hurt, tokenizer, web):
-    arms = comparison(llama, hurt, tokenizer, prefix.random_rows(hurt, 4))
+    arms = compared(llama, hurt, tokenizer, prefix.random_rows(hurt, 4))
     with pytest.raises(ctp.InputError, match="'full' and 'compressed'"):
         recover(arms[1:], web.test, limit=2)
     with pytest.raises(ctp.InputError, match="a name of its own"):
         recover([*arms, arms[0]], web.test, limit=2)
     with pytest.raises(ctp.InputError, match="needs 4 tokens of text"):
-        comparison(llama, hurt, tokenizer, prefix.random_rows(hurt, 4), text=torch.tensor([5]))
+        compared(llama, hurt, tokenizer, prefix.random_rows(hurt, 4), text=torch.tensor([5]))
 
 
 def test_an_interrupted_recovery_goes_on(llama, hurt, tokenizer, web, tmp_path):
     """Arms that were scored are not scored again; other windows or other rows are."""
-    arms = comparison(llama, hurt, tokenizer, prefix.random_rows(hurt, 4), hard="Be good.")
+    arms = compared(llama, hurt, tokenizer, prefix.random_rows(hurt, 4))
     fresh = []
 
     def keep(name, key, compute):
@@ -195,7 +203,7 @@ def test_learned_controls_follow_the_prompts_recipe_and_are_kept(llama, hurt, to
 
     monkeypatch.setattr("ctplab.runs.study.rows.learn", forbidden)
     monkeypatch.setattr("ctplab.runs.study.lora.learn_lora", forbidden)
-    monkeypatch.setattr("ctplab.measure.kept.window_nll", forbidden)
+    monkeypatch.setattr("ctplab.measure.perplexity._summed_nll", forbidden)
     assert recover_with_controls(*arguments, limit=3) == done
 
 

@@ -58,9 +58,10 @@ def test_every_recipe_runs_and_resumes(name, model, runs, capsys, monkeypatch):
             assert (row["change"] is None) == (row["method"] == "none")
     if name == "figure5":
         return  # times are measured anew
-    for place in ("study.window_nll", "study.walk.compress", "study.learn.learn", "study.lora.learn_lora"):
-        monkeypatch.setattr(f"ctplab.{place}", forbidden)
-    monkeypatch.setattr("ctplab.measure.kept.evaluate", forbidden)
+    for place in ("walk.compress", "rows.learn", "lora.learn_lora"):
+        monkeypatch.setattr(f"ctplab.runs.study.{place}", forbidden)
+    monkeypatch.setattr("ctplab.measure.perplexity._summed_nll", forbidden)
+    monkeypatch.setattr("ctplab.measure.tasks.evaluate.evaluate", forbidden)
     assert run_json(capsys, *command) == found
 
 

@@ -2,22 +2,24 @@
 
 import pytest
 import torch
+from conftest import scored
 
 from ctplab.measure.latency import LatencyPoint, Spread
-from ctplab.measure.recovery import from_sums
+from ctplab.measure.recovery import from_scores
 from ctplab.measure.stats import Interval
-from ctplab.measure.transfer import Cell
+from ctplab.measure.transfer import TransferCell
 from ctplab.paper import figures, printed
 from ctplab.show import measured
 from ctplab.show.plots import COLOURS
 
 BASE = torch.ones(8)
-RECOVERY = from_sums({"full": BASE, "compressed": BASE + 1, "soft": BASE + 0.4, "full+soft": BASE - 0.1}, 8)
+SUMS = {"full": BASE, "compressed": BASE + 1, "soft": BASE + 0.4, "full+soft": BASE - 0.1}
+RECOVERY = from_scores({name: scored(nll) for name, nll in SUMS.items()})
 CELLS = [
-    Cell("none", "w4", "x", False, 10.0, 10),
-    Cell("none", "w3", "x", False, 20.0, 10),
-    Cell("w3", "w4", "x", False, 9.0, 10, Interval(-0.1, -0.2, 0.0)),
-    Cell("w3", "w3", "x", True, refused="another tokenizer"),
+    TransferCell("none", "w4", "x", False, 10.0, 10),
+    TransferCell("none", "w3", "x", False, 20.0, 10),
+    TransferCell("w3", "w4", "x", False, 9.0, 10, Interval(-0.1, -0.2, 0.0)),
+    TransferCell("w3", "w3", "x", True, refused="another tokenizer"),
 ]
 POINTS = [
     LatencyPoint("dense", way, k, 1, 64, 8, Spread(5.0 + k, 4.0, 200.0), Spread(50, 40, 60))

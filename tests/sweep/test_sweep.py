@@ -14,7 +14,7 @@ from ctplab.runs.study import Study
 from ctplab.sweep import log
 from ctplab.sweep.cells import Settings, cells
 from ctplab.sweep.grid import read
-from ctplab.sweep.plan import plan
+from ctplab.sweep.plan import make_plan
 from ctplab.sweep.steps import run_cell
 
 ARMS = ("full", "compressed", "soft")
@@ -212,7 +212,7 @@ def test_a_compressed_model_is_no_start(file, capsys):
 def test_a_machine_with_other_text_is_found_out(file):
     grid = read(file)
     settings = Settings(file.parent / "runs", grid.seq_len, grid.windows, grid.calibration, "cpu")
-    job = plan("grid", grid, settings).jobs[0]
+    job = make_plan("grid", grid, settings).jobs[0]
     other = replace(job, texts=dict.fromkeys(job.texts, "another fingerprint"))
     assert "holds other text on this machine" in str(run_cell(other).error) and run_cell(job).error is None
 

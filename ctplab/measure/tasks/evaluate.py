@@ -5,7 +5,7 @@ closed-book questions, are asked without it.
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
@@ -13,8 +13,9 @@ from typing import Any, Self
 import torch
 
 from ctplab.atlas.questions import questions
+from ctplab.disk import Keep
 from ctplab.errors import InputError
-from ctplab.measure.stats import Interval, mcnemar, paired_change, wilson
+from ctplab.measure.stats import Interval, mcnemar, paired_mean, wilson
 from ctplab.measure.tasks import local
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.measure.tasks.harness import as_lm, only_errors
@@ -105,6 +106,29 @@ def asked_from(task: str) -> str:
     return os.environ.get("CTPLAB_DATA", "") if task in local.NAMES else ""
 
 
+def kept_tasks(
+    keep: Keep,
+    name: str,
+    arm: Arm,
+    tokenizer: Tokenizer,
+    task: str,
+    *,
+    limit: int | None,
+    batch: int,
+    seed: int,
+    progress: Progress,
+) -> dict[str, TaskResult]:
+    """The arm's results on ``task`` (one, or the members of a group), kept under ``name``."""
+
+    def ask() -> dict[str, Any]:
+        found = evaluate(arm, tokenizer, [task], limit=limit, batch=batch, seed=seed, progress=progress)
+        return {part: asdict(result) for part, result in found.items()}
+
+    key = {"arm": arm.fingerprint, "task": task, "from": asked_from(task), "limit": limit, "seed": seed}
+    kept = keep(name, key, ask)
+    return {part: TaskResult.from_json(result) for part, result in kept.items()}
+
+
 def _closed_book(arm: Arm, tokenizer: Tokenizer, limit: int | None, progress: Progress) -> TaskResult:
     asked = list(questions())[:limit]
     right = [float(mark) for mark in marks(answers(arm, tokenizer, asked, progress=progress), asked)]
@@ -183,5 +207,5 @@ def compare(first: TaskResult, second: TaskResult, metric: str | None = None, *,
     a, b = first.marks.get(metric), second.marks.get(metric)
     if a is None or b is None or len(a) != len(b):
         raise InputError(f"these results have no {metric} of the same questions")
-    difference = paired_change(torch.tensor(a), torch.tensor(b), 1, seed=seed)
+    difference = paired_mean(torch.tensor(a), torch.tensor(b), seed=seed)
     return Paired(difference, mcnemar([x > 0.5 for x in a], [x > 0.5 for x in b]))

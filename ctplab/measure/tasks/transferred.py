@@ -12,9 +12,8 @@ from typing import Any
 from ctplab.disk import Keep, compute_always
 from ctplab.errors import InputError
 from ctplab.formats.prompt_file import SavedPrompt, attach
-from ctplab.measure.kept import kept_tasks
 from ctplab.measure.stats import Interval
-from ctplab.measure.tasks.evaluate import Paired, compare
+from ctplab.measure.tasks.evaluate import Paired, compare, kept_tasks
 from ctplab.measure.transfer import Target, check_names, home
 from ctplab.progress import Progress, silent
 from ctplab.prompts import prefix

@@ -1,0 +1,85 @@
+"""Scores as sums with the number of targets they are over: nobody divides by a count of their own.
+
+Which tokens are targets is said here and nowhere else: all of a window but its first, for every arm.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ctplab.errors import InputError
+
+
+def count_targets(windows: Tensor) -> Tensor:
+    """(N,) int64: how many targets each of ``windows`` (N, T) has."""
+    return torch.full((windows.shape[0],), windows.shape[1] - 1)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums, never means: a wrong denominator cannot be written."""
+
+    nll: float
+    """Summed negative log likelihood, nats."""
+    n_tokens: int
+    """Number of targets."""
+
+    def __post_init__(self) -> None:
+        if self.n_tokens < 1:
+            raise InputError("there is nothing to score: no targets")
+
+    @property
+    def mean(self) -> float:
+        """Nats a target."""
+        return self.nll / self.n_tokens
+
+    @property
+    def ppl(self) -> float:
+        """exp(nll / n_tokens); infinite if that is beyond any number."""
+        try:
+            return math.exp(self.mean)
+        except OverflowError:
+            return math.inf
+
+    def ppl_as_published(self, k: int, seq_len: int) -> float:
+        """What the paper's evaluator would print for k prompt tokens: comparable with its tables only."""
+        return self.ppl ** ((seq_len - 1) / (seq_len - 1 + k))
+
+    def __add__(self, other: "Score") -> "Score":
+        return Score(self.nll + other.nll, self.n_tokens + other.n_tokens)
+
+    def __str__(self) -> str:
+        return f"ppl {self.ppl:.2f} ({self.n_tokens} tokens)"
+
+
+@dataclass(frozen=True)
+class WindowScores:
+    """Summed NLL and number of targets of every window: what scores, changes and recoveries are made from."""
+
+    nll: Tensor  # (N,) float64
+    n_tokens: Tensor  # (N,) int64
+
+    def __len__(self) -> int:
+        return len(self.nll)
+
+    @property
+    def score(self) -> Score:
+        """Everything in one."""
+        return Score(float(self.nll.sum()), int(self.n_tokens.sum()))
+
+    def check_same_windows(self, *others: "WindowScores") -> None:
+        """Raise InputError if the others are not over the same numbers of targets."""
+        if not all(torch.equal(self.n_tokens, other.n_tokens) for other in others):
+            raise InputError("these scores are of different windows: they cannot be compared")
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict; ``n_tokens`` is the sum, ``targets`` has one number a window."""
+        return {"nll": self.nll.tolist(), "n_tokens": int(self.n_tokens.sum()), "targets": self.n_tokens.tolist()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse."""
+        return cls(torch.tensor(data["nll"], dtype=torch.float64), torch.tensor(data["targets"], dtype=torch.int64))

@@ -1,0 +1,66 @@
+"""Files are written whole or not at all; a result is kept until what it was made from changes."""
+
+import json
+import threading
+
+import pytest
+
+import ctplab as ctp
+from ctplab import disk
+
+
+def test_a_failed_write_leaves_what_was_there_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "deep" / "a.json"
+    disk.write_json({"n": 1}, path)
+    with pytest.raises(RuntimeError), disk.whole(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    with pytest.raises(KeyboardInterrupt), disk.whole(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert disk.read_json(path) == {"n": 1} and [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_what_the_disk_refuses_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ctp.InputError, match=r"cannot write .*file/a\.json: (Not a directory|File exists)"):
+        disk.write_json({}, tmp_path / "file" / "a.json")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ctp.InputError, match=r"cannot write .*folder: Is a directory"):
+        disk.write_text("x", tmp_path / "folder")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_threads_that_write_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "a.json"
+    texts = [{"text": letter * 100_000} for letter in "abcdefgh"]
+    writers = [threading.Thread(target=disk.write_json, args=(text, path)) for text in texts]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert disk.read_json(path) in texts and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", "3", '{"key": 1}', '{"key": {"a": 1}, "result": [2]}', "[" * 100_000]
+)
+def test_a_damaged_result_is_computed_again(tmp_path, content):
+    path = tmp_path / "r.json"
+    path.write_text(content)
+    assert disk.once(path, {"a": 1}, lambda: {"x": 2}) == {"x": 2}
+    assert json.loads(path.read_text()) == {"key": {"a": 1}, "result": {"x": 2}}
+
+
+def test_a_result_is_kept_while_its_key_stays(tmp_path):
+    calls: list[int] = []
+
+    def compute():
+        calls.append(1)
+        return {"n": len(calls)}
+
+    keep = disk.kept_in(tmp_path)
+    assert [keep("a b/c", {"k": k}, compute)["n"] for k in (1, 1, 2, 2, 1)] == [1, 1, 2, 2, 3]
+    assert [p.name for p in tmp_path.iterdir()] == ["a-b-c.json"]
+    assert disk.kept_at(tmp_path / "a-b-c.json")("other name", {"k": 1}, compute) == {"n": 3}
+    assert disk.compute_always("x", {}, compute) == {"n": 4}
