@@ -10,6 +10,7 @@ from ctplab.errors import InputError as InputError
 from ctplab.formats.checkpoint import save as save
 from ctplab.formats.exchange import export_prompt as export_prompt
 from ctplab.formats.exchange import import_prompt as import_prompt
+from ctplab.formats.gguf_export import export_gguf as export_gguf
 from ctplab.formats.gptq import export as export
 from ctplab.formats.loading import load as load
 from ctplab.formats.prompt_file import SavedPrompt as SavedPrompt

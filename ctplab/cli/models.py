@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ctplab.cli import tokens
 from ctplab.cli.shared import add_command, finish, note, say, seq_len
 
 
@@ -38,6 +39,8 @@ def compress(options: argparse.Namespace) -> None:
 
 
 def model(options: argparse.Namespace) -> None:
+    if options.to == "gguf":
+        return tokens.export_gguf(options)
     from ctplab.formats.gptq import export
 
     result = export(Path(options.model), Path(options.out), options.to)
@@ -63,7 +66,7 @@ def register_export(exports: Any) -> None:
     """Add ``export model``."""
     sub = add_command(exports, model, "write a compressed model for other programs")
     sub.add_argument("model")
-    sub.add_argument("--to", required=True, help="gptq, gptq_v2 or dense (a plain half-precision folder)")
+    sub.add_argument("--to", required=True, help="gptq, gptq_v2, dense (a plain half-precision folder) or gguf")
     sub.add_argument("--out", required=True, metavar="DIR")
 
 

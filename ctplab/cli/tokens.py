@@ -1,4 +1,4 @@
-"""``export prompt --to tokens``: its options, and what it does."""
+"""``export prompt --to tokens`` and ``export model --to gguf``: prompts and models that other servers run."""
 
 import argparse
 from pathlib import Path
@@ -42,3 +42,14 @@ def export_tokens(options: argparse.Namespace) -> None:
     )
     keys = ("out", "k", "tokens", "ids", "prepend", "weights", "dtype", "rows", "tag", "bytes", "warnings")
     finish(options, {"format": "tokens", **{key: result[key] for key in keys}})
+
+
+def export_gguf(options: argparse.Namespace) -> None:
+    """Write a model as a GGUF file."""
+    import ctplab as ctp
+
+    result = ctp.export_gguf(options.model, Path(options.out))
+    for warning in result["warnings"]:
+        note(warning)
+    say(options)(f"{result['tag']} as GGUF, {result['bytes'] / 1e6:.2f} MB -> {result['out']}/model.gguf")
+    finish(options, result)

@@ -170,12 +170,10 @@ def _tensors(model: Model, architecture: str) -> Iterator[tuple[str, Tensor]]:
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if found is None or not torch.isfinite(tensor).all():
-            raise InputError(
-                f"{name} has no place in llama.cpp's {architecture}"
-                if found is None
-                else f"{name} does not fit into half precision"
-            )
+        if found is None:
+            raise InputError(f"{name} has no place in llama.cpp's {architecture}")
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{name} does not fit into half precision")
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         yield found, interleaved(tensor, heads) if architecture == "llama" and heads else tensor
     if config.rope_parameters.get("rope_type") == "llama3":

@@ -24,7 +24,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """``kind``: gpt2 or llama. ``rule``: how text is cut first. One entry of ``tokens``, ``types`` and ``scores`` an id."""
+    """``kind``: gpt2 or llama. ``rule``: how text is cut first. ``tokens``, ``types``, ``scores``: an entry an id."""
 
     kind: str
     rule: str
