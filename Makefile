@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: install demo app notebooks notebooks-run test lint bench interop
+.PHONY: install demo app notebooks notebooks-run test lint bench interop interop-vllm
 
 install: .venv/.core
 
@@ -55,12 +55,21 @@ bench: .venv/.dev .venv-llm-compressor/.ready .venv-gptqmodel/.ready
 	BUILD_CUDA_EXT=0 .venv-$*/bin/python -m pip install --quiet $(if $(filter auto-gptq,$*),--no-build-isolation) --group $*
 	touch $@
 
-interop: .venv/.dev .venv-auto-gptq/.ready .venv-llm-compressor/.ready .venv-gptqmodel/.ready
+interop: .venv/.dev .venv-auto-gptq/.ready .venv-llm-compressor/.ready .venv-gptqmodel/.ready .venv-llama-cpp/.ready
 	$(BIN)/python tests/interop/cases.py build/interop
 	.venv-auto-gptq/bin/python tests/interop/peer_auto_gptq.py build/interop
 	.venv-llm-compressor/bin/python tests/interop/peer_llm_compressor.py build/interop
 	.venv-gptqmodel/bin/python tests/interop/peer_gptqmodel.py build/interop
+	$(BIN)/python tests/interop/token_cases.py build/interop
+	.venv-gptqmodel/bin/python tests/interop/peer_tokens.py build/interop
+	.venv-llama-cpp/bin/python tests/interop/peer_llama_cpp_tokens.py build/interop
 	$(BIN)/python -m pytest tests/interop
+
+# After 'make interop'. vLLM as others build it for CPUs (x86); its torchvision may be built for another torch.
+interop-vllm: .venv/.dev .venv-vllm/.ready
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python tests/interop/peer_vllm.py build/interop atlas
+	$(BIN)/python -m pytest tests/interop/test_tokens.py
 
 test: .venv/.dev
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""transformers' answers with GPTQModel's layers: the folder and plain text, as a user has them; alone and in a batch."""
+"""transformers' answers with GPTQModel's layers, from the folder and plain text: alone and in a padded batch."""
 
 import json
 import sys

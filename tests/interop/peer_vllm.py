@@ -20,7 +20,7 @@ def main(folder: Path) -> None:
     for name in sys.argv[2:] or asked["arms"]:
         model = LLM(
             str(folder / name), dtype="float32", max_model_len=256, enforce_eager=True, enable_prefix_caching=True,
-            max_num_seqs=8,
+            max_num_seqs=8, block_size=32,
         )  # fmt: skip
         greedy = SamplingParams(temperature=0, max_tokens=asked["length"])
         answers = model.generate(asked["texts"], greedy)

@@ -39,7 +39,7 @@ def test_vllm_keeps_the_prompt_and_never_says_it():
     for name, found in theirs.items():
         assert found["again"] == found["answers"]
         k = asked["arms"][name]["front"].count("|>")
-        assert min(found["cached"]) >= k // 16 * 16, "blocks of 16 tokens or more are kept"
+        assert min(found["cached"]) >= k // 32 * 32  # whole blocks of 32 tokens, the least that its CPU kernels take
         soft = set(asked["arms"][name]["ids"][0][:k])
         assert sum(map(len, found["drawn"])) > 1000 and not soft & {i for row in found["drawn"] for i in row}
 

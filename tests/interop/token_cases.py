@@ -92,7 +92,9 @@ def pieces() -> PreTrainedTokenizerFast:
 def write_tiny(folder: Path, name: str) -> dict:
     """A random model as GGUF, with our token ids and, for the first text, our logits."""
     kind, settings = TINY[name]
-    config = getattr(transformers, kind)(**SHAPE | GROUPED | {"hidden_size": 64, "tie_word_embeddings": True} | settings)
+    config = getattr(transformers, kind)(
+        **SHAPE | GROUPED | {"hidden_size": 64, "tie_word_embeddings": True} | settings
+    )
     model = from_config(config)
     for parameter in model.parameters():
         parameter.copy_((parameter + torch.randn_like(parameter) / 4 if parameter.ndim == 1 else parameter).half())
