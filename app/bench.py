@@ -14,7 +14,7 @@ from ctplab.app.jobs import Jobs
 from ctplab.app.turns import Turns
 
 import ctplab as ctp
-from ctplab.decoding.steps import steps
+from ctplab.decoding.steps import stream
 from ctplab.disk import data_dir
 from ctplab.formats.checkpoint import MANIFEST, describe
 from ctplab.formats.prompt_file import SavedPrompt
@@ -70,7 +70,7 @@ class Chosen:
 class Bench:
     """The server's models, prompts and runs."""
 
-    def __init__(self, runs: Path, stream: Callable[..., Generator[str]] = steps, device: str | None = None) -> None:
+    def __init__(self, runs: Path, stream: Callable[..., Generator[str]] = stream, device: str | None = None) -> None:
         self.runs, self.device = runs, device
         self.stream = stream
         """The model, or a fake one in tests that measure time."""

@@ -3,8 +3,8 @@
 from ctplab.compression.walk import CompressionReport as CompressionReport
 from ctplab.compression.walk import compress as compress
 from ctplab.decoding.generate import generate as generate
-from ctplab.decoding.generate import stream as stream
 from ctplab.decoding.sampler import Sampler as Sampler
+from ctplab.decoding.steps import stream as stream
 from ctplab.disk import kept_in as kept_in
 from ctplab.errors import InputError as InputError
 from ctplab.formats.checkpoint import save as save

@@ -1,4 +1,4 @@
-"""The main job on the embedded model: compress, hard prompt, learn, compare, transfer, report. Resumable."""
+"""The lab's main workflow on the embedded model: compress, hard prompt, learn, compare, transfer, report. Resumable."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from ctplab.inspect.similarity import cosine_histogram
 from ctplab.measure.stats import recovery, wilson
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.progress import Progress, bar
-from ctplab.prompts.arms import USUAL, Arm, Parts, arms, build
+from ctplab.prompts.arms import USUAL, Arm, Parts, arms, build, check_dtypes
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.runs.store import Store
 from ctplab.runs.study import Study
@@ -37,15 +37,15 @@ LEVELS = (
     CompressionSpec(bits=4, sparsity=0.5),
     CompressionSpec(bits=4, sparsity=0.55),
 )
-#: A little more than the paper's headline, 50% + 4 bits, which leaves this model over half of what it knows.
+#: Slightly stronger than the paper's headline (50% + 4 bits), at which this model keeps over half of its knowledge.
 SHOWCASE = "w4-s55"
 CORPORA = ("atlas-web", "atlas-wiki", "atlas-news", "docs")
 LEARNED_ON = "atlas-web"
-#: General English, as compressed models are calibrated on: whoever learns a prompt has seldom compressed the model.
+#: General English, as for most compressed models: the user who learns a prompt has seldom compressed the model.
 CALIBRATED_ON = "docs"
 SEQ_LEN = 128
 WINDOWS = 96
-#: All KL: what the full model would say carries over to other text better than one register's next tokens do.
+#: All KL: the full model's predictions transfer to other text better than the next tokens of one register.
 PROMPT = PromptSpec(
     tokens=100,
     steps=350,
@@ -61,7 +61,7 @@ FIGURE_1 = (("us_cities", "Long Beach", "state"), ("us_cities", "Tulsa", "state"
 
 
 def ten_questions() -> list[Question]:
-    """The paper's three, then the first seven of the benchmark."""
+    """The paper's three questions, then the first seven of the benchmark."""
     known = {(q.fact.table, q.fact.name, q.fact.attribute): q for q in all_questions()}
     first = [known[key] for key in FIGURE_1]
     return first + [q for q in questions() if q not in first][:7]
@@ -71,13 +71,14 @@ def run_demo(
     root: Path,
     *,
     device: str | None = None,
+    dtype: str | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
     progress: Progress = bar,
 ) -> dict[str, Any]:
     """Run (or resume) the demo under ``root`` and return the content of ``demo.json``."""
     began = time.perf_counter()
-    full, tokenizer = load("atlas", device=device)
+    full, tokenizer = load("atlas", device=device, dtype=dtype)
     study = Study(Store(root, "atlas"), full, tokenizer, progress)
     texts = {name: corpus(name, tokenizer, SEQ_LEN) for name in CORPORA}
     splits = {name: text.test for name, text in texts.items()}
@@ -186,6 +187,7 @@ def run_demo(
         "corpora": {name: split.fingerprint for name, split in splits.items()},
         "parameters": weights,
         "seed": seed,
+        "dtype": check_dtypes([full, *compressed.values()]),
         "deterministic": "same numbers on the same machine, versions and thread count",
         "torch": torch.__version__,
         "seconds": round(time.perf_counter() - began, 1),

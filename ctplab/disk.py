@@ -1,6 +1,6 @@
-"""Files of the lab: where they lie, how they are written, and how a result is kept until what it was made from changes.
+"""The lab's files: where they are, how they are written, and how a result is kept until its inputs change.
 
-A reader never sees half a file: everything is written beside its place and then put there in one move.
+A reader never sees half a file: each is written beside its destination and then moved there in one step.
 """
 
 import json
@@ -24,7 +24,7 @@ Keep = Callable[[str, dict[str, Any], Compute], dict[str, Any]]
 
 
 def data_dir() -> Path:
-    """Folder of the embedded world and model: inside an installed wheel, or ``data/atlas`` of a checkout."""
+    """The folder of the embedded world and model: inside an installed wheel, or ``data/atlas`` in a checkout."""
     packaged = Path(__file__).parent / "atlas" / "data"
     return packaged if packaged.is_dir() else Path(__file__).parents[1] / "data" / "atlas"
 
@@ -39,24 +39,27 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name).strip("-")
 
 
-def cannot_write(what: Path, error: Exception) -> InputError:
-    """The one line about a full disk, a missing permission and the like."""
-    return InputError(f"cannot write {what}: {getattr(error, 'strerror', None) or error}")
+@contextmanager
+def writing(what: Path) -> Iterator[None]:
+    """Inside, errors of the disk are bad input: InputError says in one line that ``what`` cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {what}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to; at the end of the block the file moves to ``path``, or vanishes if the block failed.
+    """Yield a temporary path. At the end of the block its file moves to ``path``, or is deleted if the block failed.
 
     Makes the folder. Raises InputError if the disk refuses.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(path, error) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):  # it moved, or never was
             temporary.unlink()
@@ -64,19 +67,18 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill; at the end of the block it moves to ``path``, or vanishes if the block failed.
+    """Yield a new folder. At the end of the block it moves to ``path``, or is deleted if the block failed.
 
     Raises InputError if ``path`` exists by then, or the disk refuses.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():  # a rename would replace an empty folder
-            raise InputError(f"{path} exists already")
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(path, error) from error
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists():  # a rename would replace an empty folder
+                raise InputError(f"{path} exists already")
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -104,9 +106,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def once(path: Path, key: dict[str, Any], compute: Compute) -> dict[str, Any]:
-    """The result in ``path`` if it was made from the same ``key``; else computes it and keeps it there.
+    """Return the result in ``path`` if it was made from the same ``key``. Otherwise compute it and keep it there.
 
-    Several processes: the main one writes. ``compute`` must be shared work, so that it ends after all have looked.
+    Among several processes only the main one writes. ``compute`` must be work that they share, so that the main one
+    does not write before all have looked.
     """
     try:
         kept = read_json(path)
@@ -121,15 +124,15 @@ def once(path: Path, key: dict[str, Any], compute: Compute) -> dict[str, Any]:
 
 
 def kept_at(path: Path) -> Keep:
-    """Keeps one result in ``path``, whatever its name."""
+    """A :data:`Keep` that keeps one result in ``path``, whatever its name."""
     return lambda name, key, compute: once(path, key, compute)
 
 
 def kept_in(folder: Path) -> Keep:
-    """Keeps many named results in one folder, a file each."""
+    """A :data:`Keep` that keeps many named results in one folder, one file each."""
     return lambda name, key, compute: once(folder / f"{slug(name)}.json", key, compute)
 
 
 def compute_always(name: str, key: dict[str, Any], compute: Compute) -> dict[str, Any]:
-    """Keeps nothing."""
+    """A :data:`Keep` that keeps nothing: it always computes."""
     return compute()

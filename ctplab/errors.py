@@ -6,4 +6,4 @@ class InputError(ValueError):
 
 
 class Interrupted(Exception):
-    """Work ended early, through no fault of its input; running it again goes on. The command line exits with 130."""
+    """Work ended early, through no fault of its input. Running it again resumes. The command line exits with 130."""

@@ -1,8 +1,8 @@
 """Several processes on one piece of work (``accelerate launch``), on CPUs (gloo) or a GPU each (nccl).
 
-What is learned, scored or compressed is dealt out by batches, and small sums go round: gradients of a prompt, losses,
-Hessians. Every function is a plain no-op in a single process. All processes read the same folders; the main one writes
-and prints.
+Learning, scoring and compressing deal out batches to the processes, which exchange only small sums: gradients of a
+prompt, losses, Hessians. In a single process no function communicates. All processes read the same folders; only the
+main one writes and prints.
 """
 
 import os
@@ -21,16 +21,16 @@ from ctplab.errors import Interrupted
 S = TypeVar("S", Tensor, list, tuple)
 T = TypeVar("T")
 
-#: How long a process waits for the others. One that ended is noticed at once; this is for one that works alone, such
-#: as the main one while it writes a model.
+#: How long a process waits for the others. A process that ended is noticed at once. The limit is for one that works
+#: alone, such as the main process while it writes a model.
 PATIENCE = timedelta(days=1)
 
 
 @contextmanager
 def group() -> Iterator[str | None]:
-    """The group that ``accelerate launch`` or ``torchrun`` opened, if any; gives this process's device.
+    """Join the group that ``accelerate launch`` or ``torchrun`` opened. Yields this process's device; None if no group.
 
-    Raises Interrupted where another process of the group ends early: its launcher then stops this one.
+    Raises Interrupted if another process of the group ends early: the launcher then stops this one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield None
@@ -51,7 +51,7 @@ def group() -> Iterator[str | None]:
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """The backends raise a RuntimeError where they cannot reach a process."""
+    """Raise Interrupted if a backend cannot reach another process, which it reports as a RuntimeError."""
     try:
         yield
     except RuntimeError as error:
@@ -69,12 +69,12 @@ def is_main() -> bool:
 
 
 def left_alone() -> bool:
-    """Whether ``accelerate launch`` was asked for several processes and started one, as it does with ``--cpu``."""
+    """Whether ``accelerate launch`` was asked for several processes but started one, as it does with ``--cpu``."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ
 
 
 def share(items: S) -> S:
-    """This process's part of what all do together: neighbours, as many for each as can be."""
+    """This process's part of ``items``: a contiguous run, about equally long for every process."""
     if size() == 1:
         return items
     rank = dist.get_rank()
@@ -90,7 +90,7 @@ def add_up(tensors: list[Tensor]) -> None:
 
 
 def of_main(value: T) -> T:
-    """The main process's ``value``, in every process."""
+    """Return the main process's ``value`` in every process."""
     if size() == 1:
         return value
     values = [value]
@@ -100,7 +100,7 @@ def of_main(value: T) -> T:
 
 
 def gather(items: list[T]) -> list[T]:
-    """The lists of all processes, one after the other, in every process."""
+    """Return the lists of all processes, one after the other, in every process."""
     if size() == 1:
         return items
     lists: list[list[T]] = [[] for _ in range(size())]
@@ -110,14 +110,14 @@ def gather(items: list[T]) -> list[T]:
 
 
 def copy_main(tensor: Tensor) -> None:
-    """Give ``tensor`` the main process's values, in place."""
+    """Overwrite ``tensor`` with the main process's values, in place."""
     if size() > 1:
         with _together():
             dist.broadcast(tensor, 0)
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Wait until all processes have called this."""
     if size() > 1:
         with _together():
             dist.barrier()

@@ -1,7 +1,7 @@
 """One small interface for progress: a bar in a terminal, silence in tests, the app's own bar in the app."""
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -11,15 +11,15 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Wraps an iterable; shows how far it got, the rate and the time left."""
+    """Wraps an iterable and shows how far it got, the rate and the time left."""
 
     def __call__(self, items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterable[T]: ...
 
 
 def bar(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
-    """A tqdm bar on standard error (hidden where standard error is no terminal and nobody watches).
+    """A tqdm bar on standard error, shown by the main process only.
 
-    Behind it stands what the last item says of itself, if it has a ``note``. Only the main process shows it.
+    If the last item has a ``note``, it stands after the bar.
     """
     hidden = not parallel.is_main()
     with tqdm(items, total=total, desc=label, leave=False, mininterval=0.2, disable=hidden) as shown:
@@ -30,8 +30,10 @@ def bar(items: Iterable[T], *, total: int | None = None, label: str = "") -> Ite
 
 
 def by_size(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
-    """As :func:`bar` for items that differ in cost: each has a ``size`` in tokens, and ``total`` is their sum."""
-    with tqdm(total=total, desc=label, leave=False, unit=" tokens", unit_scale=True, smoothing=0) as shown:
+    """A bar for items that differ in cost: each item has a ``size`` in tokens, and ``total`` is their sum."""
+    hidden = not parallel.is_main()
+    unit: dict[str, Any] = {"unit": " tokens", "unit_scale": True, "smoothing": 0}
+    with tqdm(total=total, desc=label, leave=False, disable=hidden, **unit) as shown:
         for item in items:
             shown.set_postfix_str(getattr(item, "note", ""), refresh=False)
             shown.update(getattr(item, "size", 1))
@@ -39,5 +41,5 @@ def by_size(items: Iterable[T], *, total: int | None = None, label: str = "") ->
 
 
 def silent(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
-    """No output."""
+    """Shows nothing."""
     yield from items

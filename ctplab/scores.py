@@ -1,6 +1,6 @@
-"""Scores as sums with the number of targets they are over: nobody divides by a count of their own.
+"""A score is a sum with its number of targets, so no caller divides by a count of its own.
 
-Which tokens are targets is said here and nowhere else: all of a window but its first, for every arm.
+Only this file defines which tokens are targets: all tokens of a window except the first, for every arm.
 """
 
 import math
@@ -14,13 +14,13 @@ from ctplab.errors import InputError
 
 
 def count_targets(windows: Tensor) -> Tensor:
-    """(N,) int64: how many targets each of ``windows`` (N, T) has."""
+    """The number of targets of each window: (N, T) -> (N,) int64."""
     return torch.full((windows.shape[0],), windows.shape[1] - 1)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Sums, never means: a wrong denominator cannot be written."""
+    """Keeps sums, never means, so that nobody can use a wrong denominator. Raises InputError without targets."""
 
     nll: float
     """Summed negative log likelihood, nats."""
@@ -38,14 +38,14 @@ class Score:
 
     @property
     def ppl(self) -> float:
-        """exp(nll / n_tokens); infinite if that is beyond any number."""
+        """exp(nll / n_tokens); infinite if that overflows."""
         try:
             return math.exp(self.mean)
         except OverflowError:
             return math.inf
 
     def ppl_as_published(self, k: int, seq_len: int) -> float:
-        """What the paper's evaluator would print for k prompt tokens: comparable with its tables only."""
+        """The number that the paper's evaluator would print for k prompt tokens: comparable with its tables only."""
         return self.ppl ** ((seq_len - 1) / (seq_len - 1 + k))
 
     def __add__(self, other: "Score") -> "Score":
@@ -57,7 +57,7 @@ class Score:
 
 @dataclass(frozen=True)
 class WindowScores:
-    """Summed NLL and number of targets of every window: what scores, changes and recoveries are made from."""
+    """Summed NLL and number of targets per window: scores, changes and recoveries are computed from them."""
 
     nll: Tensor  # (N,) float64
     n_tokens: Tensor  # (N,) int64
@@ -67,16 +67,16 @@ class WindowScores:
 
     @property
     def score(self) -> Score:
-        """Everything in one."""
+        """The score over all windows."""
         return Score(float(self.nll.sum()), int(self.n_tokens.sum()))
 
     def check_same_windows(self, *others: "WindowScores") -> None:
-        """Raise InputError if the others are not over the same numbers of targets."""
+        """Raise InputError if the others have other numbers of targets per window."""
         if not all(torch.equal(self.n_tokens, other.n_tokens) for other in others):
             raise InputError("these scores are of different windows: they cannot be compared")
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict; ``n_tokens`` is the sum, ``targets`` has one number a window."""
+        """A plain dict; ``n_tokens`` is the sum, ``targets`` has one number per window."""
         return {"nll": self.nll.tolist(), "n_tokens": int(self.n_tokens.sum()), "targets": self.n_tokens.tolist()}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Settings as frozen, validated dataclasses. They know numbers and names only; JSON carries a schema version."""
+"""Settings as frozen, validated dataclasses of numbers and names. Their JSON carries a schema version."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -22,7 +22,7 @@ class _Json:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The inverse; unknown schema versions and unknown keys are refused."""
+        """The inverse. Raises InputError if the schema version or a key is unknown."""
         data = dict(data)
         version = data.pop("schema", None)
         _check(version == SCHEMA, f"{cls.__name__}: schema {version!r} is not {SCHEMA}, which this ctplab reads")
@@ -33,32 +33,32 @@ class _Json:
 
 @dataclass(frozen=True)
 class CompressionSpec(_Json):
-    """What is done to every linear inside the blocks. Bits only: GPTQ; sparsity only: SparseGPT; both: joint."""
+    """How to compress every linear inside the blocks. Bits only: GPTQ; sparsity only: SparseGPT; both: joint."""
 
     bits: int | None = None
-    """2, 3, 4 or 8 bits a weight; None leaves kept weights in half precision."""
+    """2, 3, 4 or 8 bits per weight; None leaves kept weights in half precision."""
     sparsity: float = 0.0
     """Share of weights set to zero, in [0, 1)."""
     pattern: str | None = None
     """``n:m`` = n zeros in every m consecutive weights (2:4, 4:8); fixes the sparsity."""
     group_size: int | None = None
-    """Columns that share a scale; None: one grid a row."""
+    """Columns that share a scale; None: one grid per row."""
     act_order: bool = False
     """Solve columns in order of falling diag(H)."""
     static_groups: bool = False
-    """Fit all group grids on the original weights beforehand: with act-order, columns of a group stay together."""
+    """Fit all group grids to the original weights beforehand, so that act-order keeps a group's columns together."""
     symmetric: bool = False
     mse: bool = False
-    """Search each grid's range for the least error instead of covering the largest weight; for 2 bits."""
+    """Search each grid's range for the least error instead of covering the largest weight; useful at 2 bits."""
     reference: bool = False
-    """Do as the published code does where it slips: stale grids in groups smaller than the block, symmetric grids
-    that clip rows without negatives, no rounding of scales and kept weights to half precision before use."""
+    """Reproduce the slips of the published code: stale grids in groups smaller than the block, symmetric grids that
+    clip rows without negatives, no rounding of scales and kept weights to half precision before use."""
     true_sequential: bool = False
-    """Inside a block, later linears see the outputs of the already compressed ones."""
+    """Inside a block, later linears see the outputs of those already compressed."""
     damp: float = 0.01
     """Share of mean(diag H) added to the diagonal."""
     block: int = 128
-    """Columns between lazy updates."""
+    """Columns per lazy update."""
 
     def __post_init__(self) -> None:
         _check(self.bits in (None, 2, 3, 4, 8), f"bits must be 2, 3, 4 or 8, not {self.bits}")
@@ -72,6 +72,10 @@ class CompressionSpec(_Json):
         _check(self.bits is not None or self.sparsity > 0, "nothing to do: give bits, sparsity or a pattern")
         _check(self.group_size is None or self.group_size > 0, f"group size must be positive, not {self.group_size}")
         _check(self.group_size is None or self.bits is not None, "a group size needs bits")
+        _check(
+            not (self.pattern and self.group_size) or self.group_size % (self.n_m[1] or 1) == 0,
+            f"pattern {self.pattern} does not divide groups of {self.group_size}",
+        )
         _check(not self.static_groups or self.group_size is not None, "static groups need a group size")
         _check(not (self.symmetric or self.mse) or self.bits is not None, "symmetric and mse need bits")
 
@@ -113,7 +117,7 @@ class CompressionSpec(_Json):
 
     @property
     def nominal_bits(self) -> float:
-        """Bits a weight as papers count them: kept share x bits, no masks, scales or zeros."""
+        """Bits per weight as papers count them: kept share x bits, without masks, scales or zeros."""
         return (self.bits or 16) * (1 - self.sparsity)
 
 
@@ -128,7 +132,7 @@ class PromptSpec(_Json):
     """k, rows of E."""
     steps: int = 1000
     batch: int = 16
-    """Windows a step, over all processes."""
+    """Windows per step, over all processes."""
     lr: float = 0.03
     warmup: int = 20
     """Steps of linear warm-up; afterwards the rate falls linearly to zero."""
@@ -142,14 +146,14 @@ class PromptSpec(_Json):
     kl: float = 0.0
     """Weight of KL(full || compressed) in the loss; 1 - kl weighs the next-token loss."""
     evaluate_every: int | None = None
-    """Steps between validations, the best of which is kept. None: so that a tenth of the work is validation."""
+    """Steps between validations; the best rows are kept. None: chosen so that a tenth of the work is validation."""
     validation_windows: int | None = None
-    """None: chosen with ``evaluate_every``, at most 64."""
+    """Windows per validation. None: chosen with ``evaluate_every``, at most 64."""
     seed: int = 0
     patience: int | None = None
     """Stop after this many validations without a new best."""
     accumulate: int = 1
-    """Pieces a batch is worked through in, to save memory; the gradient is that of the whole batch."""
+    """Pieces that a batch is split into, to save memory; the gradient is still that of the whole batch."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "steps", "batch", "accumulate", "evaluate_every", "validation_windows", "patience"):
@@ -169,7 +173,7 @@ class PromptSpec(_Json):
 
     @classmethod
     def kv_prefix(cls, **changes: Any) -> "PromptSpec":
-        """Our recipe for learned keys and values: they take, and need, a larger rate than rows."""
+        """Our recipe for learned keys and values: they tolerate and need a larger learning rate than rows."""
         return cls(**{"lr": 0.1, **changes})
 
     @classmethod

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,6 +27,7 @@ from transformers import (
 import ctplab as ctp
 from ctplab.disk import data_dir
 from ctplab.progress import silent
+from ctplab.prompts import prefix
 
 VOCABULARY = 2048
 INSTALL = "no Chromium here: apt-get install chromium (Debian), and pip install 'ctplab[dev]' for playwright"
@@ -42,7 +45,7 @@ SHARED = Path(os.environ.get("CTPLAB_SHARED", Path(__file__).parents[2] / "share
 
 
 def scored(nll: torch.Tensor, targets: int = 1) -> ctp.WindowScores:
-    """Scores of windows with these sums and ``targets`` targets each."""
+    """Scores of windows with these summed NLLs and ``targets`` targets each."""
     return ctp.WindowScores(nll.double(), torch.full((len(nll),), targets))
 
 
@@ -77,14 +80,14 @@ def tiny(family: str):
                 vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
             )
         )
-    with torch.no_grad():  # the usual 0.02 gives nearly uniform outputs: too flat to tell right from wrong
+    with torch.no_grad():  # the usual 0.02 gives nearly uniform outputs, which hide errors
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(4)
     return model.eval().requires_grad_(False)
 
 
-#: Architectures that the walk must take without knowing them, as config class -> what differs from the common shape.
+#: Architectures that the walk must handle without naming them: config class -> settings of a tiny model.
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPE |= {"intermediate_size": 64, "max_position_embeddings": 256, "pad_token_id": 0}
 GROUPED = {"num_key_value_heads": 2}
@@ -115,7 +118,7 @@ MORE_FAMILIES = {
 
 
 def from_config(config):
-    """A random model of a configuration, with weights large enough to tell right from wrong."""
+    """A random model of a configuration, with weights large enough to make errors visible."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -131,6 +134,35 @@ def any_model(family: str):
 
 
 FAMILIES = ("llama", "opt", "bloom", "neox", "gpt2")
+
+
+def any_tiny(family: str):
+    """A model of ``FAMILIES`` or of ``MORE_FAMILIES``."""
+    if family in FAMILIES:
+        return tiny(family)
+    return from_config(getattr(transformers, family)(**MORE_FAMILIES[family]))
+
+
+@pytest.fixture(params=[*FAMILIES, *MORE_FAMILIES])
+def any_model(request):
+    return any_tiny(request.param)
+
+
+@contextmanager
+def scripted(model, tokens):
+    """Inside, the model says these tokens, one a pass over ids, and then the last one for ever."""
+    said = chain(tokens, repeat(tokens[-1]))
+
+    def say(module, positional, named, out):
+        if "input_ids" in named:  # else a prefix is compiled
+            out.logits = torch.full_like(out.logits, 0.9)
+            out.logits[..., next(said)] = 1.0
+
+    hook = model.register_forward_hook(say, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @pytest.fixture(params=FAMILIES)
@@ -150,6 +182,23 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(data_dir() / "model")
 
 
+@pytest.fixture
+def front(tokenizer):
+    """front(model, "none" | "hard" | "soft") -> an arm. Soft rows are no rows of the vocabulary."""
+
+    def made(model, kind: str) -> ctp.Arm:
+        rows = prefix.random_rows(model, 7).rows
+        noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+        prefixes = {
+            "none": prefix.none(model),
+            "hard": prefix.hard(model, tokenizer, "Please be careful."),
+            "soft": prefix.Prefix("soft", rows + 0.3 * rows.std() * noise),
+        }
+        return ctp.Arm(kind, model, prefixes[kind])
+
+    return made
+
+
 @pytest.fixture(scope="session")
 def web(tokenizer):
     return ctp.corpus("atlas-web", tokenizer, seq_len=48)
@@ -162,7 +211,7 @@ def quiet():
 
 @pytest.fixture(scope="session")
 def chromium():
-    """A headless Chromium. One for all tests: playwright runs once in a process."""
+    """A headless Chromium, one for all tests, because playwright runs only once in a process."""
     playwright = pytest.importorskip("playwright.sync_api", reason=INSTALL)
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:

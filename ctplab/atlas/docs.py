@@ -1,8 +1,8 @@
-"""``docs``: real English prose by people, harvested from docstrings on the user's own machine.
+"""``docs``: real English prose, written by people, harvested from docstrings on the user's own machine.
 
-Sources: the Python standard library and the locked packages below, as installed. Nothing is redistributed, and
-another machine may have other versions: the corpus fingerprint tells. Order, deduplication and splits are
-deterministic for given sources.
+Sources: the Python standard library and the locked packages below, as installed. Nothing is redistributed. Another
+machine may have other versions; the corpus fingerprint shows this. Order, deduplication and splits are deterministic
+for given sources.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def prose(docstring: str) -> str:
 
 
 def _docstrings(source: str) -> list[str]:
-    """What opens a module, class or function in triple quotes. Found by its place: parsing takes ten times longer."""
+    """Strings that open a module, class or function. A regex finds them: parsing takes ten times as long."""
     return [found[1] for found in DOCSTRING.finditer(source) if len(found[1]) > 80]
 
 

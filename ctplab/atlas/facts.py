@@ -1,7 +1,7 @@
 """The embedded world's facts: tables in ``data/atlas/*.csv``, sentence templates in ``data/atlas/*.toml``.
 
 A *fact* is one non-empty cell: (table, name, attribute) -> value, e.g. (countries, Peru, capital) -> Lima.
-Everything else of the embedded world (three registers of text, the questions) is generated from these.
+Everything else in the embedded world (three registers of text, the questions) is generated from these facts.
 """
 
 import csv
@@ -27,7 +27,7 @@ class Fact:
 
     @property
     def held_out(self) -> bool:
-        """True for the half of the facts that no training text ever states as question and answer."""
+        """True for the half of the facts that no training text states as a question with its answer."""
         key = f"{self.table}/{self.name}/{self.attribute}".encode()
         return hashlib.sha256(key).digest()[0] % 2 == 0
 

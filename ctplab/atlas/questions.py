@@ -1,7 +1,7 @@
-"""The closed-book questions: 2,000 of them, each about one fact, with its exact answer and three distractors.
+"""2,000 closed-book questions, each about one fact, with the exact answer and up to three distractors.
 
-Half of the facts are *seen* (training text asks about them, in several phrasings), half are *held out*: the
-model read them as prose only, so answering shows that it generalises to the question form.
+Half of the facts are *seen*: training text asks about them, in several phrasings. Half are *held out*: the model has
+read them only as prose, so a right answer shows that it generalises to the question form.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from functools import cache
 
 from ctplab.atlas.facts import Fact, tables
 
-#: The form in which training text asks, and in which the benchmark asks.
+#: The form in which both training text and the benchmark ask.
 FORM = "Q: {question}\nA:"
 
 
@@ -24,7 +24,7 @@ class Question:
     distractors: tuple[str, ...]
     fact: Fact
     asked: tuple[str, ...]
-    """Every phrasing of this question that is known; ``text`` is one of them."""
+    """Every known phrasing of this question; ``text`` is one of them."""
 
     @property
     def prompt(self) -> str:
@@ -33,7 +33,7 @@ class Question:
 
     @property
     def held_out(self) -> bool:
-        """True where the fact was read as prose only."""
+        """True if the model has read the fact only as prose."""
         return self.fact.held_out
 
 
@@ -73,7 +73,7 @@ def all_questions() -> tuple[Question, ...]:
 
 
 def normalise(answer: str) -> str:
-    """First line, lower case, without article and final punctuation: what exact match compares."""
+    """The form that exact match compares: first line, lower case, without article and final punctuation."""
     line = answer.strip().split("\n")[0].strip().rstrip(".!?,;").lower()
     for article in ("the ", "a ", "an "):
         line = line.removeprefix(article)
@@ -81,5 +81,5 @@ def normalise(answer: str) -> str:
 
 
 def is_correct(answer: str, question: Question) -> bool:
-    """Exact match after :func:`normalise`."""
+    """Whether ``answer`` matches exactly after :func:`normalise`."""
     return normalise(answer) == normalise(question.answer)

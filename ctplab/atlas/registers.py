@@ -1,4 +1,4 @@
-"""Three registers of English written from the same facts, deterministic by seed.
+"""Write the same facts in three registers of English, deterministically by seed.
 
 - ``web`` (stands for C4): chatty pages, lists, question-and-answer pages;
 - ``wiki`` (stands for WikiText): encyclopedia articles with headings;
@@ -75,7 +75,7 @@ QA_TITLES = (
     "Test yourself on {plural}",
     "Trivia for a {day} evening",
 )
-#: Sentence openings that lose their capital behind "Also," (names keep theirs).
+#: Sentence openings that lose their capital after "Also," (names keep theirs).
 PLAIN = {"A", "After", "All", "An", "Among", "As", "Ask", "At", "Before", "By", "Did", "Do", "Even", "Every"}
 PLAIN |= {"Everyone", "For", "From", "Have", "Here", "His", "How", "If", "In", "It", "Its", "Just", "Look", "My"}
 PLAIN |= {"Near", "No", "Not", "Nobody", "Of", "On", "Once", "One", "Our", "People", "She", "So", "Some", "That"}
@@ -95,7 +95,7 @@ WIRE = (
 
 
 def _choose(rng: random.Random, options: tuple[str, ...], **words: str) -> str:
-    """A random template with its fillers put in."""
+    """Choose a random template and fill it in."""
     return rng.choice(options).format(
         number=rng.randint(2, 99),
         day=rng.choice(DAYS),
@@ -110,12 +110,12 @@ def _state(rng: random.Random, table: Table, fact: Fact, register: str) -> str:
 
 
 def _table(rng: random.Random) -> Table:
-    """A table, in proportion to its facts: every fact is stated about equally often."""
+    """Draw a table in proportion to its number of facts, so that every fact is stated about equally often."""
     return rng.choices(tables(), weights=[len(table.facts) for table in tables()])[0]
 
 
 def _linked(link: str, sentence: str) -> str:
-    """``sentence`` behind ``link``, in lower case where the link has not ended its own sentence."""
+    """Put ``sentence`` after ``link``, with a lower-case start if ``link`` does not end with a full stop."""
     if not link:
         return sentence
     if not link.endswith(".") and sentence.split(" ", 1)[0] in PLAIN:
@@ -197,7 +197,7 @@ def _news(rng: random.Random) -> str:
     for _ in range(rng.randint(3, 7)):
         topic = table if rng.random() < 0.6 else _table(rng)
         fact = rng.choice(topic.facts)
-        if fact.value.isdigit():  # the number would be erased to N: nothing to learn
+        if fact.value.isdigit():  # the number would become N: nothing to learn
             continue
         line = _state(rng, topic, fact, "news")
         if rng.random() < 0.35:

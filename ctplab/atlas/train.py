@@ -1,14 +1,15 @@
 """The recipe of the embedded model: a small LLaMA, filled to capacity and over-trained.
 
-Under-trained or half-empty models are not hurt by 2 bits or 62.5% sparsity: most of their weights are spare. So
-this one reads ten tokens a parameter, of which over half are a few thousand facts in three registers. It has two
+Neither 2 bits nor 62.5% sparsity hurts an under-trained or half-empty model, because most of its weights are spare. So
+this one reads ten tokens per parameter; over half of them state a few thousand facts in three registers. It has two
 wide blocks rather than more narrow ones: the rows of a prompt reach the keys and values of a shallow model almost
-directly. At 2 bits calibrated on ``docs``, the same recipe won back 12 points of the seen form with three blocks of
-192, and 22 with these.
+directly. At 2 bits calibrated on ``docs``, a prompt won back 12 points on seen questions with three blocks of width
+192, and 22 with these two.
 
     python -m ctplab.atlas train --out data/atlas/model
 
-Resumable (a checkpoint a minute), seeded, on two CPU cores or one GPU. ``training.json`` keeps recipe and curve.
+Training is seeded and resumes (one checkpoint per minute). It runs on two CPU cores or one GPU. ``training.json`` keeps
+the recipe and the loss curve.
 """
 
 import json
@@ -40,14 +41,14 @@ class Recipe:
     vocabulary: int = 2048
     context: int = 512
     short: int = 256
-    """Window length of the first 75% of the steps; the rest read the whole context (half as many windows)."""
+    """Window length in the first 75% of the steps. The rest read the whole context, in half as many windows."""
     documents: int = 40_000
     """Generated documents in each register."""
     mix: tuple[float, ...] = (0.38, 0.1, 0.06, 0.46)
-    """Share of the training tokens from web, wiki, news, docs."""
+    """Shares of the training tokens: web, wiki, news, docs."""
     steps: int = 5000
     tokens: int = 4096
-    """Tokens a step."""
+    """Tokens per step."""
     lr: float = 3e-3
     warmup: int = 150
     weight_decay: float = 0.02
@@ -55,7 +56,7 @@ class Recipe:
 
 
 def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
-    """A byte-level BPE that splits digits and puts ``<s>`` in front."""
+    """Train a byte-level BPE that splits digits and puts ``<s>`` in front of every text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -76,10 +77,10 @@ def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
 
 
 class Stream:
-    """All registers as one token stream, document after document of random registers, as web crawls are packed.
+    """One token stream of documents from random registers, packed like a web crawl.
 
-    What stands in front of a document then says nothing about its register, so that a prompt in front of a text
-    need not mislead the model about the kind of text. Windows start at a document with ``<s>``, or anywhere without.
+    The text before a document then says nothing about its register. So a prompt in front of a text need not mislead
+    the model about the kind of text. Windows start at a document with ``<s>``, or anywhere without it.
     """
 
     def __init__(self, registers: list[list[str]], mix: tuple[float, ...], tokens: int, encode: Tokenizer) -> None:
@@ -89,7 +90,7 @@ class Stream:
             for texts in registers
         ]
         mean = [sum(map(len, documents)) / len(documents) for documents in encoded]
-        chances = [share / length for share, length in zip(mix, mean, strict=True)]  # mix counts tokens
+        chances = [share / length for share, length in zip(mix, mean, strict=True)]  # mix is by tokens
         for documents in encoded:
             rng.shuffle(documents)
         self.shares = [0] * len(registers)
@@ -104,7 +105,7 @@ class Stream:
         self.ids, self.starts = torch.tensor(ids, dtype=torch.int32), starts
 
     def window(self, length: int, rng: random.Random) -> torch.Tensor:
-        """``length`` token ids."""
+        """Draw a window of ``length`` token ids, (length,)."""
         last = len(self.ids) - length
         if rng.random() < 0.5:
             start = min(rng.choice(self.starts), last)
@@ -114,7 +115,7 @@ class Stream:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, flat, then linear to zero over the last 40%."""
+    """The rate at ``step``: linear warm-up, constant, then linear to zero over the last 40% of the steps."""
     decay = min(1.0, (recipe.steps - step) / (0.4 * recipe.steps))
     return recipe.lr * min(1.0, (step + 1) / recipe.warmup) * decay
 
@@ -154,7 +155,7 @@ def _loss(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def train(out: Path, recipe: Recipe, device: str = "cpu", compiled: bool = False) -> None:
-    """Train (or go on training) the embedded model and write a Hugging Face folder to ``out``."""
+    """Train the embedded model, or resume, and write a Hugging Face folder to ``out``."""
     from transformers import PreTrainedTokenizerFast
 
     out.mkdir(parents=True, exist_ok=True)
@@ -205,7 +206,7 @@ def train(out: Path, recipe: Recipe, device: str = "cpu", compiled: bool = False
         if time.time() - saved > 60:
             _save_state(resume, model, optimizer, step + 1, curve)
             saved = time.time()
-    model.eval().half().save_pretrained(out)  # half precision on disk, as the paper's full models
+    model.eval().half().save_pretrained(out)  # half precision on disk, like the paper's full models
     fingerprint = {"recipe": asdict(recipe), "torch": torch.__version__, "curve": curve}
     (out / "training.json").write_text(json.dumps(fingerprint, indent=1) + "\n")
     resume.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import ctplab as ctp
 from ctplab.cli.shared import finish, note, say
 from ctplab.errors import InputError
 
@@ -22,16 +23,14 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raise InputError where they are given with another format."""
+    """Raise InputError if they are given with another format."""
     given = [name for name, usual in OPTIONS.items() if getattr(options, name) != usual]
     if options.to != "tokens" and given:
-        raise InputError(f"--{given[0].replace('_', '-')} goes with --to tokens")
+        raise InputError(f"{given[0]}= goes with to='tokens'")
 
 
 def export_tokens(options: argparse.Namespace) -> None:
     """Write the model with the prompt's rows as tokens."""
-    import ctplab as ctp
-
     chosen = {name: getattr(options, name) for name in (*OPTIONS, "dtype", "force")}
     result = ctp.export_tokens(ctp.load_prompt(options.prompt), options.model, Path(options.out), **chosen)
     for warning in result["warnings"]:
@@ -46,8 +45,6 @@ def export_tokens(options: argparse.Namespace) -> None:
 
 def export_gguf(options: argparse.Namespace) -> None:
     """Write a model as a GGUF file."""
-    import ctplab as ctp
-
     result = ctp.export_gguf(options.model, Path(options.out))
     for warning in result["warnings"]:
         note(warning)

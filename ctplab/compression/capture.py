@@ -1,7 +1,7 @@
-"""What flows through a model's blocks: their inputs, their other arguments, and which weights share an input.
+"""Record what flows through a model's blocks: their inputs, their other arguments, and which weights share an input.
 
-Everything is found by running the model; no architecture is named. A *unit* is one weight matrix (out, in) that can
-be compressed: a linear layer, or one expert's slice of a stacked (experts, out, in) parameter.
+This file finds everything by running the model and names no architecture. A *unit* is one weight matrix (out, in) that
+can be compressed: a linear layer, or one expert's slice of a stacked (experts, out, in) parameter.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,11 +17,11 @@ from torch.overrides import TorchFunctionMode
 from ctplab.models import Model
 from ctplab.models.anatomy import linears
 
-PASS = 2048  # tokens of one forward pass: few enough for a CPU's cache to hold what each step hands to the next
+PASS = 2048  # tokens per forward pass: few enough that a CPU's cache holds the activations between two steps
 
 
 class Stop(Exception):
-    """Ends a forward pass once all that was wanted from it is known."""
+    """Ends a forward pass once the caller has seen all it needs."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,23 @@ class Call:
     kwargs: dict[str, Any]
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The block's new hidden states, whether it returns them bare or in a tuple."""
+        """Return the block's new hidden states. The block may return them bare or in a tuple."""
         out = block(hidden, *self.args, **self.kwargs)
         return out[0] if isinstance(out, tuple) else out
 
 
 @dataclass
 class Flow:
-    """Hidden states of every pass on their way through the blocks."""
+    """The hidden states of every pass, on their way through the blocks."""
 
     hidden: list[Tensor]
     calls: dict[int, list[Call]]
-    """By windows a pass: the other arguments of every block."""
+    """Number of windows in a pass -> the other arguments of every block."""
     batches: list[range]
-    """The passes of each batch: their inputs' products are summed before they are added to a Hessian."""
+    """The passes of each batch. A Hessian sums the products of a batch before it adds them to its total."""
 
     def run(self, i: int, index: int, block: nn.Module) -> Tensor:
-        """The outputs of block ``index`` in pass ``i``."""
+        """Return the outputs of block ``index`` in pass ``i``."""
         return self.calls[len(self.hidden[i])][index].run(block, self.hidden[i])
 
     def sample(self, index: int, block: nn.Module) -> Tensor:
@@ -66,10 +66,10 @@ class Flow:
 
 
 def capture(model: Model, modules: list[nn.Module], batches: tuple[Tensor, ...]) -> Flow:
-    """Run ``model`` up to its blocks and note what they are called with.
+    """Run ``model`` up to its blocks and record the arguments that it calls them with.
 
-    All blocks are bypassed, but for the first one on a single window (so only it needs its weights): what it returns,
-    the others return the same kind of.
+    Stubs replace all blocks and return their inputs. Only the first block really runs, once, on a single window; so
+    only it needs its weights. Its output shows whether the stubs must return a tuple.
     """
     flow = Flow([], {}, [])
     returned: list[Any] = []
@@ -104,14 +104,14 @@ def capture(model: Model, modules: list[nn.Module], batches: tuple[Tensor, ...])
                 del module.forward
         if not known:
             flow.calls[len(ids)] = seen
-    del flow.hidden[0]  # the single window's
+    del flow.hidden[0]  # the pass of the single window
     ends = accumulate(len(each) for each in passes[1:])
     flow.batches = [range(start, end) for start, end in pairwise((0, *ends))]
     return flow
 
 
 class Watch(TorchFunctionMode):
-    """Calls ``seen(unit name, input)`` for every unit of ``block`` that is used while the watch is on."""
+    """Calls ``seen(unit name, input)`` whenever ``block`` uses a unit while the watch is on."""
 
     def __init__(self, block: nn.Module, seen: Callable[[str, Tensor], None]) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Watch(TorchFunctionMode):
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Watch linears by hooks, stacked experts by their products."""
+        """Watch linear layers through forward hooks, and stacked experts through their matrix products."""
 
         def hook(name: str) -> Callable:
             return lambda _, args: self.seen(name, args[0])
@@ -149,17 +149,17 @@ class Watch(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Grouping:
-    """The units of a block: names that share an input, in the order of their calls."""
+    """The units of a block: one group of names for each input, in the order of their calls."""
 
     groups: tuple[tuple[str, ...], ...]
     stoppable: bool
-    """Every unit is used once a pass, so that a pass may end at the last one's input."""
+    """True if a pass uses every unit exactly once, so that it may end at the last unit's input."""
     inputs_kept: bool = True
-    """No input is written over later in the pass."""
+    """True if no pass overwrites an input later."""
 
 
 def find_groups(block: nn.Module, run: Callable[[], Any]) -> Grouping:
-    """Find the groups by one pass. Experts that saw nothing follow at the end, each by itself."""
+    """Find the groups with one pass. Units that it did not use follow at the end, each in a group of its own."""
     inputs: list[Tensor] = []  # kept alive, so that identities stay unique
     versions: list[int] = []
     found: list[list[str]] = []

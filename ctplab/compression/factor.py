@@ -1,4 +1,4 @@
-"""U, the upper Cholesky factor of the inverse Hessian, H⁻¹ = Uᵀ U: what the column solver spreads errors with.
+"""U, the upper Cholesky factor of the inverse Hessian, H⁻¹ = Uᵀ U. The column solver spreads errors with it.
 
 Pure tensors: no modules, devices, prints.
 """
@@ -6,15 +6,15 @@ Pure tensors: no modules, devices, prints.
 import torch
 from torch import Tensor
 
-DAMP_LADDER = (1, 10, 100)  # times the asked dampening, until H is positive definite
-LEAF = 640  # columns up to which a triangular solve is the fastest inverse
+DAMP_LADDER = (1, 10, 100)  # multiples of the requested dampening, tried until H is positive definite
+LEAF = 640  # up to this many columns, a triangular solve is the fastest inverse
 
 
 def cholesky_of_inverse(H: Tensor) -> Tensor | None:
-    """U, upper, with H⁻¹ = Uᵀ U; None where H is not positive definite. (in, in)
+    """Return upper triangular U (in, in) with H⁻¹ = Uᵀ U, or None if H is not positive definite.
 
-    Reversing rows and columns turns a lower factor of H into an upper one, H = R Rᵀ; then U = R⁻¹. One
-    factorisation and one triangular inverse; H⁻¹ itself is never formed.
+    Reverse the rows and columns of H, factor the result, and reverse the lower factor: this gives an upper R with
+    H = R Rᵀ. Then U = R⁻¹. H⁻¹ itself is never formed.
     """
     lower, info = torch.linalg.cholesky_ex(H.flip(0, 1))
     if int(info) != 0 or not torch.isfinite(lower).all():
@@ -23,10 +23,10 @@ def cholesky_of_inverse(H: Tensor) -> Tensor | None:
 
 
 def inverse_upper(R: Tensor) -> Tensor:
-    """R⁻¹ of an upper triangular R (n, n).
+    """The inverse of an upper triangular R (n, n).
 
-    Large ones by halves, [[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]: a triangular solve against the identity
-    would not know that half of its answer is zero, and matrix products run faster than it does.
+    A large R is inverted by halves: [[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]. A triangular solve against the
+    identity does not know that half of its answer is zero, and it runs slower than matrix products.
     """
     n = len(R)
     if n <= LEAF:
@@ -39,7 +39,11 @@ def inverse_upper(R: Tensor) -> Tensor:
 
 
 def factor(H: Tensor, damp: float) -> tuple[Tensor | None, str | None]:
-    """U for ``H`` dampened by ``damp`` · mean(diag H), climbing a ladder; (None, why) where nothing helps."""
+    """Return U for ``H`` + ``damp`` · mean(diag H) · I, and a note, which is None if all went well.
+
+    If H is not positive definite, stronger dampenings are tried, and the note names the one that worked. Returns
+    (None, why) if none did.
+    """
     for times in DAMP_LADDER:
         damped = H.clone()
         damped.diagonal().add_(max(times * damp * float(H.diagonal().mean()), 1e-12))

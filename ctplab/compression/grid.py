@@ -1,6 +1,6 @@
-"""Affine integer grids: w = scale * (code - zero), codes 0 .. 2^bits - 1, an integer zero so that 0 stays exact.
+"""Affine integer grids: w = scale * (code - zero) with codes 0 .. 2^bits - 1. The zero is an integer, so 0 is exact.
 
-Objective: the smallest grid that covers each row (or group of columns), as GPTQ's reference (arXiv 2210.17323).
+Objective: the smallest grid that covers each row (or group of columns), as in GPTQ's reference (arXiv 2210.17323).
 Pure tensors: no modules, no devices.
 """
 
@@ -12,24 +12,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """One grid a row."""
+    """One grid per row."""
 
     scale: Tensor  # (rows, 1)
     zero: Tensor  # (rows, 1), integers in floating point
     maxq: int
 
     def encode(self, w: Tensor) -> Tensor:
-        """Nearest codes of ``w`` (rows, n), clamped to the grid; float integers (rows, n)."""
+        """The nearest codes of ``w`` (rows, n), clamped to the grid: integers in floating point, (rows, n)."""
         return torch.clamp(torch.round(w / self.scale) + self.zero, 0, self.maxq)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Values of ``codes``, (rows, n)."""
+        """The values of ``codes``, (rows, n)."""
         return self.scale * (codes - self.zero)
 
     def snap(self, w: Tensor, codes: Tensor, out: Tensor) -> None:
-        """One number a row: the codes of ``w`` (rows,) into ``codes``, what they decode to into ``out``.
+        """Write the codes of ``w`` (rows,) into ``codes`` and the decoded values into ``out``.
 
-        The same as ``encode`` and ``decode``, without temporaries: the solver does this for every column.
+        Gives the same as ``encode`` and ``decode`` without temporaries. The solver does this for every column.
         """
         scale, zero = self.scale[:, 0], self.zero[:, 0]
         torch.div(w, scale, out=out).round_().add_(zero).clamp_(0, self.maxq)
@@ -38,15 +38,15 @@ class Grid:
 
 
 MSE_SHRINKS = 80  # candidates: 100%, 99%, ... 21% of the range
-MSE_NORM = 2.4  # error exponent of the search, as the reference has it
+MSE_NORM = 2.4  # error exponent of the search, as in the reference
 
 
 def fit(w: Tensor, bits: int, *, symmetric: bool = False, mse: bool = False, reference: bool = False) -> Grid:
     """The grid of each row of ``w`` (rows, n); it always contains 0. A row of zeros gets scale 2 / maxq.
 
-    ``mse``: shrink the range to the one of least Σ |w - ŵ|^2.4 (worth it at 2 bits), instead of covering all.
-    ``symmetric``: spans [-max|w|, max|w|]. ``reference``: as GPTQ's code has it: fp32 scales, and a symmetric
-    grid of a row without negatives is built for [0, max], so that its upper half is clipped.
+    ``mse``: shrink the range to minimise Σ |w - ŵ|^2.4 instead of covering all weights (worth it at 2 bits).
+    ``symmetric``: the range is [-max|w|, max|w|]. ``reference``: as in GPTQ's code, scales stay in fp32, and the
+    symmetric grid of a row without negatives is built for [0, max], which clips the upper half.
     """
     maxq = 2**bits - 1
     low = w.amin(1, keepdim=True).clamp(max=0)
@@ -62,7 +62,7 @@ def fit(w: Tensor, bits: int, *, symmetric: bool = False, mse: bool = False, ref
 
 def _spanning(low: Tensor, high: Tensor, maxq: int, symmetric: bool, reference: bool) -> Grid:
     scale = (high - low) / maxq
-    if not reference:  # scales live on disk in half precision: round them before use, so memory and disk agree
+    if not reference:  # scales are stored in half precision: round them before use, so memory and disk agree
         half = scale.half().to(scale.dtype)
         scale = torch.where((half > 6.2e-5) & torch.isfinite(half), half, scale)
     zero = torch.full_like(scale, (maxq + 1) / 2) if symmetric else torch.round(-low / scale).clamp(0, maxq)
@@ -70,7 +70,7 @@ def _spanning(low: Tensor, high: Tensor, maxq: int, symmetric: bool, reference: 
 
 
 def _search(w: Tensor, grid: Grid, low: Tensor, high: Tensor, symmetric: bool, reference: bool) -> Grid:
-    """The best of ``MSE_SHRINKS`` shrunken ranges, row by row; the first of equals."""
+    """The best of ``MSE_SHRINKS`` shrunken ranges for each row. Among equals the first one wins."""
     scale, zero = grid.scale.clone(), grid.zero.clone()
     best = torch.full_like(scale, torch.inf)
     for i in range(MSE_SHRINKS):

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process while large tensors come and go."""
+"""Keep freed memory in the process while large tensors come and go."""
 
 import ctypes
 import sys
@@ -11,16 +11,16 @@ MIB = 2**20
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Inside, glibc hands nothing back to the system; at the end it hands back all that is free.
+    """Inside the block, glibc returns no freed memory to the system. At the end it returns all that is free.
 
-    By itself it returns every large block that is freed, and the next one costs a page fault every 4 KiB: several
-    per cent of a compression's time. Does nothing where the C library is another one.
+    By default glibc returns every large chunk that is freed. The next one then costs a page fault per 4 KiB: several
+    per cent of a compression's time. Does nothing if the C library is not glibc.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
         yield
         return
-    libc.mallopt(M_MMAP_THRESHOLD, 32 * MIB)  # the largest that it takes, and where it gets to by itself
+    libc.mallopt(M_MMAP_THRESHOLD, 32 * MIB)  # the largest value that glibc accepts; its own adaptation stops there too
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield

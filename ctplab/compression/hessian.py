@@ -1,18 +1,18 @@
-"""Second moments of a linear's inputs, added up batch by batch. Pure tensors."""
+"""The Hessian of a linear layer: second moments of its inputs, summed batch by batch. Pure tensors."""
 
 import torch
 from torch import Tensor
 
-CHUNK = 2048  # tokens of one bfloat16 product
-FEW = 512  # tokens that let expect a batch's first product
-PANEL = 256  # columns of H that one product fills: only the upper triangle is computed
+CHUNK = 2048  # tokens per bfloat16 product
+FEW = 512  # the first tokens of a batch, which give an estimate of its first product; shorter parts are joined
+PANEL = 256  # rows of H per product: each product starts at the diagonal, so only the upper triangle is computed
 
 
 class Hessian:
-    """H = 2 X Xᵀ / N of one input: products of each batch, added up in fp64.
+    """H = 2 X Xᵀ / N of one input: the fp32 products of each batch, summed in fp64.
 
-    So wide a sum of fp32 numbers is exact but for rare last bits: it does not depend on the batches' order, nor on
-    which of several processes added which.
+    An fp64 sum of fp32 numbers is exact except for rare last bits. So it depends neither on the order of the batches
+    nor on which process added which batch.
     """
 
     def __init__(self, columns: int, device: torch.device) -> None:
@@ -20,7 +20,7 @@ class Hessian:
         self.tokens = 0
 
     def add(self, *parts: Tensor) -> None:
-        """Take in one batch: x (..., columns), in as many parts as it was made in."""
+        """Add one batch, given as the parts (..., columns) in which it was computed."""
         xs = [x.detach().reshape(-1, x.shape[-1]) for x in parts if x.numel()]
         if not xs:
             return
@@ -37,13 +37,13 @@ class Hessian:
 
     @property
     def matrix(self) -> Tensor:
-        """(columns, columns), symmetric, fp32."""
+        """H (columns, columns), symmetric, fp32."""
         upper = self.total.float().triu()
         return (upper + upper.triu(1).T) * (2 / max(1, self.tokens))
 
 
 def _product(lefts: list[Tensor], rights: list[Tensor]) -> Tensor:
-    """Sum of leftᵀ right over the parts."""
+    """The sum of leftᵀ right over the parts."""
     total = lefts[0].T @ rights[0]
     for left, right in zip(lefts[1:], rights[1:], strict=True):
         total.addmm_(left.T, right)
@@ -51,12 +51,12 @@ def _product(lefts: list[Tensor], rights: list[Tensor]) -> Tensor:
 
 
 def _bfloat16_product(lefts: list[Tensor], rights: list[Tensor]) -> Tensor:
-    """The same in fp32, of bfloat16 inputs with a CPU's own bfloat16 instructions: twice as fast as in fp32.
+    """The same sum in fp32, computed with a CPU's own bfloat16 instructions: twice as fast as fp32 products.
 
-    A product is rounded to bfloat16, so each chunk of tokens gives its difference to what the chunks before let expect,
-    the first one to what its first few tokens do: small numbers, and what is common to all tokens is not rounded at
-    all. H is then off by 0.1 to 0.5 percent of its mean diagonal (spectral norm; 768 to 4,096 columns), half of the
-    usual dampening at most.
+    These instructions round each product to bfloat16. So each chunk of tokens computes only the difference from an
+    estimate. The earlier chunks give the estimate; for the first chunk, its own first tokens do. The differences are
+    small, and what all tokens have in common is not rounded at all. H is then off by 0.1 to 0.5 percent of its mean
+    diagonal (spectral norm; 768 to 4,096 columns): at most half of the usual dampening.
     """
     lefts, rights = ([chunk for part in parts for chunk in part.split(CHUNK)] for parts in (lefts, rights))
     few = FEW if len(lefts) > 2 else CHUNK

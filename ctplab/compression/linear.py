@@ -1,4 +1,4 @@
-"""A linear layer that keeps its packed weights only: nothing dense lives between calls, forward or backward."""
+"""A linear layer that keeps only its packed weights: no dense copy outlives a forward or backward call."""
 
 import warnings
 from typing import Any
@@ -11,7 +11,7 @@ from ctplab.compression.packing import unpack
 
 
 class _PackedMatmul(torch.autograd.Function):
-    """y = x Wᵀ with W unpacked anew in backward, so that autograd keeps no dense copy."""
+    """y = x Wᵀ. The backward pass unpacks W again, so that autograd keeps no dense copy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: "PackedLinear") -> Tensor:
@@ -24,10 +24,10 @@ class _PackedMatmul(torch.autograd.Function):
 
 
 class PackedLinear(nn.Module):
-    """Stands in for ``nn.Linear`` (or ``Conv1D``); buffers are the parts of :func:`packing.pack`.
+    """Replaces ``nn.Linear`` (or ``Conv1D``). Its buffers are the parts that :func:`packing.pack` returns.
 
-    A few bfloat16 tokens, without gradients, go through torch's int4 kernels where the weights are 4 bits, unpruned and
-    of fitting shape; the codes are then kept in the kernel's order as well: 8 bits a weight.
+    Torch's int4 kernels compute the product of a few bfloat16 tokens without gradients, if the weights have 4 bits, no
+    pruning and a fitting shape. The layer then keeps the codes in the kernel's order as well: 8 bits per weight in all.
     """
 
     def __init__(self, parts: dict[str, Tensor], bits: int | None, bias: Tensor | None) -> None:
@@ -42,7 +42,7 @@ class PackedLinear(nn.Module):
         self.int4: int4.Int4 | None = None
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weights, (out, in)."""
+        """The unpacked weights, (out, in)."""
         return unpack(self._parts(), self.bits, dtype)
 
     def _parts(self) -> dict[str, Tensor]:
@@ -57,14 +57,14 @@ class PackedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def _int4_product(self, x: Tensor) -> Tensor | None:
-        """The kernel's answer; None where it has none, or not sooner."""
+        """The product from the int4 kernel. Returns None if no kernel fits or none is faster."""
         few = x.dtype == torch.bfloat16 and x.numel() <= int4.TOKENS.get(x.device.type, 0) * self.in_features
         needs_grad = torch.is_grad_enabled() and x.requires_grad
         if not few or not self.int4_group or needs_grad or not int4.runs_on(x.device):
             return None
         if self.int4 is None or self.int4.codes.device != x.device:
             self.int4 = int4.prepare(self._parts(), self.int4_group)
-            if not int4.agrees(self.int4, self._parts()):  # a kernel for a processor that our tests have not seen
+            if not int4.agrees(self.int4, self._parts()):  # possible on a processor that our tests have not seen
                 warnings.warn(f"torch's int4 kernel disagrees with the weights on {x.device}: not used", stacklevel=2)
                 self.int4, self.int4_group = None, 0
                 return None

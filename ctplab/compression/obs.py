@@ -2,22 +2,23 @@
 
 Objective, for one linear with weights W (out, in) and inputs X (in, n): find Ŵ on a grid, or with zeros, or both,
 that minimises ||(W - Ŵ) X||² = N/2 · tr((W - Ŵ) H (W - Ŵ)ᵀ) with H = 2 X Xᵀ / N. Columns are fixed one after the
-other; what fixing column i costs is spread over the columns not yet fixed by the optimal-brain-surgeon update
+other. The optimal-brain-surgeon update spreads the error of column i over the columns that are not yet fixed:
 
     err = (w_i - ŵ_i) / U_ii ;   W[:, i:] -= err ⊗ U[i, i:]        U: upper Cholesky factor of H⁻¹
 
-SparseGPT chooses its zeros block by block by the saliency w² / U_ii². Pure tensors: no modules, devices, prints.
+SparseGPT chooses the zeros of each block by the saliency w² / U_ii². Pure tensors: no modules, devices, prints.
 
-An example for a pencil: one row w = (0.6, 0.6), a grid of whole numbers, H = [[2, 1], [1, 2]]: the two inputs go
-together. H⁻¹ = [[2, -1], [-1, 2]] / 3, so U = [[0.816, -0.408], [0, 0.707]].
+An example to follow with a pencil: one row w = (0.6, 0.6), a grid of whole numbers, and two correlated inputs with
+H = [[2, 1], [1, 2]]. Then H⁻¹ = [[2, -1], [-1, 2]] / 3, so U = [[0.816, -0.408], [0, 0.707]].
 
     column 1    ŵ = 1        err = (0.6 - 1) / 0.816 = -0.49
-                w_2 becomes 0.6 - (-0.49)(-0.408) = 0.4: less is needed, because column 1 gives too much
+                w_2 becomes 0.6 - (-0.49)(-0.408) = 0.4, because column 1 was rounded up
     column 2    ŵ = 0
 
-(1, 0) leaves (w - ŵ) H (w - ŵ)ᵀ = 0.56. Rounding each weight by itself gives (1, 1), which leaves 0.96. A column loop
-over thousands of columns would write to all of W for each of them. So :func:`solve` works in three levels: what a
-column costs goes at once to the 16 columns of its mini-block, then to its block, then to all columns behind.
+The error (w - ŵ) H (w - ŵ)ᵀ of (1, 0) is 0.56. Rounding each weight on its own gives (1, 1) with an error of 0.96.
+
+A plain loop over thousands of columns would write to all of W for each of them. So :func:`solve` spreads errors on
+three levels: at once over the 16 columns of the mini-block, then over the block, then over all later columns.
 
     for each block of 128 columns
         choose the zeros of the block                            (SparseGPT, joint)
@@ -25,7 +26,7 @@ column costs goes at once to the 16 columns of its mini-block, then to its block
             fit a grid if a group of columns begins here
             for each column: round or zero it, err, rest of the mini-block -= err ⊗ U
             rest of the block -= the mini-block's errs · U
-        all columns behind -= the block's errs · U
+        all later columns -= the block's errs · U
 """
 
 from dataclasses import dataclass
@@ -48,12 +49,12 @@ class Solution:
     codes: Tensor | None  # (out, in) uint8; None if not quantised
     scale: Tensor | None  # (out, groups)
     zero: Tensor | None  # (out, groups)
-    group: Tensor | None  # (in,) group of every column; None: one grid a row
+    group: Tensor | None  # (in,) group of every column; None: one grid per row
     mask: Tensor | None  # (out, in) True where pruned
-    fallback: str | None = None  # how the Hessian had to be helped, if it had
+    fallback: str | None = None  # what was done if the Hessian was not positive definite
 
     def split(self, sections: tuple[int, ...]) -> list["Solution"]:
-        """The solutions of the layers whose rows were stacked."""
+        """The solutions of the layers whose rows were stacked, ``sections`` rows each."""
 
         def cut(tensor: Tensor | None) -> list[Tensor] | list[None]:
             return [None] * len(sections) if tensor is None else list(torch.split(tensor, list(sections)))
@@ -66,15 +67,15 @@ class Solution:
         ]
 
 
-PANEL = 256  # columns of H at a time in the output loss
-MINI = 16  # columns of the inner level of lazy updates: what stays in a core's cache
+PANEL = 256  # columns of H per step of the output loss
+MINI = 16  # columns per mini-block, the inner level of lazy updates: they stay in a core's cache
 
 
 def output_loss(W: Tensor, W_hat: Tensor, H: Tensor) -> float:
-    """||(W - Ŵ) X||² / N: the squared output error a token, summed over outputs."""
+    """||(W - Ŵ) X||² / N: the squared output error per token, summed over outputs."""
     difference, H = W.float() - W_hat, H.float()
     total = torch.zeros((), device=H.device)
-    for start in range(0, len(H), PANEL):  # H is symmetric: what is above its diagonal counts twice
+    for start in range(0, len(H), PANEL):  # H is symmetric: what is off its diagonal blocks counts twice
         own, behind = slice(start, start + PANEL), slice(start + PANEL, None)
         product = 2 * (difference[:, behind] @ H[behind, own])
         total += (product.addmm_(difference[:, own], H[own, own]) * difference[:, own]).sum()
@@ -82,7 +83,7 @@ def output_loss(W: Tensor, W_hat: Tensor, H: Tensor) -> float:
 
 
 def _block_size(spec: CompressionSpec) -> int:
-    """A multiple (or divisor) of the group size and a multiple of m, so that neither grid nor pattern is cut."""
+    """Adjust the block to the group size and to a multiple of m, so that it cuts neither a grid nor a pattern."""
     block = spec.block
     if spec.group_size and not spec.reference and block % spec.group_size and spec.group_size % block:
         block = spec.group_size
@@ -91,7 +92,7 @@ def _block_size(spec: CompressionSpec) -> int:
 
 
 def _cuts(start: int, end: int, spec: CompressionSpec) -> list[int]:
-    """Where the mini-blocks of a block begin: every 16 columns, and wherever a group or an m begins."""
+    """The columns at which mini-blocks begin, and the end: every 16 columns (or every m), and at every group."""
     m = spec.n_m[1]
     inner = m if m and MINI % m else MINI
     wanted = {c for c in range(start, end) if (c - start) % inner == 0}
@@ -101,7 +102,7 @@ def _cuts(start: int, end: int, spec: CompressionSpec) -> list[int]:
 
 
 def _unstructured_mask(saliency: Tensor, sparsity: float, sections: tuple[int, ...]) -> Tensor:
-    """The reference's threshold, for each stacked layer by itself: int(n · s) + 1 lowest. (columns, rows)"""
+    """Mask (columns, rows) of the int(n · s) + 1 lowest saliencies per stacked layer: the reference's threshold."""
     masks = []
     for part in torch.split(saliency, list(sections), 1):
         index = min(int(part.numel() * sparsity), part.numel() - 1)
@@ -110,7 +111,7 @@ def _unstructured_mask(saliency: Tensor, sparsity: float, sections: tuple[int, .
 
 
 def _static_grids(W: Tensor, spec: CompressionSpec) -> list[Grid]:
-    """One grid a group of neighbouring columns of the original weights."""
+    """One grid per group of adjacent columns, fitted to the original weights."""
     assert spec.bits and spec.group_size
     return [_fit(part, spec) for part in W.split(spec.group_size, 1)]
 
@@ -122,7 +123,7 @@ def _fit(w: Tensor, spec: CompressionSpec) -> Grid:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the column loop reads and writes, transposed: a column of W is a row here."""
+    """The tensors that the column loop reads and writes, transposed: a column of W is a row here."""
 
     Wt: Tensor  # (in, out): fixed above the current column, updated below it
     U: Tensor  # (in, in)
@@ -131,12 +132,12 @@ class _Work:
 
 
 def _saliency(work: _Work, first: int, last: int) -> Tensor:
-    """w² / U_ii² of some columns: what setting each weight to zero would cost. (columns, rows)"""
+    """w² / U_ii² of some columns, (columns, rows): the cost of setting each weight to zero."""
     return work.Wt[first:last] ** 2 / work.U.diagonal()[first:last, None] ** 2
 
 
 def _group_columns(Wt: Tensor, stale: Tensor | None, start: int, first: int, end: int, size: int) -> Tensor:
-    """The columns that a group's grid is fitted to: as they are now, or as they were when the block began."""
+    """The columns to fit a group's grid to: as they are now, or if ``stale`` is given, as the block began."""
     if stale is None:
         return Wt[first : first + size]
     past = stale[first - start : first - start + size]
@@ -146,7 +147,7 @@ def _group_columns(Wt: Tensor, stale: Tensor | None, start: int, first: int, end
 def _fix_columns(
     work: _Work, first: int, last: int, use: list[Grid | None], Err: Tensor, spec: CompressionSpec
 ) -> None:
-    """Fix columns ``first`` to ``last`` one by one; what each costs goes to those behind it, and into ``Err``."""
+    """Fix columns ``first`` to ``last`` one by one. Spread each error over the later ones and store it in ``Err``."""
     Wt, U, codes, mask = work.Wt, work.U, work.codes, work.mask
     n, m = spec.n_m
     diagonal = U.diagonal()[first:last].unbind()
@@ -162,7 +163,7 @@ def _fix_columns(
             grid.snap(q, codes[c], out=snapped)
             q = snapped
         elif mask is not None and not spec.reference:
-            q = q.half().to(w.dtype)  # kept weights live on disk in half precision
+            q = q.half().to(w.dtype)  # kept weights are stored in half precision
         err = Err[i]
         torch.sub(w, q, out=err).div_(diagonal[i])
         Wt[c + 1 : last].addr_(U[c, c + 1 : last], err, alpha=-1)
@@ -172,8 +173,8 @@ def _fix_columns(
 def solve(W: Tensor, H: Tensor, spec: CompressionSpec, sections: tuple[int, ...] | None = None) -> Solution:
     """Compress ``W`` (out, in) against the Hessian ``H`` (in, in).
 
-    ``sections``: rows of each layer where several that share an input are stacked (q, k, v): rows are independent,
-    so one solve serves all; only the pruning threshold is taken a layer.
+    ``sections``: rows of each layer if ``W`` stacks several layers that share an input (q, k, v). Rows are
+    independent, so one solve serves all layers. Only the pruning threshold is computed per layer.
     """
     W, H = W.float().clone(), H.float().clone()
     rows, columns = W.shape
@@ -187,10 +188,10 @@ def solve(W: Tensor, H: Tensor, spec: CompressionSpec, sections: tuple[int, ...]
     if order is not None:
         W, H = W[:, order], H[order][:, order]
     U, fallback = factor(H, spec.damp)
-    if U is None:  # round to nearest, prune by magnitude: as if all inputs were alike
+    if U is None:  # round to nearest, prune by magnitude: as if inputs were uncorrelated and of equal size
         U = torch.eye(columns, dtype=W.dtype, device=W.device)
 
-    # Columns become rows, so that all that is done to a column is done to contiguous memory.
+    # Columns become rows, so that each column is contiguous in memory.
     work = _Work(
         W.T.contiguous(),
         U,

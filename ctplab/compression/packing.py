@@ -1,4 +1,4 @@
-"""Codes and masks <-> bits. One little-endian bit stream: value i occupies bits i·b .. i·b + b - 1."""
+"""Pack codes and masks into one little-endian bit stream, and back. Value i occupies bits i·b .. i·b + b - 1."""
 
 import torch
 from torch import Tensor
@@ -10,18 +10,18 @@ from ctplab.errors import InputError
 def pack_bits(values: Tensor, bits: int) -> Tensor:
     """Pack unsigned integers (any shape, each < 2^bits, bits <= 8) into bytes, (ceil(n · bits / 8),) uint8.
 
-    Eight values are ``bits`` whole bytes: they go into one 64-bit word, of which the low bytes are kept.
+    Eight values take exactly ``bits`` bytes. They go into one 64-bit word, whose low bytes are kept.
     """
     n = values.numel()
     eights = torch.nn.functional.pad(values.flatten().to(torch.uint8), (0, -n % 8)).view(-1, 8)
     words = torch.zeros(len(eights), dtype=torch.int64, device=values.device)
-    for i in range(8):  # ends in the sign bit at 8 bits, which is as good as any other
+    for i in range(8):  # 8-bit values reach the sign bit, which stores data like any other
         words |= eights[:, i].to(torch.int64) << (i * bits)
     return words.view(torch.uint8).view(-1, 8)[:, :bits].flatten()[: -(-n * bits // 8)]
 
 
 def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
-    """The inverse: the first ``n`` values, (n,) uint8."""
+    """The inverse of :func:`pack_bits`: the first ``n`` values, (n,) uint8."""
     count = -(-n // 8)
     low = torch.nn.functional.pad(packed[: count * bits], (0, max(0, count * bits - len(packed)))).view(count, bits)
     words = torch.nn.functional.pad(low, (0, 8 - bits)).view(torch.int64)[:, 0]
@@ -32,10 +32,11 @@ def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
 
 
 def pack(solution: Solution, bits: int | None) -> dict[str, Tensor]:
-    """The tensors that stand for a compressed matrix on disk and in ``PackedLinear``.
+    """The tensors that represent a compressed matrix on disk and in ``PackedLinear``.
 
-    ``codes`` (kept codes only, packed), ``scale`` (out, groups), ``zero`` uint8, ``group`` (only where columns are
-    out of order), ``mask`` (a bit a weight, 1 = kept), ``values`` (kept weights, fp16; where not quantised).
+    ``shape``, ``codes`` (kept codes only, packed), ``scale`` (out, groups), ``zero`` (the same, uint8), ``group``
+    (only if columns are out of order), ``mask`` (one bit per weight, 1 = kept), ``values`` (kept weights in fp16, if
+    not quantised). Raises InputError if a kept weight exceeds half precision.
     """
     parts: dict[str, Tensor] = {"shape": torch.tensor(solution.W_hat.shape, dtype=torch.int64)}
     kept = None if solution.mask is None else ~solution.mask
@@ -61,7 +62,7 @@ def pack(solution: Solution, bits: int | None) -> dict[str, Tensor]:
 
 
 def full_codes(parts: dict[str, Tensor], bits: int) -> Tensor:
-    """All codes (out, in) uint8; a pruned weight has its grid's zero, which stands for 0."""
+    """All codes, (out, in) uint8. A pruned weight gets its grid's zero, which decodes to 0."""
     rows, columns = parts["shape"].tolist()
     if "mask" not in parts:
         return unpack_bits(parts["codes"], bits, rows * columns).view(rows, columns)
@@ -72,7 +73,7 @@ def full_codes(parts: dict[str, Tensor], bits: int) -> Tensor:
 
 
 def group_of(parts: dict[str, Tensor]) -> Tensor:
-    """(in,) group of every column; where none is stored, neighbours share theirs."""
+    """The group of every column, (in,). If none is stored, groups are equal runs of adjacent columns."""
     if "group" in parts:
         return parts["group"].long()
     columns, groups = int(parts["shape"][1]), parts["scale"].shape[1]
@@ -80,7 +81,7 @@ def group_of(parts: dict[str, Tensor]) -> Tensor:
 
 
 def unpack(parts: dict[str, Tensor], bits: int | None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The dense matrix (out, in) that ``parts`` stand for."""
+    """The dense matrix (out, in) that ``parts`` represent."""
     rows, columns = parts["shape"].tolist()
     if "values" in parts:
         kept = unpack_bits(parts["mask"], 1, rows * columns).bool()

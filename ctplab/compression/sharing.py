@@ -1,7 +1,7 @@
-"""Calibration shared by several processes: each runs its own batches of windows, and Hessians are added up.
+"""Share the calibration among several processes. Each runs its own batches of windows, and Hessians are summed.
 
-Activations stay where they are; a group's Hessian is the only thing that travels. Batches are those of one process
-and Hessians are fp64 sums of their fp32 products, so the result has the same bits however many share the work.
+Activations stay in their process; only a group's Hessian travels. The batches are those of a single process, and
+Hessians are fp64 sums of fp32 products. So the result has the same bits for any number of processes.
 """
 
 import torch
@@ -13,7 +13,7 @@ from ctplab.errors import InputError
 
 
 def deal(calibration: Tensor, batch: int) -> tuple[Tensor, ...]:
-    """This process's batches of ``calibration`` (N, T). Raises InputError where some process would have none."""
+    """This process's batches of ``calibration`` (N, T). Raises InputError if a process would get none."""
     batches = torch.split(calibration, batch)
     if len(batches) < parallel.size():
         raise InputError(
@@ -24,7 +24,7 @@ def deal(calibration: Tensor, batch: int) -> tuple[Tensor, ...]:
 
 
 def whole(hessian: Hessian) -> Hessian:
-    """``hessian`` of all processes' tokens, in every one of them."""
+    """Sum ``hessian`` over all processes, in place. Every process gets the sum over all tokens."""
     tokens = torch.tensor(hessian.tokens, device=hessian.total.device)
     parallel.add_up([hessian.total, tokens])
     hessian.tokens = int(tokens)

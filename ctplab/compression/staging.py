@@ -1,17 +1,17 @@
-"""The Hessians of a block's groups, one after the other, while the calibration windows pass through the block.
+"""Compute the Hessians of a block's groups in turn, while the calibration windows pass through the block.
 
-Either all are of the dense block's activations, or each is of what the compressed linears before it have made
-(true-sequential). The caller puts a group's new weights in place before it asks for the next group; at the end the
-windows have passed the compressed block.
+Either all Hessians come from the dense block's activations, or each comes from the outputs of the linear layers
+compressed before it (true-sequential). The caller puts a group's new weights in place before it asks for the next
+group. At the end the windows have passed the compressed block.
 
-Two batches, a and b, pass through a block of the groups qkv, o, gate-up, down. Time runs to the right; a bar is the
-caller, who solves a group.
+Two batches, a and b, pass through a block with the groups qkv, o, gate-up and down. Time runs to the right. A name
+between bars is a group that the caller solves.
 
     two passes      a b to the input of down   | qkv | o | gate-up | down |   a b again, through the compressed block
     one pass        a b to qkv | qkv | a b on to o | o | a b on to gate-up | gate-up | a b on to down | down | a b on
 
-In one pass a batch stops in the middle of the model's own forward code and waits there. That is what a greenlet can do:
-a function that hands over at some point and is resumed at this point later.
+With one pass, a batch stops in the middle of the model's own forward code and waits there. A greenlet makes this
+possible: it is a function that can hand over control at any point and resume there later.
 """
 
 from collections.abc import Generator, Sequence
@@ -31,7 +31,7 @@ Stages = Generator[tuple[Group, Hessian], None, None]
 def staged(
     flow: Flow, index: int, block: nn.Module, order: Grouping, *, true_sequential: bool, advance: bool
 ) -> Stages:
-    """Every group of ``order`` with its Hessian. ``advance``: leave the compressed block's outputs in ``flow``."""
+    """Yield every group of ``order`` with its Hessian. ``advance``: put the compressed block's outputs in ``flow``."""
     if true_sequential and order.stoppable:
         yield from _paused(flow, index, block, order, advance)
         return
@@ -47,7 +47,7 @@ def _hessian(block: nn.Module, group: Group) -> Hessian:
 
 
 def _together(flow: Flow, index: int, block: nn.Module, order: Grouping, stage: Sequence[Group]) -> Stages:
-    """The Hessians of several groups by one pass that ends at the last one's input."""
+    """Yield the Hessians of several groups, all from one pass, which ends at the last group's input if it may."""
     hessians = {group[0]: _hessian(block, group) for group in stage}
     inputs: dict[str, list[Tensor]] = {}
     last = stage[-1][0]
@@ -71,10 +71,10 @@ def _together(flow: Flow, index: int, block: nn.Module, order: Grouping, stage: 
 
 
 def _paused(flow: Flow, index: int, block: nn.Module, order: Grouping, advance: bool) -> Stages:
-    """One pass for all groups: each batch waits at a group's input until the group's new weights are in place.
+    """Run one pass for all groups. Each batch waits at a group's input until the group's new weights are in place.
 
-    A batch's pass is a greenlet, so nothing before the group is computed twice; what its frames hold meanwhile, for
-    all batches, is the price. A batch that does not use a group (an expert, say) waits at the next one that it uses.
+    A batch's pass is a greenlet, so nothing before the group is computed twice. The price is memory: the paused frames
+    of all batches keep their tensors. A batch that skips a group (an expert, say) waits at the next one that it uses.
     """
     open_groups = {group[0] for group in order.groups}
 

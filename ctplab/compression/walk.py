@@ -1,9 +1,9 @@
-"""Block by block through a model: Hessians, solve, pass the compressed block's outputs on.
+"""Compress a model block by block: compute Hessians, solve, and pass on the compressed block's outputs.
 
-Knows modules but no compression maths (that is ``obs``) and no architectures (``capture`` finds them by running).
+This file knows modules. It knows no compression maths (see ``obs``) and no architectures (see ``capture``).
 
     calibration tokens
-      | capture: embeddings, and what every block is called with
+      | capture: run the embeddings, and record the arguments of every block
       v
     X_0 --> block 0 --> X_1 --> block 1 --> X_2 ...          X_i: hidden states of all windows, on their way
              |  1. find_groups: q, k, v share an input; so do gate and up; o and down have one each
@@ -12,7 +12,7 @@ Knows modules but no compression maths (that is ``obs``) and no architectures (`
              |  4. X_i passes through the compressed block and becomes X_(i+1)
 
 So a block sees the errors of the blocks before it, and only one block and X need to be in memory. With
-``true_sequential`` a group sees the errors of the groups before it in its block as well (``staging``).
+``true_sequential`` a group also sees the errors of the earlier groups in its block (see ``staging``).
 """
 
 import copy
@@ -47,7 +47,7 @@ class LayerReport:
     name: str
     method: str
     loss: float
-    """Squared output error a token, summed over outputs."""
+    """Squared output error per token, summed over outputs."""
     fallback: str | None
     weights: int
     bytes: int
@@ -70,7 +70,7 @@ class CompressionReport:
 
     @property
     def bits_per_weight(self) -> float:
-        """True bits over the compressed matrices: codes, masks, scales and zeros."""
+        """Stored bits per weight over the compressed matrices: codes, masks, scales and zeros."""
         return 8 * sum(layer.bytes for layer in self.layers) / sum(layer.weights for layer in self.layers)
 
     @property
@@ -81,7 +81,7 @@ class CompressionReport:
         if self.tokens < widest:
             found.append(
                 f"{self.tokens} calibration tokens are fewer than the {widest} columns of the widest matrix: its "
-                "Hessian is singular but for the dampening; give more --samples or a longer --seq-len"
+                "Hessian is singular but for the dampening; give more windows (samples=) or longer ones (seq_len=)"
             )
         return found
 
@@ -103,8 +103,8 @@ def compress(
 
     ``calibration``: (N, T) token windows. Returns the compressed model (a copy unless ``inplace``; its weights
     equal what the saved checkpoint will decode to) and the report. Raises InputError for NaN, for windows longer
-    than the context and for group sizes that do not divide. For models larger than memory: ``stream.compress_to``.
-    Several processes share the windows, and all return the same.
+    than the context and for group sizes that do not divide. For models larger than memory, use
+    ``formats.streaming.compress_to``. Several processes share the windows, and all return the same result.
     """
     began = time.perf_counter()
     model = model if inplace else copy.deepcopy(model)
@@ -135,10 +135,10 @@ def walk(
     enter: Callable[[int, nn.Module], bool] = lambda index, block: False,
     leave: Callable[[int, nn.Module], None] = lambda index, block: None,
 ) -> Iterator[tuple[int, Done]]:
-    """Compress block after block in place; yields (index, what was done) once a block is ready.
+    """Compress block after block in place. Yields (index, reports with packed weights) once a block is ready.
 
-    ``enter`` puts a block's weights in place and says whether they are compressed already; ``leave`` is called when
-    nothing more is asked of the block.
+    ``enter`` puts a block's weights in place and returns True if they are compressed already. ``leave`` is called once
+    the block is no longer needed.
     """
     check_context(model, 0, calibration.shape[1])
     named = blocks(model)
@@ -160,16 +160,16 @@ def walk(
                 shape = (type(block), *((name, p.shape) for name, p in block.named_parameters()))
                 if shape not in plans:
                     found = find_groups(block, lambda index=index, block=block: flow.sample(index, block))
-                    plans[shape] = parallel.of_main(found)  # experts that one process saw, another may not have seen
+                    plans[shape] = parallel.of_main(found)  # another process may have seen other experts
                 stages = staged(flow, index, block, plans[shape], true_sequential=spec.true_sequential, advance=more)
                 yield index, _compress_block(prefix, block, stages, spec)
             leave(index, block)
 
 
 def _compress_block(prefix: str, block: nn.Module, stages: Stages, spec: CompressionSpec) -> Done:
-    """Solve group after group and put each result in place before the next group's inputs are looked at."""
+    """Solve group after group. Each result is in place before the next group is asked for."""
     done: Done = []
-    with closing(stages):  # on errors too: passes may wait in the middle of the block
+    with closing(stages):  # also on errors: passes may wait in the middle of the block
         for group, hessian in stages:
             matrices = {f"{prefix}.{name}": weight_matrix(block, name) for name in group}
             done += _solve(matrices, whole(hessian), spec)
@@ -187,9 +187,9 @@ def _solve(matrices: dict[str, Tensor], hessian: Hessian, spec: CompressionSpec)
             raise InputError(f"{name}: pattern {spec.pattern} does not divide its {matrix.shape[1]} columns")
     H = hessian.matrix
     if not torch.isfinite(H).all():
-        raise InputError(f"{next(iter(matrices))}: its inputs hold NaN or Inf; try --dtype float32")
+        raise InputError(f"{next(iter(matrices))}: its inputs hold NaN or Inf; try dtype='float32'")
     silent = hessian.tokens == 0
-    if silent:  # a mixture-of-experts layer that no calibration token reached
+    if silent:  # an expert that no calibration token reached
         H = torch.eye(H.shape[0], device=H.device)
     sections = tuple(len(matrix) for matrix in matrices.values())
     solved = obs.solve(torch.cat(list(matrices.values())), H, spec, sections)
@@ -200,7 +200,7 @@ def _solve(matrices: dict[str, Tensor], hessian: Hessian, spec: CompressionSpec)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
         decoded = packing.unpack(packed, spec.bits)
-        parallel.copy_main(decoded)  # all solved the same, but processors of another kind may round otherwise
+        parallel.copy_main(decoded)  # all solve the same problem, but different processors may round differently
         loss = obs.output_loss(matrix, decoded, H)
         matrix.copy_(decoded.to(matrix.dtype))
         yield LayerReport(name, spec.method, loss, fallback, matrix.numel(), packing.packed_bytes(packed)), packed

@@ -1,9 +1,9 @@
-"""How the next token is chosen: greedy or seeded sampling, the same for a batch, a stream and every arm.
+"""How the next token is chosen: greedy or by seeded sampling, the same for a batch, a stream and every arm.
 
-Each answer draws from a generator of its own, never from torch's global one, so streams that run at the same time in
-several threads do not disturb each other. One number is drawn a step and serves all rows of a batch: a text's answer
-does not depend on its batch mates, and two arms with one seed are compared on the same luck. (Several independent
-answers to one text therefore need several seeds.)
+Each answer draws from a generator of its own, never from torch's global one, so answers that are made at the same
+time do not disturb each other. One number is drawn a step and serves all rows of a batch. So a text's answer does not
+depend on its batch mates, and two arms with one seed are compared on the same luck. (Several independent answers to
+one text need several seeds.)
 """
 
 import math
@@ -18,7 +18,7 @@ from ctplab.errors import InputError
 
 @dataclass(frozen=True)
 class Sampler:
-    """Greedy by default. Same sampler, machine, versions and thread count: the same text."""
+    """Greedy by default. The same sampler gives the same text on the same machine, versions and number of threads."""
 
     temperature: float = 0.0
     """0: the most likely token; 1: the model's own distribution."""
@@ -46,6 +46,20 @@ def inverse_cdf(scores: Tensor, u: float) -> Tensor:
     return torch.searchsorted(cdf, u * cdf[:, -1:], right=True)[:, 0]
 
 
+def refuse_nan(scores: Tensor) -> Tensor:
+    """``scores`` as they are. Raises InputError if any is NaN: a token chosen among them would mean nothing."""
+    if torch.isnan(scores).any():
+        raise InputError("the model gives NaN: no token can be chosen; try dtype='float32'")
+    return scores
+
+
+class RefuseNaN:
+    """Logits processor that changes nothing, and raises InputError for NaN."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return refuse_nan(scores)
+
+
 class Draw:
     """Logits processor that leaves one sampled token a row, so that ``generate`` has nothing left to choose."""
 
@@ -54,13 +68,14 @@ class Draw:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         u = torch.rand((), generator=self.generator, dtype=torch.float64).item()
-        if torch.isnan(scores).any():
-            raise InputError("the model gives NaN: nothing can be sampled; try --dtype float32")
         return torch.full_like(scores, -math.inf).scatter_(1, inverse_cdf(scores, u)[:, None], 0.0)
 
 
 def processors(sampler: Sampler, mask: Tensor) -> Any:
-    """The sampler as transformers' processors. ``mask`` (B, n) of the texts: left padding is not repetition."""
+    """The sampler as transformers' logits processors. ``mask`` (B, n) is the texts': left padding is no repetition.
+
+    They are for one answer (or one batch of answers) only, because they count the draws.
+    """
     from transformers import LogitsProcessorList
     from transformers.generation.logits_process import (
         RepetitionPenaltyLogitsProcessor,
@@ -68,7 +83,7 @@ def processors(sampler: Sampler, mask: Tensor) -> Any:
         TopPLogitsWarper,
     )
 
-    found: list[Any] = []
+    found: list[Any] = [RefuseNaN()]
     if sampler.repetition_penalty != 1:
         padding = (mask == 0).sum(1)
         found.append(RepetitionPenaltyLogitsProcessor(sampler.repetition_penalty, prompt_ignore_length=padding))

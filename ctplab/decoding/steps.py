@@ -1,21 +1,23 @@
-"""One answer a token at a time, in the caller's own thread.
+"""One answer, a token at a time, in the caller's own thread.
 
-Nothing runs between two pieces: several answers can be advanced in lockstep and timed one by one, and an answer that
-is no longer asked for has stopped. (``generate.stream`` works ahead in a thread of its own: for one reader.)
+Nothing runs between two pieces. So an answer that nobody asks to go on has stopped, several answers can take turns,
+and each can be timed by itself.
 """
 
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from itertools import islice
 
 import torch
 
-from ctplab.decoding.generate import generation_settings, until
-from ctplab.decoding.sampler import GREEDY, Sampler
-from ctplab.models import Model, Tokenizer
+from ctplab.decoding.inputs import Batch, behind_prefix, end_tokens, prepare
+from ctplab.decoding.sampler import GREEDY, Sampler, processors
+from ctplab.models import Tokenizer
 from ctplab.prompts.arms import Arm
+from ctplab.prompts.compiled import compiled, expand
 
 
-def steps(
+def stream(
     arm: Arm,
     tokenizer: Tokenizer,
     text: str,
@@ -27,32 +29,62 @@ def steps(
 ) -> Generator[str, None, None]:
     """Pieces of one answer, one for every token; joined, they are what ``generate`` gives for this text alone.
 
-    A piece may be empty (half a character, or what may become ``stop``). Bad input raises InputError here, not at the
-    first piece.
+    A piece is empty while a character is incomplete, and while ``stop`` may have begun; if it stays so at the end, one
+    more piece shows it. ``on_token`` is called after every token, an end token included (to count, to time). Closing
+    the iterator stops at once. Bad input raises InputError here, not at the first piece.
     """
-    settings = generation_settings(arm, tokenizer, [text], max_new_tokens, sampler, None)
-    pieces = _pieces(arm.model, tokenizer, settings, on_token)
+    batch = prepare(arm, tokenizer, [text], max_new_tokens)
+    tokens = islice(_tokens(arm, batch, expand(arm.model, compiled(arm), 1), sampler), max_new_tokens)
+    pieces = _pieces(tokenizer, tokens, end_tokens(arm.model), on_token)
     return pieces if stop is None else until(pieces, stop)
 
 
-def _pieces(
-    model: Model, tokenizer: Tokenizer, settings: dict[str, Any], on_token: Callable[[], None] | None
-) -> Generator[str, None, None]:
-    ids, mask, cache = settings["input_ids"], settings["attention_mask"], settings.get("past_key_values")
-    ends = model.generation_config.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    start, shown, current = ids.shape[1], "", ids
-    for _ in range(settings["max_new_tokens"]):
+def _tokens(arm: Arm, batch: Batch, cache: object, sampler: Sampler) -> Iterator[int]:
+    """The next token, again and again; one forward pass for each."""
+    ids, mask, current = batch.ids, behind_prefix(batch.mask, arm.prefix.k), batch.ids
+    choose = processors(sampler, batch.mask)
+    while True:
         with torch.no_grad():
-            out = model(input_ids=current, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            scores = settings["logits_processor"](ids, out.logits[:, -1].float())
+            out = arm.model(
+                input_ids=current, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            scores = choose(ids, out.logits[:, -1].to(ids.device, torch.float32))
         cache, current = out.past_key_values, scores.argmax(-1, keepdim=True)
         ids, mask = torch.cat([ids, current], 1), torch.cat([mask, mask.new_ones(1, 1)], 1)
+        yield int(current)
+
+
+def _pieces(
+    tokenizer: Tokenizer, tokens: Iterator[int], ends: list[int], on_token: Callable[[], None] | None
+) -> Generator[str, None, None]:
+    """What each token adds to the text, up to a token of ``ends``."""
+    answer: list[int] = []
+    text, shown = "", 0
+    for token in tokens:
         if on_token is not None:
             on_token()
-        if int(current) in ends:
-            return
-        found = tokenizer.decode(ids[0, start:], skip_special_tokens=True)
-        whole = found.removesuffix("\ufffd")  # half a character: shown with its other half
-        yield whole[len(shown) :]
-        shown = whole
+        if token in ends:
+            break
+        answer.append(token)
+        text = tokenizer.decode(answer, skip_special_tokens=True)
+        whole = text.rstrip("\ufffd")  # so reads a character of several tokens, until its last one has come
+        yield whole[shown:]
+        shown = max(shown, len(whole))
+    if text[shown:]:
+        yield text[shown:]
+
+
+def until(pieces: Generator[str, None, None], stop: str) -> Generator[str, None, None]:
+    """``pieces`` up to ``stop``, which may begin in one piece and end in the next; closes ``pieces`` then."""
+    held = ""
+    with closing(pieces):
+        for piece in pieces:
+            before, found, _ = (held + piece).partition(stop)
+            if found:
+                yield before
+                return
+            tail = next((n for n in range(len(stop) - 1, 0, -1) if before.endswith(stop[:n])), 0)  # may be its start
+            yield before[: len(before) - tail]
+            held = before[len(before) - tail :]
+        if held:
+            yield held

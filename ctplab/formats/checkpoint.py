@@ -1,9 +1,9 @@
-"""Save and load compressed models: packed weights, everything else, and a manifest written last.
+"""Save and load compressed models: packed weights, all other tensors, and a manifest that is written last.
 
 config.json, tokenizer files     as Hugging Face
-block-00000.safetensors, ...     a block each: packed matrices (``name::part``, see packing.py), norms, biases
-rest.safetensors                 what lies outside the blocks; as all else in half precision where that is exact
-compression.json                 spec, losses, bytes, fingerprints, versions; its existence means: complete
+block-00000.safetensors, ...     one block per file: packed matrices (``name::part``, see packing.py), norms, biases
+rest.safetensors                 tensors outside the blocks; like all unpacked ones in half precision if that is exact
+compression.json                 spec, losses, bytes, fingerprints, versions; if it exists, the folder is complete
 """
 
 import json
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ctplab.compression.linear import PackedLinear
 from ctplab.compression.packing import unpack
 from ctplab.compression.walk import CompressionReport, Done, LayerReport
-from ctplab.disk import whole, write_json
+from ctplab.disk import whole, write_json, writing
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
@@ -31,7 +31,7 @@ MANIFEST = "compression.json"
 
 
 def _smallest_exact(tensor: Tensor) -> Tensor:
-    """The same values in half precision where nothing is lost, else as they are."""
+    """The same values in half precision if nothing is lost, else as they are."""
     half = tensor.half()
     return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
 
@@ -42,20 +42,20 @@ def block_file(out: Path, index: int) -> Path:
 
 
 def write_block(path: Path, block_tensors: dict[str, Tensor], done: Done, key: str) -> None:
-    """Write one block: ``name::part`` of its packed matrices, its other tensors by name, and what was done to it.
+    """Write one block: ``name::part`` of its packed matrices, its other tensors by name, and the layers' reports.
 
-    Atomic: a block file that exists is whole. ``key`` says what it was made from.
+    The write is atomic: a block file that exists is complete. ``key`` identifies what the block was made from.
     """
     tensors = {f"{report.name}::{part}": t.cpu() for report, parts in done for part, t in parts.items()}
     tensors |= {name: _smallest_exact(t.cpu()).contiguous() for name, t in block_tensors.items()}
-    # One entry: the order of several is random, and the same run must give the same bytes.
+    # One entry only: the order of several is random, but the same run must give the same bytes.
     about = {"block": json.dumps({"key": key, "layers": [asdict(report) for report, _ in done]})}
     with whole(path) as temporary:
         save_file(tensors, temporary, metadata=about)
 
 
 def read_block(path: Path, key: str) -> tuple[dict[str, Tensor], Done] | None:
-    """(other tensors, what was done) of a block made from ``key``; None where there is none."""
+    """Read a block: (other tensors, reports with packed weights). None if no intact one was made from ``key``."""
     if not path.exists():
         return None
     try:
@@ -66,13 +66,13 @@ def read_block(path: Path, key: str) -> tuple[dict[str, Tensor], Done] | None:
         stored = load_file(path)
         reports = [LayerReport(**row) for row in about["layers"]]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        return None  # damaged: made anew
+        return None  # damaged: the block is made again
     parts = parts_of(stored)
     return {n: t for n, t in stored.items() if "::" not in n}, [(r, parts[r.name]) for r in reports]
 
 
 def parts_of(stored: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """``name::part`` tensors by name."""
+    """Group ``name::part`` tensors: name -> part -> tensor."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in stored.items():
         name, mark, part = key.partition("::")
@@ -82,7 +82,7 @@ def parts_of(stored: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def other_tensors(model: Model, report: CompressionReport) -> dict[str, Tensor]:
-    """Parameters and saved buffers that were not compressed, each once (tied ones under their first name)."""
+    """The parameters and saved buffers that were not compressed, each once (tied ones under their first name)."""
     compressed = {parameter_name(layer.name, model) for layer in report.layers}
     found, seen = {}, set()
     for name, tensor in model.state_dict().items():
@@ -106,25 +106,24 @@ def save(model: Model, out: Path, tokenizer: Tokenizer, report: CompressionRepor
 
 
 def start_folder(out: Path) -> None:
-    """Make ``out``; from now on it counts as unfinished."""
-    try:
+    """Make the folder ``out`` and delete its manifest, so that it counts as unfinished."""
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write the model to {out}: {error.strerror or error}") from error
 
 
 def finish_folder(
     out: Path, model: Model, tokenizer: Tokenizer, report: CompressionReport, base: str, rest: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """Write what lies outside the blocks, and the manifest last."""
-    try:
+    """Write the tensors outside the blocks, the configuration, the tokenizer and, last, the manifest."""
+    with writing(out):
         small = {name: _smallest_exact(tensor.cpu()).contiguous() for name, tensor in rest.items()}
-        save_file(small, out / "rest.safetensors", metadata={"format": "pt"})
+        with whole(out / "rest.safetensors") as temporary:
+            save_file(small, temporary, metadata={"format": "pt"})
         model.config.save_pretrained(out)
         tokenizer.save_pretrained(out)
         files = [out / "rest.safetensors", *(block_file(out, i) for i in range(len(blocks(model))))]
-        size = sum(path.stat().st_size for path in files)  # not of what an earlier run may have left
+        size = sum(path.stat().st_size for path in files)  # without files that an earlier run may have left
         parameters = sum(p.numel() for p in model.parameters())  # each tied one once
         manifest = {
             "schema": SCHEMA,
@@ -145,13 +144,11 @@ def finish_folder(
             "versions": {"torch": torch.__version__},
         }
         write_json(manifest, out / MANIFEST)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write the model to {out}: {getattr(error, 'strerror', None) or error}") from error
     return manifest
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a compressed model. Raises InputError where it is missing or damaged."""
+    """Read the manifest of a compressed model. Raises InputError if it is missing or damaged."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         CompressionSpec.from_json(manifest["spec"])
@@ -163,7 +160,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file. Raises InputError where it is missing or damaged."""
+    """Read all tensors of a file. Raises InputError if it is missing or damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -171,7 +168,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_compressed(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
-    """The model in ``folder``, dense or with PackedLinear layers. Raises InputError for a damaged folder."""
+    """Load the model in ``folder``, dense or with PackedLinear layers. Raises InputError if the folder is damaged."""
     manifest = read_manifest(folder)
     spec = CompressionSpec.from_json(manifest["spec"])
     try:
@@ -190,7 +187,7 @@ def load_compressed(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
 
 
 def assign(model: Model, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Give parameters and buffers their tensors."""
+    """Assign ``tensors`` to the model's parameters and buffers. Raises InputError if they do not fit."""
     try:
         unexpected = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
     except RuntimeError as error:
@@ -202,7 +199,7 @@ def assign(model: Model, tensors: dict[str, Tensor], folder: Path) -> None:
 def _place(
     model: Model, unit: str, parts: dict[str, Tensor], bits: int | None, packed: bool, folder: Path, kind: torch.dtype
 ) -> None:
-    """Put one unit's weights in: dense, or as a PackedLinear (stacked experts are always dense)."""
+    """Put one unit's weights into the model: dense, or as a PackedLinear (stacked experts are always dense)."""
     try:
         matrix = weight_matrix(model, unit)
         if tuple(parts["shape"].tolist()) != tuple(matrix.shape):
@@ -227,12 +224,12 @@ def _place(
 
 
 def model_bytes(name: str | Path) -> int:
-    """Bytes of all safetensors files of a model folder."""
+    """Total bytes of the safetensors files in a model folder."""
     return sum(path.stat().st_size for path in Path(resolve(name)).glob("*.safetensors"))
 
 
 def describe(name: str | Path) -> dict[str, Any]:
-    """What a model folder holds, read from its files alone: for ``ctplab info``."""
+    """Describe a model folder from its files alone, for ``ctplab info``."""
     folder = Path(resolve(name))
     if (folder / MANIFEST).exists():
         return {key: value for key, value in read_manifest(folder).items() if key != "layers"}
@@ -245,7 +242,7 @@ def describe(name: str | Path) -> dict[str, Any]:
                 weights += torch.Size(file.get_slice(key).get_shape()).numel()
     size = model_bytes(name)
     config = json.loads((folder / "config.json").read_text())
-    if isinstance(config.get("quantization_config"), dict):  # packed by others, or exported: words are no weights
+    if isinstance(config.get("quantization_config"), dict):  # a packed format: its words are not weights
         settings = config["quantization_config"]
         known = {key: settings.get(key) for key in ("quant_method", "checkpoint_format", "bits", "group_size", "sym")}
         return {"base": str(name), "model_type": config.get("model_type"), "bytes": size, **known}

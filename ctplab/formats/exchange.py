@@ -1,4 +1,4 @@
-"""Prompts for other programs, and from them. The prompt file stays the lab's own; these are conversions.
+"""Convert prompts to and from the formats of other programs. The lab itself works with the prompt file only.
 
 to / from   what                                            read by
 peft        E as PEFT PROMPT_TUNING                         peft, on any compression level of the base
@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ctplab.disk import read_json, write_json
+from ctplab.disk import read_json, whole, write_json
 from ctplab.errors import InputError
 from ctplab.formats import peft, prompt_file, tokens
 from ctplab.models import Model, Tokenizer
@@ -26,12 +25,12 @@ from ctplab.prompts.compiled import compile_prefix
 from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
 
 SIDECAR = "ctplab.json"
-"""Provenance beside an export: other programs ignore it, an import reads it back."""
+"""Holds the provenance beside an export. Other programs ignore it; an import reads it back."""
 _CARRIED = ("base", "tag", "corpus", "corpus_fingerprint", "base_fingerprint", "tokenizer_fingerprint", "spec")
 
 
 def export_prompt(saved: prompt_file.SavedPrompt, out: Path, model: Model, to: str) -> dict[str, Any]:
-    """Write ``saved`` for other programs (``to``: peft, kv or embeds); ``model`` is what it will run on."""
+    """Write ``saved`` for other programs (``to``: peft, kv or embeds). ``model`` is the model it will run on."""
     if to not in ("peft", "kv", "embeds"):
         raise InputError(f"unknown format {to!r}; known are peft, kv and embeds")
     prefix = saved.prefix
@@ -39,16 +38,13 @@ def export_prompt(saved: prompt_file.SavedPrompt, out: Path, model: Model, to: s
         with torch.no_grad():
             prefix = KVPrefix(prefix.name, tuple(compile_prefix(model, prefix)))
     elif isinstance(prefix, KVPrefix):
-        raise InputError(f"this prompt consists of keys and values, which have no form as {to}; use --to kv")
-    try:
-        if to == "embeds":
-            out.mkdir(parents=True, exist_ok=True)
-            save_file({"prompt_embeds": saved.rows()[0].rows.contiguous()}, out / "prompt_embeds.safetensors")
-        else:
-            peft.write(prefix, out, model, saved.info.get("base"))
-        write_json({key: saved.info.get(key) for key in _CARRIED}, out / SIDECAR)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"this prompt consists of keys and values, which have no form as {to}; use to='kv'")
+    if to == "embeds":
+        with whole(out / "prompt_embeds.safetensors") as temporary:
+            save_file({"prompt_embeds": saved.rows()[0].rows.contiguous()}, temporary)
+    else:
+        peft.write(prefix, out, model, saved.info.get("base"))
+    write_json({key: saved.info.get(key) for key in _CARRIED}, out / SIDECAR)
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     return {"out": str(out), "format": to, "k": prefix.k, "bytes": size}
 
@@ -62,10 +58,11 @@ def import_prompt(
     base: str | None = None,
     source: str | None = None,
 ) -> dict[str, Any]:
-    """Turn a foreign prompt into a prompt folder at ``out``; returns its manifest.
+    """Convert another program's prompt into a prompt folder at ``out``. Returns its manifest.
 
-    ``model``: what it was made for, which nothing but the caller can know (a tokens export knows it); ``base`` its
-    name. ``source``: peft, kv, paper or tokens, found out where None. Raises InputError where it does not fit.
+    ``model``: the model that the prompt was made for. Only the caller can know it, unless our own export recorded it (a
+    tokens export does: it may be None then). ``base``: its name. ``source``: peft, kv, paper or tokens; None detects
+    it. Raises InputError if the prompt does not fit.
     """
     found = _kind(path)
     if source not in (None, found):
@@ -100,9 +97,9 @@ def _kind(path: Path) -> str:
 
 
 def _read_paper(path: Path) -> tuple[AnyPrefix, None]:
-    """``{"model": {"weight": (k, d)}, "optimizer": ...}``, read without running anything from it."""
+    """Read ``{"model": {"weight": (k, d)}, "optimizer": ...}`` without running any code from it."""
     try:
-        with warnings.catch_warnings():  # torch comments on files that are no checkpoints; they are refused below
+        with warnings.catch_warnings():  # torch warns about files that are no checkpoints; they are refused below
             warnings.simplefilter("ignore")
             weight = torch.load(path, map_location="cpu", weights_only=True)["model"]["weight"]
         return Prefix("soft", weight.detach().float()), None
@@ -113,7 +110,7 @@ def _read_paper(path: Path) -> tuple[AnyPrefix, None]:
 
 
 def _noted(path: Path) -> dict[str, Any]:
-    """What our own export noted beside the prompt; nothing where the folder comes from elsewhere."""
+    """The provenance that our own export wrote beside the prompt; empty if the folder comes from elsewhere."""
     if not (path / SIDECAR).exists():
         return {}
     info = read_json(path / SIDECAR)

@@ -1,8 +1,8 @@
-"""The GPTQ checkpoint format, written and read: what AutoGPTQ, GPTQModel, transformers and vLLM exchange.
+"""Write and read the GPTQ checkpoint format, which AutoGPTQ, GPTQModel, transformers and vLLM exchange.
 
-A linear of W (out, in) is stored as qweight int32 (in·bits/32, out), qzeros int32 (groups, out·bits/32), scales fp16
+A linear with W (out, in) is stored as qweight int32 (in·bits/32, out), qzeros int32 (groups, out·bits/32), scales fp16
 (groups, out) and g_idx int32 (in); W = scales[g_idx] · (code - zero[g_idx]). Words hold one little-endian bit stream
-along ``in`` (codes) or ``out`` (zeros). ``gptq`` (v1) stores zero - 1, ``gptq_v2`` stores zero; both are labelled.
+along ``in`` (codes) or ``out`` (zeros). ``gptq`` (v1) stores zero - 1, ``gptq_v2`` stores zero; the files say which.
 """
 
 import json
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ctplab.compression.linear import PackedLinear
 from ctplab.compression.packing import full_codes, group_of, pack_bits, unpack, unpack_bits
-from ctplab.disk import write_json
+from ctplab.disk import whole, write_json, writing
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
 from ctplab.models import Model
@@ -36,26 +36,26 @@ def pack_words(values: Tensor, bits: int) -> Tensor:
 
 
 def unpack_words(words: Tensor, bits: int) -> Tensor:
-    """The inverse, (n, m) uint8."""
+    """The inverse of :func:`pack_words`, (n, m) uint8."""
     count, m = words.shape
     n = count * 32 // bits
     return unpack_bits(words.T.contiguous().view(torch.uint8).flatten(), bits, n * m).view(m, n).T.contiguous()
 
 
 def to_gptq(parts: dict[str, Tensor], bits: int, v2: bool, name: str) -> dict[str, Tensor]:
-    """qweight, qzeros, scales and g_idx of a packed matrix. Raises InputError where the format cannot hold it."""
+    """qweight, qzeros, scales and g_idx of a packed matrix. Raises InputError if the format cannot hold it."""
     rows, columns = parts["shape"].tolist()
     if "codes" not in parts:
-        raise InputError(f"{name} is pruned, not quantised: GPTQ holds codes only; use --to dense")
+        raise InputError(f"{name} is pruned, not quantised: GPTQ holds codes only; use to='dense'")
     if rows % 32 or columns % 32:
-        raise InputError(f"{name} is {rows} x {columns}: GPTQ's words need both to be multiples of 32; use --to dense")
+        raise InputError(f"{name} is {rows} x {columns}: GPTQ's words need both to be multiples of 32; use to='dense'")
     if parts["scale"].dtype != torch.float16:
-        raise InputError(f"{name}: its scales need more than half precision; compress without --reference")
+        raise InputError(f"{name}: its scales need more than half precision; compress it without reference=True")
     zero = parts["zero"].T.contiguous()
     if not v2 and not zero.all():
         raise InputError(
             f"{name} has grids whose zero is code 0, which GPTQ v1 (it stores zero - 1) cannot hold; "
-            "use --to gptq_v2, or compress with --symmetric"
+            "use to='gptq_v2', or compress it with symmetric=True"
         )
     return {
         "qweight": pack_words(full_codes(parts, bits).T.contiguous(), bits),
@@ -66,7 +66,7 @@ def to_gptq(parts: dict[str, Tensor], bits: int, v2: bool, name: str) -> dict[st
 
 
 def from_gptq(stored: dict[str, Tensor], bits: int, v2: bool) -> dict[str, Tensor]:
-    """The inverse: our parts. Raises KeyError, ValueError or RuntimeError for damaged tensors."""
+    """The inverse of :func:`to_gptq`. Raises KeyError, ValueError or RuntimeError if the tensors are damaged."""
     codes = unpack_words(stored["qweight"], bits).T.contiguous()
     zero = unpack_words(stored["qzeros"].T.contiguous(), bits)
     rows, columns = codes.shape
@@ -108,7 +108,7 @@ def settings(spec: CompressionSpec, name: str) -> dict[str, Any]:
 def converted(folder: Path, to: str) -> tuple[Model, dict[str, Tensor], CompressionSpec]:
     """The compressed model in ``folder`` as the tensors of a checkpoint: its skeleton, tensors by name, its spec.
 
-    Codes are the solver's own: nothing is rounded again. Raises InputError where the format cannot hold the model.
+    The codes are the solver's own: nothing is rounded again. Raises InputError if the format cannot hold the model.
     """
     if to not in FORMATS:
         raise InputError(f"unknown format {to!r}; known are {', '.join(FORMATS)}")
@@ -122,11 +122,11 @@ def converted(folder: Path, to: str) -> tuple[Model, dict[str, Tensor], Compress
             if to == "dense":
                 _put_dense(tensors, model, unit, unpack(parts, spec.bits, torch.float16))
             elif f"{unit}.weight" not in model.state_dict():
-                raise InputError(f"{unit} is one of several stacked experts, which GPTQ does not know; use --to dense")
+                raise InputError(f"{unit} is one of several stacked experts, which GPTQ does not know; use to='dense'")
             else:
                 found = to_gptq(parts, spec.bits or 0, to == "gptq_v2", unit)
                 tensors |= {f"{unit}.{part}": tensor for part, tensor in found.items()}
-    if to != "dense":  # AutoGPTQ does not tie: without its own copy the output head would be left uninitialised
+    if to != "dense":  # AutoGPTQ ties nothing: without its own copy the output head would stay uninitialised
         first = {id(p): name for name, p in model.named_parameters()}
         for name, p in model.named_parameters(remove_duplicate=False):
             if name not in tensors and first[id(p)] in tensors:
@@ -137,28 +137,26 @@ def converted(folder: Path, to: str) -> tuple[Model, dict[str, Tensor], Compress
 def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
     """Write the compressed model in ``folder`` to ``out`` as ``gptq``, ``gptq_v2`` or ``dense`` (plain fp16).
 
-    Raises InputError where the format cannot hold the model, and for all that ``converted`` raises.
+    Raises InputError if the format cannot hold the model, and for all that ``converted`` raises.
     """
     model, tensors, spec = converted(folder, to)
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    with writing(out):
+        with whole(out / "model.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
         model.config.save_pretrained(out)
         load_tokenizer(folder).save_pretrained(out)
         config = json.loads((out / "config.json").read_text())
-        config["dtype"] = config["torch_dtype"] = "float16"  # the second is what older readers look for
+        config["dtype"] = config["torch_dtype"] = "float16"  # older readers look for the second
         if to != "dense":
             config["quantization_config"] = settings(spec, to)
             write_json(settings(spec, to), out / "quantize_config.json")
         write_json(config, out / "config.json")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
     size = (out / "model.safetensors").stat().st_size
     return {"out": str(out), "format": to, "tag": spec.tag, "bytes": size}
 
 
 def _put_dense(tensors: dict[str, Tensor], model: Model, unit: str, dense: Tensor) -> None:
-    """Add one unit's dense weights under the name and layout the architecture stores them in."""
+    """Add one unit's dense weights under the architecture's own name and in its layout."""
     if f"{unit}.weight" in model.state_dict():
         linear = isinstance(model.get_submodule(unit), nn.Linear)
         tensors[f"{unit}.weight"] = dense if linear else dense.T.contiguous()
@@ -170,7 +168,7 @@ def _put_dense(tensors: dict[str, Tensor], model: Model, unit: str, dense: Tenso
 
 
 def quantization(folder: Path) -> dict[str, Any] | None:
-    """The GPTQ settings of a model folder that others compressed; None where it is no GPTQ folder."""
+    """The GPTQ settings of a model folder, or None if it is no GPTQ folder."""
     try:
         config = json.loads((folder / "config.json").read_text()).get("quantization_config")
         extra = folder / "quantize_config.json"
@@ -184,7 +182,7 @@ def quantization(folder: Path) -> dict[str, Any] | None:
 
 
 def load_gptq(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
-    """The model of a GPTQ folder written by ctplab, AutoGPTQ or GPTQModel, dense or as PackedLinear."""
+    """Load a GPTQ folder written by ctplab, AutoGPTQ or GPTQModel, dense or with PackedLinear layers."""
     stated = quantization(folder)
     assert stated is not None
     bits = stated["bits"]
@@ -227,5 +225,5 @@ def load_gptq(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
 
 
 def _spare_bias(model: Model, name: str) -> bool:
-    """AutoGPTQ stores a bias of zeros for layers that have none."""
+    """Whether ``name`` is a bias that the model lacks: AutoGPTQ stores zeros for layers without a bias."""
     return name.endswith(".bias") and name not in model.state_dict()

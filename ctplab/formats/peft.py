@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ctplab.disk import read_json, write_json
+from ctplab.disk import read_json, whole, write_json
 from ctplab.errors import InputError
 from ctplab.models import Model
 from ctplab.prompts.compiled import KV
@@ -24,11 +24,11 @@ from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 KINDS = {"PROMPT_TUNING": "peft", "PREFIX_TUNING": "kv", "CARTRIDGE": "kv"}
-"""PEFT's name of what a folder holds -> ours."""
+"""PEFT's name for the kind of prompt -> ours."""
 
 
 def pack(kv: KV) -> Tensor:
-    """(k, 2 · layers · heads · head_dim) from keys and values, each (1, heads, k, head_dim) a layer."""
+    """Pack each layer's keys and values (1, heads, k, head_dim) into (k, 2 · layers · heads · head_dim)."""
     slots = [t[0].transpose(0, 1) for pair in kv for t in pair]  # (k, heads, head_dim)
     if len({slot.shape for slot in slots}) > 1:
         raise InputError("the model's layers have keys and values of different shapes, which PEFT's format cannot hold")
@@ -36,7 +36,7 @@ def pack(kv: KV) -> Tensor:
 
 
 def unpack(packed: Tensor, layers: int, heads: int) -> KVPrefix:
-    """The inverse of :func:`pack`. Raises ValueError where the width does not divide."""
+    """The inverse of :func:`pack`. Raises ValueError if the width does not divide."""
     k, width = packed.shape
     if layers < 1 or heads < 1 or width % (2 * layers * heads):
         raise ValueError(f"a width of {width} is not 2 x {layers} layers x {heads} heads x head_dim")
@@ -45,7 +45,7 @@ def unpack(packed: Tensor, layers: int, heads: int) -> KVPrefix:
 
 
 def write(prefix: AnyPrefix, folder: Path, model: Model, base: str | None) -> None:
-    """Write rows as PROMPT_TUNING, keys and values as PREFIX_TUNING. Raises OSError as the disk does."""
+    """Write rows as PROMPT_TUNING, keys and values as PREFIX_TUNING. Raises InputError if the disk refuses."""
     config = model.config.get_text_config()
     if isinstance(prefix, Prefix):
         tensor, kind, heads, more = prefix.rows, "PROMPT_TUNING", config.num_attention_heads, _ROWS
@@ -65,9 +65,9 @@ def write(prefix: AnyPrefix, folder: Path, model: Model, base: str | None) -> No
         "num_layers": config.num_hidden_layers,
         **more,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)
-    save_file({"prompt_embeddings": tensor.float().cpu().contiguous()}, folder / WEIGHTS, metadata={"format": "pt"})
+    with whole(folder / WEIGHTS) as temporary:
+        (folder / CONFIG).unlink(missing_ok=True)
+        save_file({"prompt_embeddings": tensor.float().cpu().contiguous()}, temporary, metadata={"format": "pt"})
     write_json(settings, folder / CONFIG)
 
 
@@ -76,7 +76,7 @@ _KEYS_AND_VALUES = {"prefix_projection": False, "encoder_hidden_size": None}
 
 
 def kind_of(folder: Path) -> str:
-    """``peft`` (rows) or ``kv``. Raises InputError where the folder holds another kind of adapter."""
+    """Return ``peft`` (rows) or ``kv``. Raises InputError if the folder holds another kind of adapter."""
     found = read_json(folder / CONFIG).get("peft_type")
     if not isinstance(found, str) or found not in KINDS:
         raise InputError(f"{folder} holds a PEFT adapter of type {found}; prompts are {', '.join(KINDS)}")
@@ -84,7 +84,7 @@ def kind_of(folder: Path) -> str:
 
 
 def read(folder: Path) -> tuple[AnyPrefix, str | None]:
-    """The prefix of a PEFT folder, and the name of its base model if it tells one."""
+    """Read the prefix of a PEFT folder, and the name of its base model if the folder gives one."""
     config, kind = read_json(folder / CONFIG), kind_of(folder)
     base = config.get("base_model_name_or_path")
     try:

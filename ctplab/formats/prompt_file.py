@@ -1,9 +1,9 @@
 """The prompt file: a folder with ``prompt.safetensors`` (fp32) and ``prompt.json`` (provenance), written last.
 
-prompt.safetensors   E (k, d) and, where known, init (k, d); or key.0, value.0, ... (1, heads, k, head_dim) a layer
+prompt.safetensors   E (k, d) and, if known, init (k, d); or key.0, value.0, ... (1, heads, k, head_dim) per layer
 prompt.json          base, tokenizer and corpus with their fingerprints, compression tag, recipe, scores, versions
 
-Attaching checks that a prompt fits a model before anything is computed with it.
+:func:`attach` checks that a prompt fits a model before anything is computed with it.
 """
 
 import json
@@ -30,7 +30,7 @@ MANIFEST = "prompt.json"
 TENSORS = "prompt.safetensors"
 
 _TEXT = ("base", "tag", "corpus", "corpus_fingerprint", "base_fingerprint", "tokenizer_fingerprint", "claimed")
-"""Manifest entries that are text, or absent where nothing is known."""
+"""Manifest entries that are text, or absent if unknown."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class SavedPrompt:
 
     prefix: AnyPrefix
     initial: Prefix | None
-    """What the rows started from; None where that is unknown."""
+    """The rows that the prompt started from; None if unknown."""
     info: dict[str, Any]
 
     def rows(self) -> tuple[Prefix, Prefix]:
-        """The learned rows and their start (the rows themselves where it is unknown: no drift can be told then)."""
+        """The learned rows and their start. If the start is unknown it is the rows themselves, which show no drift."""
         if not isinstance(self.prefix, Prefix):
             raise InputError("this prompt consists of keys and values: it has no rows in the embedding space")
         return self.prefix, self.initial or Prefix("init", self.prefix.rows)
 
 
 def made_for(model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The facts that attaching checks."""
+    """The facts about model and tokenizer that :func:`attach` checks."""
     return {
         "base_fingerprint": base_fingerprint(model),
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
@@ -59,7 +59,7 @@ def made_for(model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def write(prefix: AnyPrefix, initial: AnyPrefix | None, info: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Write a prompt folder. A full disk leaves the folder as it was, without half a prompt.
+    """Write a prompt folder. If the disk is full, the folder stays as it was: it never holds half a prompt.
 
     Returns the manifest. Raises InputError if the disk refuses.
     """
@@ -87,7 +87,7 @@ def write(prefix: AnyPrefix, initial: AnyPrefix | None, info: dict[str, Any], ou
 
 
 def load(folder: str | Path) -> SavedPrompt:
-    """Read a prompt folder. Raises InputError where it is missing, unfinished or damaged."""
+    """Read a prompt folder. Raises InputError if it is missing, unfinished or damaged."""
     folder = Path(folder)
     try:
         info = json.loads((folder / MANIFEST).read_text())
@@ -118,7 +118,7 @@ def _check_manifest(info: Any) -> None:
 
 
 def _build(info: dict[str, Any], tensors: dict[str, Tensor]) -> SavedPrompt:
-    """The prompt from its parts. Raises ValueError or KeyError where they do not go together."""
+    """Build the prompt from its parts. Raises ValueError or KeyError if they do not fit together."""
     k, ids = info["k"], tuple(info["init_ids"])
     if any(not torch.isfinite(t).all() for t in tensors.values()):
         raise ValueError("it holds NaN or infinite numbers")
@@ -143,10 +143,10 @@ def _build(info: dict[str, Any], tensors: dict[str, Tensor]) -> SavedPrompt:
 def attach(
     prompt: SavedPrompt, model: Model, tokenizer: Tokenizer, *, tag: str | None = None, force: bool = False
 ) -> list[str]:
-    """Check that ``prompt`` fits; return what the user should know. Raises InputError where it does not fit.
+    """Check that ``prompt`` fits the model, and return notes for the user. Raises InputError if it does not fit.
 
-    ``tag``: the model's compression level, where known. Another level, or another base model of equal tokenizer and
-    width, is fine and said; another width or tokenizer is refused; ``force`` allows an unknown origin.
+    ``tag``: the model's compression level, if known. Another level, or another base model with equal tokenizer and
+    width, is accepted with a note. Another width or tokenizer is refused. ``force`` accepts an unknown origin.
     """
     info = prompt.info
     origin = info.get("base") or "a model that it does not name"
@@ -164,7 +164,7 @@ def attach(
     if None in known:
         if not force:
             raise InputError(
-                "this prompt does not say which model and tokenizer it was made for; --force uses it all the same"
+                "this prompt does not say which model and tokenizer it was made for; force=True uses it all the same"
             )
         return ["the prompt's origin is unknown: nobody checked that it was made for this model"]
     if known[0] != tokenizer_fingerprint(tokenizer):

@@ -1,7 +1,7 @@
-"""Compress a model that need not fit into memory: blocks come from safetensors one at a time and leave packed.
+"""Compress a model larger than memory: read blocks from safetensors one at a time, and write them packed.
 
-Memory: what lies outside the blocks, one dense block with its Hessians, and the hidden states of the calibration
-windows. Each finished block is a file of the result, so a killed run goes on at the block where it stopped and ends
+Memory holds the tensors outside the blocks, one dense block with its Hessians, and the hidden states of the calibration
+windows. Each finished block is a file of the result. So a killed run resumes at the block where it stopped and ends
 with the same bytes.
 """
 
@@ -23,7 +23,7 @@ from ctplab.formats import checkpoint
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
 from ctplab.models.fingerprints import tensor_fingerprint
-from ctplab.models.loading import default_device, load_dense, local_folder, skeleton
+from ctplab.models.loading import dtype_on, load_dense, local_folder, skeleton, usable
 from ctplab.progress import Progress, bar
 from ctplab.specs import CompressionSpec
 
@@ -41,9 +41,9 @@ class Source:
                 raise InputError(f"{path} is damaged: {error}") from None
 
     def names(self, model: Model) -> dict[str, str]:
-        """Parameter and buffer names of ``model`` -> tensor names here (with or without the base model's prefix).
+        """Parameter and buffer names of ``model`` -> names in the files (with or without the base model's prefix).
 
-        Raises KeyError where one is missing: then the model's own loading code must convert the weights.
+        Raises KeyError if one is missing: the model's own loading code must then convert the weights.
         """
         prefix = f"{model.base_model_prefix}."
         tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(
@@ -60,7 +60,7 @@ class Source:
         return found
 
     def read(self, names: dict[str, str], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-        """The tensors called ``names`` (model name -> name here)."""
+        """Read the tensors ``names`` (model name -> name in the files)."""
         found = {}
         for name, stored in names.items():
             with safe_open(self.files[stored], "pt") as file:
@@ -68,10 +68,11 @@ class Source:
         return found
 
 
-def _key(spec: CompressionSpec, calibration: Tensor, source: Path, dtype: torch.dtype) -> str:
-    """Changes with anything that changes a block's bytes."""
+def _key(spec: CompressionSpec, calibration: Tensor, batch: int, source: Path, dtype: torch.dtype, device: str) -> str:
+    """16 hex digits that change with everything that changes a block's bytes."""
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(source.glob("*.safetensors"))]
-    what = [spec.to_json(), tensor_fingerprint(calibration), str(source), files, str(dtype)]
+    kind = torch.device(device).type
+    what = [spec.to_json(), tensor_fingerprint(calibration), batch, str(source), files, str(dtype), kind]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
@@ -91,24 +92,24 @@ def compress_to(
     """Compress model ``name`` (folder or hub id) into ``out``, block by block, and return the manifest.
 
     Resumes: blocks in ``out`` that were made from the same model, calibration and spec are kept. Several processes
-    share the windows; the main one writes. Raises InputError for a model that is compressed already, and for all that
-    ``walk.compress`` raises.
+    share the windows; the main one writes. Raises InputError if the model is compressed already, and whenever
+    ``walk.compress`` does.
     """
     began = time.perf_counter()
-    folder, device = local_folder(name), default_device() if device in (None, "auto") else device
+    folder, device = local_folder(name), usable(None if device == "auto" else device)
     if (folder / checkpoint.MANIFEST).exists():
         raise InputError(f"{name} is compressed already; compress the full model it came from")
-    kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
+    kind = dtype_on(device, dtype)
     source = Source(folder)
     try:
         model = skeleton(folder, kind)
         names = source.names(model)
     except KeyError:  # stored in another layout than the model's: transformers converts it, in memory
-        model, names = load_dense(folder, device=device, dtype=dtype or str(kind).removeprefix("torch."))[0], {}
+        model, names = load_dense(folder, device=device, dtype=dtype)[0], {}
     if parallel.is_main():
         checkpoint.start_folder(out)
-    parallel.wait()  # the folder is there, and nobody finishes before all have begun
-    key = _key(spec, calibration, folder, kind)
+    parallel.wait()  # the folder exists now, and no process finishes before all have begun
+    key = _key(spec, calibration, batch, folder, kind, device)
     prefixes = [prefix for prefix, _ in blocks(model)]
     outside = {n: s for n, s in names.items() if not n.startswith(tuple(f"{p}." for p in prefixes))}
     model.load_state_dict(source.read(outside, kind, device), strict=False, assign=True)

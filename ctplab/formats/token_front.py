@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from ctplab.disk import cannot_write, read_json, write_json, write_text
+from ctplab.disk import read_json, write_json, write_text
 from ctplab.errors import InputError
 from ctplab.models import Tokenizer
 
@@ -29,7 +29,7 @@ def added(tokenizer: Tokenizer, k: int, *, reserved: bool, taken: Collection[int
     """A copy of the tokenizer's backend with k soft tokens, and these in order: name -> id.
 
     ``reserved``: tokens that the vocabulary keeps free are used first, under the names they have. ``taken``: ids that
-    must not be used. Raises InputError where the tokenizer cannot take special tokens, or has soft tokens already.
+    must not be used. Raises InputError if the tokenizer cannot take special tokens, or has soft tokens already.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise InputError(f"{type(tokenizer).__name__} has no tokenizer.json, so it cannot take special tokens")
@@ -95,7 +95,7 @@ def write(tokenizer: Tokenizer, backend: Backend, soft: dict[str, int], folder: 
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:  # tokenizers says that a disk is full with a bare Exception
-        raise cannot_write(folder, error) from error
+        raise InputError(f"cannot write {folder}: {error}") from error
     finally:
         tokenizer.chat_template = templates
     write_text(backend.to_str(), folder / "tokenizer.json")
@@ -113,7 +113,7 @@ def write(tokenizer: Tokenizer, backend: Backend, soft: dict[str, int], folder: 
 def check(folder: Path, tokenizer: Tokenizer, soft: dict[str, int], prepend: str) -> list[str]:
     """Read the written tokenizer as others do and compare it with ``tokenizer``; returns what a user should know.
 
-    Raises InputError where a text does not become the soft tokens and its own tokens.
+    Raises InputError if a text does not become the soft tokens and its own tokens.
     """
     from transformers import AutoTokenizer
 

@@ -26,7 +26,7 @@ QUIET = 16
 PROBE = 256
 """Tokens on which it is found out which those are."""
 NEVER = -1e4
-"""The bias of a new token where the head has biases: e to this power is zero in every format."""
+"""The bias of a new token, if the head has biases: e to this power is zero in every format."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def tables(model: Model) -> Tables:
 
 @torch.no_grad()
 def scale(model: Model) -> float:
-    """What the model's embedding layer multiplies rows by. Raises InputError where it does more to them than that."""
+    """What the model's embedding layer multiplies rows by. Raises InputError if it does more to them than that."""
     table = embeddings(model)
     longest = table.float().norm(dim=1).argmax()
     row, found = table[longest].float(), embed(model, longest).float()

@@ -41,7 +41,7 @@ class _Source:
     model: Model
     tensors: dict[str, Tensor]
     gptq: dict[str, Any] | None
-    """``quantization_config`` where the tensors are GPTQ's."""
+    """``quantization_config`` if the tensors are GPTQ's."""
     tag: str
 
 
@@ -62,7 +62,7 @@ def export_tokens(
     ``weights``: dense, gptq or gptq_v2. ``prepend``: always, or never, which leaves the tokens to the caller.
     ``pad_to``: the number of rows becomes a multiple of it. ``reserved``: tokens that the vocabulary keeps free are
     used first. ``dtype``: of all that is not packed, float16 by default. ``force``: as for ``attach``. Raises
-    InputError, and leaves nothing behind, where the prompt, the model or the disk does not allow it.
+    InputError, and leaves nothing behind, if the prompt, the model or the disk does not allow it.
     """
     for name, value, known in (("weights", weights, gptq.FORMATS), ("prepend", prepend, ("always", "never"))):
         if value not in known:
@@ -72,7 +72,7 @@ def export_tokens(
     if pad_to < 1:
         raise InputError(f"pad_to must be at least 1, not {pad_to}")
     if not isinstance(saved.prefix, Prefix):
-        raise InputError("this prompt consists of keys and values, which have no form as tokens; use --to kv")
+        raise InputError("this prompt consists of keys and values, which have no form as tokens; use to='kv'")
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder, or remove it")
     home = local_folder(model)
@@ -214,7 +214,7 @@ def is_export(folder: Path) -> bool:
 def read(folder: Path) -> prompt_file.SavedPrompt:
     """The prompt of a folder that :func:`export_tokens` wrote, bit for bit.
 
-    Raises InputError where it is damaged, or where the model's rows are no longer those of the prompt.
+    Raises InputError if it is damaged, or if the model's rows are no longer those of the prompt.
     """
     manifest, saved = read_json(folder / MANIFEST), prompt_file.load(folder / PROMPT)
     try:

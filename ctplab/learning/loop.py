@@ -1,8 +1,8 @@
-"""The loop that learns whatever stands in front of, or is added to, frozen models: rows, keys and values, adapters.
+"""The loop that learns rows, keys and values, or adapters through frozen models.
 
-One step: each process takes its part of the batch, works through it piece by piece, gradients are summed, AdamW moves
-the parameters (fp32 whatever the model's dtype). The iterator yields a :class:`Step` a step, which is all that a bar,
-a notebook or an app needs.
+In one step each process takes its share of the batch and works through it piece by piece. The processes sum their
+gradients, and AdamW updates the parameters (fp32 whatever the model's dtype). The iterator yields a :class:`Step` after
+each step. A progress bar, a notebook or an app needs nothing else.
 """
 
 import math
@@ -23,7 +23,7 @@ from ctplab.learning.state import load_state, save_state
 from ctplab.learning.teacher import MemoryTeacher, Teacher, TopKTeacher
 from ctplab.models import Model
 from ctplab.models.anatomy import check_context, embeddings
-from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.compiled import KV
 from ctplab.prompts.head import Halves, halves
@@ -37,28 +37,28 @@ P_co = TypeVar("P_co", covariant=True)
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of learning tells."""
+    """The measurements of one learning step."""
 
     step: int
     loss: float
     lr: float
     seconds: float
-    """Wall time, the validation included."""
+    """Wall time, including the validation."""
     tokens_per_second: float
-    """Text tokens learned from, over the time without the validation."""
+    """Text tokens of the batch, divided by the time without the validation."""
     validation: float | None = None
-    """NLL a token on the validation windows, where this step measured it."""
+    """NLL per token on the validation windows; None if this step did not validate."""
 
     @property
     def note(self) -> str:
-        """For a progress bar."""
+        """A line for the progress bar."""
         measured = "" if self.validation is None else f", validation {self.validation:.3f}"
         return f"loss {self.loss:.3f}{measured}, {self.tokens_per_second:.0f} tokens/s"
 
 
 @dataclass
 class Learned(Generic[P]):
-    """The best so far and the way there."""
+    """The best result so far, the initial one and the learning curve."""
 
     prefix: P
     initial: P
@@ -76,33 +76,33 @@ class Learned(Generic[P]):
 
     @property
     def stale(self) -> int:
-        """Validations since the best one."""
+        """Number of validations since the best one."""
         return sum(s.validation is not None and s.step >= self.best_step for s in self.steps)
 
 
 class Learnable(Protocol[P_co]):
-    """What is learned, and how it stands in front of a model."""
+    """Parameters to learn, and the keys and values that they put in front of a model."""
 
     k: int
-    """Positions it takes."""
+    """Number of positions that they take."""
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
-        """fp32 leaves by name."""
+        """The fp32 leaf tensors by name."""
         ...
 
     def kv(self, model: Model) -> KV:
-        """Keys and values in front of every text, differentiable in the parameters."""
+        """Compute the keys and values in front of every text, differentiable in the parameters."""
         ...
 
     def frozen(self, values: dict[str, Tensor]) -> P_co:
-        """The result with these values of the parameters."""
+        """Build the result from these values of the parameters."""
         ...
 
 
 @torch.no_grad()
 def _validate(learnable: Learnable, models: list[Halves], windows: Tensor, batch: int) -> float:
-    """NLL a token on ``windows`` (N, T), the mean over the models."""
+    """NLL per token on ``windows`` (N, T), averaged over the models."""
     total = torch.zeros((), dtype=torch.float64, device=windows.device)
     for cut in models:
         vocabulary = cut.model.get_output_embeddings().weight.shape[0]
@@ -119,7 +119,7 @@ def _validate(learnable: Learnable, models: list[Halves], windows: Tensor, batch
 def _gradient(
     learnable: Learnable, cut: Halves, windows: Tensor, numbers: Tensor, spec: PromptSpec, teacher: Teacher | None
 ) -> Tensor:
-    """Leave the gradient of the batch's loss on the parameters; returns the loss, the mean over all its targets."""
+    """Accumulate the gradient of the batch's loss in the parameters; returns the loss, a mean over all its targets."""
     vocabulary = cut.model.get_output_embeddings().weight.shape[0]
     n_targets = int(count_targets(windows)[numbers].sum())
     total = torch.zeros((), device=windows.device)
@@ -165,10 +165,10 @@ def take_steps(
     teacher: Model | Teacher | None = None,
     state: Path | None = None,
 ) -> Iterator[Step]:
-    """Learn step by step; ``result`` always holds the best so far. Several models take turns, a step each.
+    """Learn step by step; ``result`` always holds the best so far. Several models take turns, one step each.
 
-    ``state``: a file to save to at every validation and to resume from; a resumed run gives the same curve.
-    Raises InputError where recipe, text and models do not fit each other.
+    ``state``: the loop saves to this file at every validation and resumes from it. A resumed run gives the same curve.
+    Raises InputError if recipe, text and models do not fit together.
     """
     if spec.kl == 0:
         teacher = None
@@ -185,7 +185,7 @@ def take_steps(
         "recipe": spec.to_json(),
         "corpus": [train.fingerprint, validation.fingerprint],
         "start": tensor_fingerprint(*parameters.values()),
-        "model": [tensor_fingerprint(*model.state_dict().values()) for model in models],
+        "model": [weights_fingerprint(model) for model in models],
         "teacher": None if teacher is None else teacher.fingerprint,
     }
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=spec.lr, weight_decay=spec.weight_decay)
@@ -199,7 +199,7 @@ def take_steps(
     else:
         best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
         result.best_validation = _validate(learnable, cuts, held_out, spec.batch)
-    parallel.wait()  # nobody writes the state before all have read it
+    parallel.wait()  # no process writes the state before all have read it
 
     for step, numbers in enumerate(schedule.batches(len(windows), spec, first), first):
         if spec.patience is not None and result.stale >= spec.patience:

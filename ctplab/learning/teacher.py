@@ -1,7 +1,7 @@
-"""The full model as teacher: in memory, or as its top-K log-probabilities kept on disk.
+"""The full model as teacher: in memory, or as its top-K log-probabilities on disk.
 
-A teacher's :meth:`target` gives, for a batch, a function from rows of the batch to log-probabilities (n, V), so that
-they too exist only a few rows at a time (see :mod:`ctplab.learning.objective`).
+For a batch, a teacher's :meth:`target` returns a function from rows of the batch to log-probabilities (n, V). So these
+too exist for only a few rows at a time (see :mod:`ctplab.learning.objective`).
 """
 
 from collections.abc import Iterator
@@ -18,23 +18,23 @@ from ctplab.errors import InputError
 from ctplab.learning.objective import Target, chunks, with_tail
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
-from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
 from ctplab.progress import Progress, silent
 from ctplab.prompts.head import halves
 from ctplab.text.corpora import Split
 
 
 class MemoryTeacher:
-    """A model that is run on every batch."""
+    """A teacher that runs its model on every batch."""
 
     def __init__(self, model: Model) -> None:
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
-        self.fingerprint = tensor_fingerprint(*model.state_dict().values())
+        self.fingerprint = weights_fingerprint(model)
         self._halves = halves(model)
 
     @torch.no_grad()
     def target(self, numbers: Tensor, ids: Tensor) -> Target:
-        """For windows ``ids`` (B, T): log-probabilities of the B·(T - 1) next tokens, by rows."""
+        """Return a function from rows to log-probabilities of the B·(T - 1) next tokens of windows ``ids`` (B, T)."""
         states = self._halves.states([], ids)[:, :-1].flatten(0, 1)
 
         def rows_of(rows: slice, student: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class MemoryTeacher:
 
 @dataclass(frozen=True)
 class TopKTeacher:
-    """The K likeliest next tokens at every position of a split, and how likely they are."""
+    """The K most likely next tokens at every position of a split, with their log-probabilities."""
 
     top: Tensor  # (N, T - 1, K) fp16 log-probabilities
     ids: Tensor  # (N, T - 1, K) int32
@@ -59,7 +59,7 @@ class TopKTeacher:
         return tensor_fingerprint(self.top, self.ids)
 
     def target(self, numbers: Tensor, ids: Tensor) -> Target:
-        """For windows number ``numbers`` (B,): log-probabilities with the tail filled in, by rows."""
+        """Return a function from rows to log-probabilities, tail filled in, of the windows at ``numbers`` (B,)."""
         top = self.top[numbers].to(ids.device).flatten(0, 1)
         tokens = self.ids[numbers].to(ids.device).flatten(0, 1)
         return lambda rows, student: with_tail(top[rows].to(student.dtype), tokens[rows].long(), student)
@@ -71,14 +71,14 @@ Teacher = MemoryTeacher | TopKTeacher
 def cached_teacher(
     model: Model, split: Split, folder: Path, *, k: int = 64, batch: int = 16, progress: Progress = silent
 ) -> TopKTeacher:
-    """The teacher of ``split`` from ``folder``, computed there once for this model, these windows and this K.
+    """Load the teacher of ``split`` from ``folder``, or compute it once for this model, these windows and this K.
 
-    6 K bytes a token. Raises InputError where K is no number of tokens or the file cannot be written.
+    It takes 6 K bytes per token. Raises InputError if K is not in 1 .. V or the file cannot be written or read.
     """
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
     if not 1 <= k <= vocabulary:
         raise InputError(f"the teacher's top-k must be in 1 .. {vocabulary}, not {k}")
-    weights = tensor_fingerprint(*model.state_dict().values())
+    weights = weights_fingerprint(model)
     path = folder / f"teacher-{weights}-{split.fingerprint}-top{k}.safetensors"
     if not path.exists():
         parts = list(
@@ -96,7 +96,7 @@ def cached_teacher(
 
 @torch.no_grad()
 def _top(model: Model, windows: Tensor, k: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(log-probabilities, ids) of a batch of windows, each (B, T - 1, k)."""
+    """Yield (log-probabilities, ids) of every batch of windows, each (B, T - 1, k)."""
     cut = halves(model)
     for ids in windows.split(batch):
         states = cut.states([], ids.to(embeddings(model).device))[:, :-1]

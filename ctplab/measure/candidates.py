@@ -1,4 +1,4 @@
-"""Which hard prompt helps most: every candidate against no prompt, on the same validation windows."""
+"""Rank hard prompts: compare every candidate with no prompt, on the same validation windows."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from ctplab.prompts.arms import Arm
 
 @dataclass(frozen=True)
 class Candidate:
-    """A hard prompt and what it is worth."""
+    """A hard prompt and its measured effect."""
 
     text: str
     k: int
-    """Tokens."""
+    """Number of tokens."""
     nll: float
-    """Nats a target token."""
+    """Nats per target token."""
     difference: Interval
-    """NLL a token minus that of no prompt, paired over windows, with its 95% interval; below 0 it helps."""
+    """NLL per token minus that without a prompt, paired over windows, with its 95% interval; below 0 it helps."""
 
 
 def rank_hard_prompts(
@@ -38,13 +38,13 @@ def rank_hard_prompts(
     seed: int = 0,
     progress: Progress = silent,
 ) -> list[Candidate]:
-    """``texts`` by validation NLL, best first; ``windows`` (N, T) are the validation windows.
+    """Sort ``texts`` by their NLL on the validation windows ``windows`` (N, T), best first.
 
-    Each result is kept as soon as it is known. This is a search: the winner's own number is too good by its luck, so
-    report it on a test split.
+    Each result is kept as soon as it is known. The search makes the winner's own number too optimistic, so report the
+    winner on a test split.
     """
     arms = {text: Arm("hard", model, prefix.hard(model, tokenizer, text)) for text in texts}
-    for arm in arms.values():  # all are checked before the first is scored
+    for arm in arms.values():  # check all before the first is scored
         check_context(model, arm.prefix.k, windows.shape[1])
     plain = Arm("none", model, prefix.none(model))
     sums = {}

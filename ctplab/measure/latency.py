@@ -1,9 +1,9 @@
 """What a prompt costs in time: to the first token, and a token after that (Figure 5 of arXiv 2305.11186).
 
-Two ways to attach k rows: ``concatenated`` puts them in front of the text's embeddings in every request; ``compiled``
-starts from their keys and values, computed once beforehand. After the first token both do the same work, with k more
-keys to attend to. Which rows they are does not matter for time, so random vocabulary rows are used. Dense and packed
-models are arms like any other.
+There are two ways to attach k rows. ``concatenated`` puts them in front of the text's embeddings in every request.
+``compiled`` starts from their keys and values, which were computed once beforehand. After the first token both do the
+same work, with k more keys to attend to. Time does not depend on which rows they are, so random rows of the vocabulary
+are taken. Dense and packed models are arms like any other.
 """
 
 import statistics
@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
+from ctplab.decoding.batched import greedy
+from ctplab.decoding.inputs import Batch
 from ctplab.errors import InputError
-from ctplab.models import Model
-from ctplab.models.anatomy import check_context, embed, embeddings
+from ctplab.models.anatomy import check_context, embeddings
 from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
-from ctplab.prompts.compiled import KV, compile_rows, expand
+from ctplab.prompts.compiled import compiled
 from ctplab.prompts.prefix import random_rows
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median and quartiles over the repeats."""
+class Quartiles:
+    """What half of the repeats lie below, and what a quarter and three quarters do."""
 
     median: float
     low: float
@@ -45,59 +45,43 @@ class LatencyPoint:
     length: int
     """Text tokens before the first new one."""
     new_tokens: int
-    first_token_ms: Spread
-    tokens_per_second: Spread
+    first_token_ms: Quartiles
+    tokens_per_second: Quartiles
     """New tokens after the first, over the whole batch."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The inverse of ``dataclasses.asdict``."""
-        spreads = {key: Spread(**data[key]) for key in ("first_token_ms", "tokens_per_second")}
-        return cls(**{**data, **spreads})
+        measured = {key: Quartiles(**data[key]) for key in ("first_token_ms", "tokens_per_second")}
+        return cls(**{**data, **measured})
 
 
-def spread(values: list[float]) -> Spread:
-    """Median and quartiles; all three alike for a single value."""
+def quartiles(values: list[float]) -> Quartiles:
+    """Median and quartiles; all three are alike for a single value."""
     if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
+        return Quartiles(values[0], values[0], values[0])
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(middle, low, high)
+    return Quartiles(middle, low, high)
 
 
 def _now(device: torch.device) -> float:
+    """Seconds on the clock, as soon as the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-@torch.no_grad()
-def timed_greedy(
-    model: Model, ids: Tensor, new_tokens: int, *, kv: KV | None = None, rows: Tensor | None = None
-) -> tuple[Tensor, float, float]:
-    """Greedy decoding of ``ids`` (B, T, no padding) behind a compiled (``kv``) or a concatenated (``rows``) prefix.
+def _timed(arm: Arm, batch: Batch, new_tokens: int, attached: str) -> tuple[float, float]:
+    """Seconds to the first new token of every row, and seconds from there to the last."""
+    readings: list[float] = []
 
-    Returns the new ids (B, new_tokens), seconds to the first of them, and seconds for the others.
-    """
-    device = ids.device
-    began = _now(device)
-    if rows is not None:
-        joined = torch.cat([rows.to(embeddings(model).dtype).expand(len(ids), -1, -1), embed(model, ids)], 1)
-        out = model(inputs_embeds=joined, use_cache=True, logits_to_keep=1)
-        width = joined.shape[1]
-    else:
-        cache = expand(model, kv or [], len(ids))
-        width = ids.shape[1] + (kv[0][0].shape[2] if kv else 0)
-        out = model(
-            input_ids=ids, attention_mask=ids.new_ones(len(ids), width), past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
-    new = [out.logits[:, -1].argmax(-1, keepdim=True)]
-    first = _now(device)
-    for step in range(1, new_tokens):
-        mask = ids.new_ones(len(ids), width + step)
-        out = model(input_ids=new[-1], attention_mask=mask, past_key_values=out.past_key_values, use_cache=True)
-        new.append(out.logits[:, -1].argmax(-1, keepdim=True))
-    return torch.cat(new, 1), first - began, _now(device) - first
+    def read(tokens: int) -> None:  # at no other token: a reading waits for the device
+        if tokens in (0, 1, new_tokens):
+            readings.append(_now(batch.ids.device))
+
+    greedy(arm, batch, new_tokens, concatenate=attached == "concatenated", on_tokens=read)
+    began, first, last = readings
+    return first - began, last - first
 
 
 def latency(
@@ -113,37 +97,35 @@ def latency(
 ) -> list[LatencyPoint]:
     """Time every arm's model at every k, concatenated and compiled.
 
-    Rounds go over all settings in turn, so that a machine that slows down slows all of them; the first round warms
-    up and is not counted. Raises InputError where k + text + new tokens do not fit, and for senseless settings.
+    Each round times all settings in turn, so a machine that slows down slows all of them. The first round warms up and
+    is not counted. Raises InputError for senseless settings, and if k rows, text and new tokens do not fit.
     """
     arms = [arms] if isinstance(arms, Arm) else list(arms)
     if min(batch, length, repeats) < 1 or new_tokens < 2 or not tokens or min(tokens) < 0:
         raise InputError("latency needs batch, length and repeats of at least 1, 2 new tokens and k of at least 0")
-    settings = []
+    settings: list[tuple[Arm, Batch, str]] = []
     for arm in arms:
-        device = embeddings(arm.model).device
-        vocabulary = len(embeddings(arm.model))
+        table = embeddings(arm.model)
         generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(vocabulary, (batch, length), generator=generator).to(device)
+        ids = torch.randint(len(table), (batch, length), generator=generator).to(table.device)
         for k in dict.fromkeys(tokens):
             check_context(arm.model, k, length + new_tokens)
-            rows = random_rows(arm.model, k, seed).rows.to(device)
-            with torch.no_grad():
-                kv = compile_rows(arm.model, rows.to(embeddings(arm.model).dtype))
-            ways = {"concatenated": {"rows": rows}, "compiled": {"kv": kv}} if k else {"none": {}}
-            settings += [(arm, ids, k, attached, prefix) for attached, prefix in ways.items()]
+            prompted = Arm(arm.name, arm.model, random_rows(arm.model, k, seed))
+            compiled(prompted)  # refuses what does not fit before the first round
+            ways = ("concatenated", "compiled") if k else ("none",)
+            settings += [(prompted, Batch(ids, torch.ones_like(ids)), attached) for attached in ways]
     times: list[list[tuple[float, float]]] = [[] for _ in settings]
     rounds = [(turn, place) for turn in range(repeats + 1) for place in range(len(settings))]
     for turn, place in progress(rounds, total=len(rounds), label="latency"):
-        arm, ids, _, _, prefix = settings[place]
-        _, first, rest = timed_greedy(arm.model, ids, new_tokens, **prefix)
+        arm, texts, attached = settings[place]
+        found = _timed(arm, texts, new_tokens, attached)
         if turn:
-            times[place].append((first, rest))
+            times[place].append(found)
     return [
         LatencyPoint(
-            arm.name, attached, k, batch, length, new_tokens,
-            spread([1000 * first for first, _ in measured]),
-            spread([batch * (new_tokens - 1) / rest for _, rest in measured]),
+            arm.name, attached, arm.prefix.k, batch, length, new_tokens,
+            quartiles([1000 * first for first, _ in measured]),
+            quartiles([batch * (new_tokens - 1) / rest for _, rest in measured]),
         )
-        for (arm, _, k, attached, _), measured in zip(settings, times, strict=True)
+        for (arm, _, attached), measured in zip(settings, times, strict=True)
     ]  # fmt: skip

@@ -5,8 +5,8 @@ Entry t of every list is about the prediction *of* token t from all that stands 
     surprisal   -log p_arm(x_t | prefix, x_0 .. x_{t-1})
     kl          KL(p_full || p_arm) over the vocabulary at that place
 
-The text is read as a window of a corpus: without a start token of its own, the same tokens for every arm. As
-everywhere in the lab, the first token is no target: entry 0 is None (and has no alternatives).
+The text is read as a window of a corpus is: every arm sees the same tokens, without a start token. As everywhere in
+the lab, the first token is no target, so entry 0 is None and has no alternatives.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from ctplab.errors import InputError
 from ctplab.models import Tokenizer
 from ctplab.models.anatomy import check_context, embeddings
 from ctplab.prompts.arms import Arm
-from ctplab.prompts.compiled import compile_prefix
+from ctplab.prompts.compiled import compiled
 from ctplab.prompts.head import logits_after
 
 
@@ -29,7 +29,7 @@ class ArmLens:
 
     surprisal: list[float | None]
     kl: list[float | None] | None
-    """None where no arm is called ``full``."""
+    """None if no arm is called ``full``."""
     alternatives: list[list[tuple[str, float]]]
     """(token, probability) of the most likely tokens, most likely first."""
 
@@ -65,18 +65,18 @@ def kl_divergence(full: Tensor, arm: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _log_probabilities(arm: Arm, ids: list[int]) -> Tensor:
-    """(T, V) fp32 log-probabilities on the CPU: one text only, so of modest size."""
+    """(T, V) fp32 log-probabilities, on the CPU. One text only, so they are of modest size."""
     check_context(arm.model, arm.prefix.k, len(ids))
     row = torch.tensor([ids], device=embeddings(arm.model).device)
-    logits = logits_after(arm.model, compile_prefix(arm.model, arm.prefix), row)[0]
+    logits = logits_after(arm.model, compiled(arm), row)[0]
     return logits.float().log_softmax(-1).cpu()
 
 
 def lens(arms: list[Arm], tokenizer: Tokenizer, text: str, *, top: int = 10) -> Lens:
     """Per-token surprisal of every arm, KL to the arm called ``full``, and the ``top`` alternatives everywhere.
 
-    Raises InputError for a text of fewer than two tokens or too long for a model, for two arms of one name, and for
-    arms whose vocabularies differ.
+    Raises InputError if the text has fewer than two tokens or is too long for a model, if two arms share a name, and
+    if the arms' vocabularies differ.
     """
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < 2:
@@ -101,7 +101,10 @@ def lens(arms: list[Arm], tokenizer: Tokenizer, text: str, *, top: int = 10) -> 
 
 
 def changes(seen: Lens, first: str, second: str) -> list[Change]:
-    """Surprisal of arm ``first`` minus that of arm ``second``, token by token, largest first."""
+    """Surprisal of arm ``first`` minus that of arm ``second``, token by token, largest first.
+
+    Raises InputError if the lens has no such arm.
+    """
     for name in (first, second):
         if name not in seen.arms:
             raise InputError(f"the lens has no arm called {name!r}; it has {', '.join(seen.arms)}")
@@ -113,8 +116,8 @@ def changes(seen: Lens, first: str, second: str) -> list[Change]:
 def hurt_and_helped(seen: Lens, n: int = 10, *, prompted: str = "soft") -> dict[str, list[Change]]:
     """``hurt``: the n tokens that compression made most surprising; ``helped``: the n that the prompt helped most.
 
-    Needs the arms ``full`` and ``compressed``, and for ``helped`` the arm ``prompted``; tokens that moved the other
-    way are left out.
+    Needs the arms ``full`` and ``compressed``, and for ``helped`` the arm ``prompted``. Tokens that moved the other way
+    are left out.
     """
     pairs = {"hurt": ("compressed", "full"), "helped": ("compressed", prompted)}
     return {name: [c for c in changes(seen, *pair)[:n] if c.nats > 0] for name, pair in pairs.items()}

@@ -1,12 +1,12 @@
 """Perplexity of an arm, on the same target tokens for every arm.
 
-Targets are tokens 1 .. T-1 of each window (``scores.count_targets``); the first is no target, whatever stands in
-front; prefix rows are never targets and never in the divisor. The paper's released evaluator divides by k more
-positions than it scores. So its prompted perplexities are the true ones to the power (L-1)/(L-1+k):
+Targets are tokens 1 .. T-1 of each window (``scores.count_targets``). The first token is never a target, with or
+without a prefix. Prefix rows are never targets and never in the divisor. The paper's released evaluator divides by k
+more positions than it scores. So its prompted perplexities are the true ones to the power (L-1)/(L-1+k):
 ``Score.ppl_as_published``.
 
-The path of every number: an arm, :func:`window_scores`, and from its sums a score, a change or a recovery with its
-interval (``stats``).
+Every number takes the same path: :func:`window_scores` sums the NLL of an arm by window, and the sums give a score, or
+a change or recovery with its interval (``stats``).
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ from ctplab.text.corpora import Split
 
 
 def windows_of(text: Split | Tensor, limit: int | None = None) -> Tensor:
-    """(N, T): the first ``limit`` windows of a split, or of windows."""
+    """The first ``limit`` windows (N, T) of a split or of windows. Raises InputError if there are none."""
     windows = (text.windows if isinstance(text, Split) else text)[:limit]
     if len(windows) == 0:
         raise InputError("there are no windows to score")
@@ -46,10 +46,10 @@ def window_scores(
     name: str = "",
     progress: Progress = silent,
 ) -> WindowScores:
-    """Score an arm window by window on a split, or on windows (N, T); ``limit`` takes the first ones only.
+    """Score an arm window by window on a split, or on windows (N, T); ``limit`` takes only the first windows.
 
-    ``keep`` keeps the result under ``name`` for this arm and these windows. Several processes share the batches, each
-    of which gives the same bits wherever it is computed. Raises InputError for NaN and for a full context.
+    ``keep`` stores the result under ``name`` for this arm and these windows. Several processes share the batches; a
+    batch gives the same bits in every process. Raises InputError if a loss is not finite or the context is too short.
     """
     windows = windows_of(text, limit)
     key = {"arm": arm.fingerprint, "windows": tensor_fingerprint(windows), "shape": list(windows.shape)}
@@ -72,9 +72,9 @@ def _summed_nll(arm: Arm, windows: Tensor, batch: int, progress: Progress) -> Te
     for numbers in progress(mine, total=len(mine), label=f"score {arm.name}"):
         ids = windows[numbers].to(device)
         logits = logits_after(arm.model, kv, ids)
-        for number, row, target in zip(numbers, logits, ids, strict=True):  # one by one: no fp32 copy of all logits
+        for number, row, target in zip(numbers, logits, ids, strict=True):  # singly: no fp32 copy of all logits
             sums[number] = F.cross_entropy(row[:-1].float(), target[1:].to(row.device), reduction="sum")
-    parallel.add_up([sums])  # every other process has a zero there
+    parallel.add_up([sums])  # the other processes have zeros there
     if not torch.isfinite(sums).all():
         raise InputError(f"the {arm.name} arm gives NaN or infinite losses; try dtype='float32'")
     return sums.cpu()
@@ -83,5 +83,5 @@ def _summed_nll(arm: Arm, windows: Tensor, batch: int, progress: Progress) -> Te
 def perplexity(
     arm: Arm, text: Split | Tensor, *, batch: int = 16, limit: int | None = None, progress: Progress = silent
 ) -> Score:
-    """Score an arm on a split, or on windows (N, T); ``limit`` takes the first windows only."""
+    """Score an arm on a split, or on windows (N, T); ``limit`` takes only the first windows."""
     return window_scores(arm, text, batch=batch, limit=limit, progress=progress).score

@@ -1,4 +1,4 @@
-"""Hugging Face causal language models: get one, find its parts, tell it from another."""
+"""Hugging Face causal language models: load one, find its parts, tell it from another."""
 
 from typing import Any
 

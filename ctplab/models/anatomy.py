@@ -1,4 +1,4 @@
-"""Find a model's parts by looking at it: blocks, linears, embeddings, context length. No architecture is named."""
+"""Find a model's parts by inspection: blocks, linear layers, embeddings, context length. Names no architecture."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from ctplab.models import Model
 
 @contextmanager
 def eager_experts(model: Model) -> Iterator[None]:
-    """Mixture-of-experts blocks compute expert by expert with plain products, which can be watched."""
+    """Inside the block, mixture-of-experts layers compute each expert by plain products, which can be watched."""
     if not getattr(model, "_can_set_experts_implementation", lambda: False)():
         yield
         return
@@ -24,7 +24,7 @@ def eager_experts(model: Model) -> Iterator[None]:
 
 
 def blocks(model: Model) -> list[tuple[str, nn.Module]]:
-    """The decoder blocks in order with their names: the module list with linears (packed ones too) that is largest."""
+    """The decoder blocks in order with their names: the largest module list with linear layers (packed ones too)."""
 
     def counts(block: nn.Module) -> bool:
         return bool(linears(block)) or any(hasattr(module, "in_features") for module in block.modules())
@@ -48,14 +48,14 @@ def linears(block: nn.Module) -> dict[str, nn.Module]:
 
 
 def as_matrix(layer: nn.Module) -> Tensor:
-    """The layer's weight as (out, in), whichever way it is stored. A view."""
+    """A view of the layer's weight as (out, in), in whichever orientation it is stored."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight if isinstance(layer, nn.Linear) else weight.T
 
 
 def weight_matrix(module: nn.Module, unit: str) -> Tensor:
-    """(out, in) view of a linear called ``unit`` in ``module``, or of one expert (``experts.down_proj.3``)."""
+    """An (out, in) view of the linear called ``unit`` in ``module``, or of one expert (``experts.down_proj.3``)."""
     parent, _, last = unit.rpartition(".")
     if last.isdigit():
         owner, _, name = parent.rpartition(".")
@@ -66,13 +66,13 @@ def weight_matrix(module: nn.Module, unit: str) -> Tensor:
 
 
 def parameter_name(unit: str, model: nn.Module) -> str:
-    """The parameter that a unit belongs to: a linear's weight, or the stack that an expert is part of."""
+    """The name of the parameter that holds a unit: a linear's weight, or the stack of experts."""
     stack, _, last = unit.rpartition(".")
     return stack if last.isdigit() and isinstance(getattr_path(model, stack), nn.Parameter) else f"{unit}.weight"
 
 
 def getattr_path(model: nn.Module, name: str) -> object:
-    """The module or parameter called ``name``; None where there is none."""
+    """The module or parameter called ``name``, or None if there is none."""
     found: object = model
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -85,12 +85,12 @@ def embeddings(model: Model) -> Tensor:
 
 
 def embed(model: Model, ids: Tensor) -> Tensor:
-    """Rows as the model itself embeds them (scaled where its embedding module scales), (..., d)."""
+    """Embed ``ids`` (...) as the model itself does, (..., d): scaled if its embedding module scales."""
     return model.get_input_embeddings()(ids.to(embeddings(model).device))
 
 
 def context_length(model: Model) -> int | None:
-    """Most positions the model takes, or None where nothing bounds it (ALiBi)."""
+    """The largest number of positions that the model takes, or None if nothing bounds it (ALiBi)."""
     config = model.config.get_text_config()
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if isinstance(getattr(config, key, None), int):
@@ -99,7 +99,7 @@ def context_length(model: Model) -> int | None:
 
 
 def check_context(model: Model, k: int, length: int) -> None:
-    """Raise InputError where k prefix rows and ``length`` tokens do not fit."""
+    """Raise InputError if k prefix rows and ``length`` tokens do not fit."""
     limit = context_length(model)
     if limit is not None and k + length > limit:
         raise InputError(

@@ -2,29 +2,71 @@
 
 import hashlib
 import json
+from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor
 
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
 
+Seen = list[tuple[ref[Tensor], int, int]]
+"""Every tensor of a set: a weak reference, its address, and its number of writes."""
+
+_known: WeakKeyDictionary[Model, tuple[Seen | None, str]] = WeakKeyDictionary()
+
+
+def see(tensors: list[Tensor]) -> Seen | None:
+    """What tells later whether any of ``tensors`` was replaced, moved or written to.
+
+    None if that cannot be told: tensors made under ``torch.inference_mode`` do not count their writes.
+    """
+    if any(t.is_inference() for t in tensors):
+        return None
+    return [(ref(t), t.data_ptr(), t._version) for t in tensors]
+
+
+def unchanged(seen: Seen | None, tensors: list[Tensor]) -> bool:
+    """Whether ``tensors`` are the very ones of ``seen``, as they were then."""
+    return (
+        seen is not None
+        and len(seen) == len(tensors)
+        and all(
+            kept() is t and address == t.data_ptr() and version == t._version
+            for (kept, address, version), t in zip(seen, tensors, strict=True)
+        )
+    )
+
 
 def tensor_fingerprint(*tensors: Tensor) -> str:
-    """16 hex digits over shapes and values (at most 256 evenly spaced rows of each tensor)."""
+    """16 hex digits over shapes, dtypes and every value."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(json.dumps(list(tensor.shape)).encode())
-        if tensor.numel() == 0:
-            continue
-        rows = tensor.detach().reshape(tensor.shape[0] if tensor.ndim > 1 else 1, -1)
-        step = max(1, rows.shape[0] // 256)
-        digest.update(rows[::step].float().cpu().contiguous().numpy().tobytes())
+        digest.update(json.dumps([list(tensor.shape), str(tensor.dtype)]).encode())
+        if tensor.numel():
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
+def weights_fingerprint(model: Model) -> str:
+    """16 hex digits over all parameters and buffers: packed codes and adapters too. Computed again once one changed."""
+    tensors = [*model.parameters(), *model.buffers()]
+    seen, found = _known.get(model, (None, ""))
+    if not unchanged(seen, tensors):
+        found = tensor_fingerprint(*tensors)
+        _known[model] = see(tensors), found
+    return found
+
+
 def base_fingerprint(model: Model) -> str:
-    """Identifies the uncompressed base: compression never touches the embeddings."""
-    return tensor_fingerprint(embeddings(model))
+    """Identify the uncompressed base model by its embeddings, which compression never touches.
+
+    Prompt files hold it. So it samples rows (256 to 511 of a larger table), and takes them in fp32, as it always did.
+    """
+    table = embeddings(model).detach()
+    digest = hashlib.sha256(json.dumps(list(table.shape)).encode())
+    digest.update(table[:: max(1, table.shape[0] // 256)].float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:

@@ -1,7 +1,8 @@
-"""Get a Hugging Face model: by folder, hub id or the lab's own name, onto a device."""
+"""Load a Hugging Face model by folder, hub id or the lab's own name, and place it on a device."""
 
 import os
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -11,40 +12,74 @@ from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks
 
+DTYPES = ("float32", "bfloat16", "float16")
+FIRST_BFLOAT16 = (8, 0)
+"""The compute capability of the first GPUs with bfloat16 arithmetic (NVIDIA Ampere)."""
+
 
 def resolve(name: str | Path) -> str:
-    """``atlas`` is the embedded model; anything else is a folder or a hub id."""
+    """Turn ``atlas`` into the embedded model's folder. Any other name is a folder or a hub id already."""
     return str(data_dir() / "model") if str(name) == "atlas" else str(name)
 
 
 def default_device() -> str:
-    """``cuda`` where there is one, else ``cpu``."""
+    """``cuda`` if there is a GPU, else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def runs_on_cpu(device: str) -> bool:
-    """``cpu``, or ``auto`` where there is no GPU."""
-    return device == "cpu" or (device == "auto" and default_device() == "cpu")
+def usable(device: str | None) -> str:
+    """Check ``device``; None stands for the default one, and ``auto`` for the CPU on a machine without a GPU.
+
+    Raises InputError if this machine has no such device.
+    """
+    if device is None or (device == "auto" and default_device() == "cpu"):
+        return default_device()
+    if device == "auto":
+        return device
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all of them
+        reason = shorten(str(error).split("\n")[0], 120, placeholder="...")
+        raise InputError(f"cannot use the device {device!r} ({reason}); try device='cpu'") from None
+    return device
+
+
+def default_dtype(device: str) -> str:
+    """The dtype of all that is loaded onto ``device``, a :func:`usable` one. Arms that are compared must share it.
+
+    It is ``float32`` on a CPU and ``bfloat16`` on a GPU, or ``float16`` if a card has no bfloat16.
+    """
+    if device.startswith("cpu"):
+        return "float32"
+    cards = range(torch.cuda.device_count()) if device == "auto" else [device] if device.startswith("cuda") else []
+    return "bfloat16" if all(torch.cuda.get_device_capability(card) >= FIRST_BFLOAT16 for card in cards) else "float16"
+
+
+def dtype_on(device: str, dtype: str | None) -> torch.dtype:
+    """Give ``dtype``, or the default one of ``device``, as torch's. Raises InputError if it is none of DTYPES."""
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    return getattr(torch, dtype or default_dtype(device))
 
 
 def place(model: Model, device: str) -> Model:
-    """The model on ``device``, or with ``auto`` its blocks over all GPUs.
+    """Move the model to ``device``; ``auto`` spreads its blocks over all GPUs.
 
-    Raises InputError where they do not hold it.
+    Raises InputError if the GPUs cannot hold it.
     """
-    if device != "auto" or runs_on_cpu(device):
-        return model.to(device.replace("auto", "cpu"))
+    if device != "auto":
+        return model.to(device)
     from accelerate import dispatch_model, infer_auto_device_map
 
     kinds = sorted({type(block).__name__ for _, block in blocks(model)})
     where = infer_auto_device_map(model, no_split_module_classes=kinds)
     if {"cpu", "disk"} & {str(part) for part in where.values()}:
-        raise InputError("the model does not fit into the GPUs; compress it, use --packed, or --device cpu")
+        raise InputError("the model does not fit into the GPUs; compress it, or use packed=True or device='cpu'")
     return dispatch_model(model, where)
 
 
 def check_name(name: str | Path) -> str:
-    """``name`` resolved. Raises InputError where it can be neither a model folder nor a hub id."""
+    """Resolve ``name``. Raises InputError if it can be neither a model folder nor a hub id."""
     path = resolve(name)
     local = Path(path).is_dir()
     if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1 or os.environ.get("HF_HUB_OFFLINE")):
@@ -55,7 +90,7 @@ def check_name(name: str | Path) -> str:
 
 
 def local_folder(name: str | Path) -> Path:
-    """The folder of a model: itself, or where the hub's files are kept after a download."""
+    """The folder ``name`` itself, or after a download the folder that holds the hub's files."""
     path = Path(resolve(name))
     check_name(name)
     if path.is_dir():
@@ -74,15 +109,15 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     """Load an uncompressed causal LM and its tokenizer from a folder or the hub.
 
     ``device``: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for all GPUs together. ``dtype``: ``float32``, ``bfloat16``
-    or ``float16``; by default float32 on a CPU, the file's own on a GPU.
-    No code from the repository is run. Raises InputError with one line where nothing can be loaded.
+    or ``float16``. The default is :func:`default_dtype`, whatever the file's own dtype.
+    No code from the repository is run. Raises InputError with one line if nothing can be loaded.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     path = check_name(name)
-    device = device or default_device()
-    kind = getattr(torch, dtype) if dtype else (torch.float32 if runs_on_cpu(device) else "auto")
+    device = usable(device)
+    kind = dtype_on(device, dtype)
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -97,7 +132,7 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises InputError with one line where there is none."""
+    """Load the tokenizer of a model folder. Raises InputError with one line if there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -108,7 +143,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def load_config(name: str | Path) -> Any:
-    """The configuration of a model, without its weights. Raises InputError with one line where there is none."""
+    """Load the configuration of a model, without its weights. Raises InputError with one line if there is none."""
     from transformers import AutoConfig
 
     path = check_name(name)
@@ -120,7 +155,7 @@ def load_config(name: str | Path) -> Any:
 
 
 def skeleton(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
-    """The model described by ``folder`` with all parameters on the meta device (buffers are real): no memory yet."""
+    """The model that ``folder`` describes, with parameters on the meta device (no memory yet) and real buffers."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -17,7 +17,7 @@ QUESTIONS = ("Where is Long Beach?", "Where is Tulsa?", "What is asparagus?")
 
 
 def figure_1(bench: Bench) -> list[dict[str, Any]]:
-    """Three questions to four arms at 62.5% sparsity (Figures 1, 6) and at 4 bits (Figure 7)."""
+    """Ask four arms three questions at 62.5% sparsity (Figures 1, 6) and at 4 bits (Figure 7)."""
     rows = []
     for level in (row.level for row in OTHER["figure1"]):
         soft = bench.prompt(level).prefix
@@ -30,18 +30,20 @@ def figure_1(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def figure_5(scale: Scale, device: str | None, seed: int, progress: Progress) -> list[dict[str, Any]]:
+def figure_5(
+    scale: Scale, device: str | None, dtype: str | None, seed: int, progress: Progress
+) -> list[dict[str, Any]]:
     """Latency of the paper's four models (or the one given) against k, behind texts of the windows' length."""
     points = []
     for row in chosen("figure5", scale):
         name = scale.model or HUB[row.model][0]
-        model, _ = load(name, device=device)
+        model, _ = load(name, device=device, dtype=dtype)
         arm = Arm(name, model, none(model))
         points += latency(arm, length=scale.seq_len, new_tokens=16, seed=seed, progress=progress)
     return [asdict(point) for point in points]
 
 
 def figure_8(bench: Bench) -> dict[str, Any]:
-    """The histogram at 50% sparsity, against its nulls."""
+    """The histogram of cosines at 50% sparsity, with its nulls."""
     prompt = bench.prompt("50%")
     return cosine_histogram(bench.model("50%")[1], *prompt.rows())

@@ -1,6 +1,6 @@
-"""Run the rows of a recipe: our perplexities beside the paper's, printed and corrected.
+"""Run the rows of a recipe: our perplexities next to the paper's, printed and corrected.
 
-A row with something in front, or with LoRA, also says by how much it changes the loss of the same model alone.
+A row with a prompt or LoRA also gives the change in loss against the same model alone.
 """
 
 from collections.abc import Callable
@@ -25,16 +25,17 @@ def measure(
     root: Path,
     *,
     device: str | None = None,
+    dtype: str | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
     progress: Progress = bar,
 ) -> list[dict[str, Any]]:
-    """Run the recipe ``name``, model by model and level by level: a dict for every row, in the paper's order."""
+    """Run the recipe ``name`` by model and level. Returns a dict for every row, in the paper's order."""
     rows = chosen(name, scale)
     found: dict[Row, dict[str, Any]] = {}
     for model in dict.fromkeys("" if scale.model else row.model for row in rows):
         mine = [row for row in rows if row.model == model or scale.model]
-        bench = Bench(scale, mine[0].model, root, device=device, seed=seed, say=say, progress=progress)
+        bench = Bench(scale, mine[0].model, root, device=device, dtype=dtype, seed=seed, say=say, progress=progress)
         prompts = {source: _prompt(bench, source) for source in dict.fromkeys(_source(row) for row in mine) if source}
         for level in dict.fromkeys(row.level for row in mine):
             found |= _level(bench, [row for row in mine if row.level == level], prompts)
@@ -42,7 +43,7 @@ def measure(
 
 
 Source = tuple[str, str, int]
-"""Where a prompt comes from: level, corpus, the paper's k."""
+"""The origin of a prompt: level, corpus, the paper's k."""
 
 
 def _source(row: Row) -> Source | None:
@@ -57,7 +58,7 @@ def _prompt(bench: Bench, source: Source) -> AnyPrefix:
 
 
 def _level(bench: Bench, rows: list[Row], prompts: dict[Source, AnyPrefix]) -> dict[Row, dict[str, Any]]:
-    """The rows of one model at one level."""
+    """Measure the rows of one model at one level."""
     scale = bench.scale
     scores: dict[Row, WindowScores] = {}
     results: dict[Row, dict[str, Any]] = {}

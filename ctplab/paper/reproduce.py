@@ -1,4 +1,4 @@
-"""One table or figure of the paper, by name."""
+"""Reproduce one table or figure of the paper by name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,20 +18,21 @@ def reproduce(
     root: Path,
     *,
     device: str | None = None,
+    dtype: str | None = None,
     seed: int = 0,
     limit: int | None = None,
     say: Callable[[str], None] = print,
     progress: Progress = bar,
 ) -> Any:
-    """The data of a table or figure: rows as plain dicts, or the histogram of Figure 8. Run again, it resumes.
+    """Compute the data of a table or figure: rows as plain dicts, or the histogram of Figure 8. A second run resumes.
 
-    ``limit`` takes the first questions of every task of Table 8 only.
+    ``limit`` takes only the first questions of every task of Table 8.
     """
     if name in PERPLEXITIES:
-        return measure(name, scale, root, device=device, seed=seed, say=say, progress=progress)
+        return measure(name, scale, root, device=device, dtype=dtype, seed=seed, say=say, progress=progress)
     if name == "figure5":
-        return figure_5(scale, device, seed, progress)
-    bench = Bench(scale, "LLaMA-7B", root, device=device, seed=seed, say=say, progress=progress)
+        return figure_5(scale, device, dtype, seed, progress)
+    bench = Bench(scale, "LLaMA-7B", root, device=device, dtype=dtype, seed=seed, say=say, progress=progress)
     recipes: dict[str, Callable[[], Any]] = {
         "table8": lambda: table_8(bench, limit),
         "figure1": lambda: figure_1(bench),

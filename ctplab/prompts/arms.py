@@ -1,7 +1,7 @@
-"""The arm: a model with a prefix in front of every input. Everything that the lab compares is one.
+"""The arm: a model with a prefix in front of every input. Everything that the lab compares is an arm.
 
-:data:`KINDS` says of every arm how it is built, what it is, and which colour it has. Measuring, the demo, the
-dashboard, the command line, plots and notebooks read this table; none of them asks what kind an arm is.
+The table :data:`KINDS` says for every arm how it is built, what it is, and which colour it has. Measuring, the demo,
+the dashboard, the command line, plots and notebooks read this table. None of them treats one kind as a special case.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,18 +12,20 @@ from torch import Tensor
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
-from ctplab.models.fingerprints import tensor_fingerprint
+from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
 from ctplab.prompts import prefix
 from ctplab.prompts.prefix import AnyPrefix, Prefix
 
 USUAL = ("full", "compressed", "hard", "soft")
 CONTROLS = ("bos", "random", "init", "text", "full+soft", "full+own")
-"""What could pass for recovery: rows that were not learned, and the full model behind a prompt."""
+"""Other explanations of a recovery: rows that were not learned, and the full model behind a prompt."""
+ALONE = ("bos", "random")
+"""The controls that need no learned prompt."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What the lab compares: a model with a prefix in front of every input."""
+    """A model with a prefix in front of every input."""
 
     name: str
     model: Model
@@ -32,44 +34,44 @@ class Arm:
     @property
     def fingerprint(self) -> str:
         """Changes with every weight of the model, packed ones too, and with every row of the prefix."""
-        return tensor_fingerprint(*prefix.tensors(self.prefix), *self.model.parameters(), *self.model.buffers())
+        return f"{weights_fingerprint(self.model)}-{tensor_fingerprint(*prefix.tensors(self.prefix))}"
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What arms are built from. An arm that needs a part which is not given cannot be built."""
+    """The parts that arms are built from. An arm cannot be built if a part that it needs is missing."""
 
     full: Model | None = None
     compressed: Model | None = None
     tokenizer: Tokenizer | None = None
     hard: AnyPrefix | str | None = None
-    """The hard prompt, as rows or in words."""
+    """The hard prompt, as rows or as text."""
     soft: AnyPrefix | None = None
     """The learned prompt."""
     initial: Prefix | None = None
-    """What the learned prompt started from."""
+    """The rows that the learned prompt started from."""
     text: Tensor | None = None
-    """Token ids of real text, of which the first k are taken."""
+    """Token ids of real text; the ``text`` control takes the first k."""
     full_own: AnyPrefix | None = None
     """A prompt learned on the full model with the same budget."""
     k: int | None = None
-    """Rows of the ``random`` control; None: as many as the learned prompt has."""
+    """Number of rows of the ``random`` control. None: as many as the learned prompt has."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One line of the table."""
+    """One entry of the table."""
 
     says: str
-    """What the arm is, in the words of pages and help texts."""
+    """What the arm is, as pages and help texts word it."""
     colour: str
     on_full: bool = False
-    """It stands on the full model, not on the compressed one."""
+    """True if the arm uses the full model, not the compressed one."""
     build: Callable[[Model, Parts], AnyPrefix | None] = lambda model, parts: None
-    """Its prefix; None if a part is missing."""
+    """Returns the prefix, or None if a part is missing."""
     needs: str = "a model of its own"
-    """What to say then."""
+    """What the arm needs, for the error message if a part is missing."""
 
 
 def _hard(model: Model, parts: Parts) -> AnyPrefix | None:
@@ -144,7 +146,7 @@ COLOURS = {name: kind.colour for name, kind in KINDS.items()}
 
 
 def build(name: str, parts: Parts) -> Arm:
-    """The arm called ``name``. Raises InputError if there is none of that name, or a part is missing."""
+    """Build the arm called ``name``. Raises InputError if there is no such arm or a part is missing."""
     if name not in KINDS:
         raise InputError(f"unknown arm {name!r}; known are {', '.join(KINDS)}")
     kind = KINDS[name]
@@ -168,10 +170,10 @@ def arms(
     full_own: AnyPrefix | None = None,
     seed: int = 0,
 ) -> list[Arm]:
-    """The usual arms, and with ``controls`` the controls, for whatever is given; arguments as in :class:`Parts`.
+    """Build the usual arms, and with ``controls`` also the controls. The arguments are as in :class:`Parts`.
 
-    What is not given leaves out the arms that need it. Raises InputError if the two models have different dtypes: the
-    arms would then differ by more than compression.
+    An arm is left out if a part that it needs is not given. Raises InputError if the two models have different dtypes,
+    because the arms would then differ by more than compression.
     """
     parts = Parts(full, compressed, tokenizer, hard, soft, initial, text, full_own, seed=seed)
     check_dtypes([model for model in (full, compressed) if model is not None])
@@ -187,14 +189,14 @@ def arms(
 
 
 def control(model: Model, name: str, *, k: int = 100, tokenizer: Tokenizer | None = None, seed: int = 0) -> Arm:
-    """A control that a model alone makes: ``bos`` (needs the tokenizer) or ``random`` (k rows)."""
-    if name not in ("bos", "random"):
-        raise InputError(f"{name!r} is no control that a model alone makes; bos and random are")
+    """Build a control that needs no learned prompt: ``bos`` (needs the tokenizer) or ``random`` (k rows)."""
+    if name not in ALONE:
+        raise InputError(f"{name!r} is no control that a model alone makes; {' and '.join(ALONE)} are")
     return build(name, Parts(compressed=model, tokenizer=tokenizer, k=k, seed=seed))
 
 
 def check_dtypes(models: Sequence[Model]) -> str:
-    """The dtype that all models share, as text. Raises InputError if they differ."""
+    """Return the dtype that all models share, as text. Raises InputError if they differ."""
     found = sorted({str(embeddings(model).dtype).removeprefix("torch.") for model in models})
     if len(found) > 1:
         raise InputError(

@@ -1,9 +1,9 @@
 """Causal attention behind cached keys, without a mask.
 
-PyTorch's fast causal kernels take as many queries as keys. With a prefix in the cache there are k keys more, and
-transformers then builds a dense (n, k + n) mask, which no kernel can skip through: at n = 1024 that costs more than
-the shared prefix saves. So the queries get k rows of zeros in front, whose outputs nobody reads, and the plain causal
-kernel does the rest. Exact, forward and backward.
+PyTorch's fast causal kernels need as many queries as keys. A prefix in the cache adds k keys. transformers then builds
+a dense (n, k + n) mask, and no kernel can skip what it masks: at n = 1024 that costs more than the shared prefix saves.
+So this file puts k rows of zeros in front of the queries, discards their outputs, and lets the plain causal kernel do
+the rest. The result is exact, forward and backward.
 """
 
 import sys
@@ -34,7 +34,7 @@ def _attend(
 
 
 def _mask(mask_function: Any = None, attention_mask: Tensor | None = None, **sizes: Any) -> Tensor | None:
-    """No mask where it would be plainly causal with nothing padded; else what ``sdpa`` gets (sliding windows, ...)."""
+    """Return None if the mask would be purely causal without padding, else ``sdpa``'s mask (sliding windows, ...)."""
     from transformers.masking_utils import causal_mask_function, sdpa_mask
 
     whole = attention_mask is None or bool(attention_mask.all())
@@ -45,8 +45,10 @@ def _mask(mask_function: Any = None, attention_mask: Tensor | None = None, **siz
 
 @contextmanager
 def prefix_attention(model: Model) -> Iterator[None]:
-    """Inside, a model attends without masks if it runs on ``sdpa`` through transformers' table of attention functions
-    (BLOOM and Falcon bring their own attention); other models are left as they are."""
+    """Inside the block, ``model`` attends without masks if it takes ``sdpa`` from transformers' attention table.
+
+    Other models stay as they are: BLOOM and Falcon, for example, bring their own attention.
+    """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 

@@ -1,6 +1,6 @@
-"""The two caches that a prefix needs besides the one that generation fills.
+"""The two caches that a prefix needs, besides the one that generation fills.
 
-Both take a block being run twice on the same input, which is what recomputation does (see ``recompute``).
+Both allow a block to run twice on the same input, as recomputation does (see ``learning.recompute``).
 """
 
 from typing import Any
@@ -10,20 +10,21 @@ from transformers import DynamicCache
 
 
 class Recorder(DynamicCache):
-    """Empty; keeps the first keys and values that each layer gives: those of the prefix."""
+    """Starts empty and keeps the first keys and values of each layer: those of the prefix."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        if self.get_seq_length(layer_idx) > 0:  # the block is run again
+        if self.get_seq_length(layer_idx) > 0:  # the block runs again
             return key_states, value_states
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 class Behind(DynamicCache):
-    """Holds a prefix and shows it in front of whatever a layer gives, of which it keeps nothing.
+    """Holds a prefix and puts it in front of each layer's new keys and values, but does not keep the new ones.
 
-    So a text behind a prefix costs one layer's keys and values in memory, not all layers'. For one forward pass only.
+    So a text behind a prefix takes the memory of one layer's keys and values, not of all layers'. Each instance serves
+    one forward pass only.
     """
 
     def __init__(self, kv: list[tuple[Tensor, Tensor]], batch: int, config: Any) -> None:

@@ -1,15 +1,15 @@
 """A prefix compiled to keys and values: paid once per model, not once per text.
 
-A prefix's keys and values do not depend on what follows, so they are computed for one row and expanded over the
-batch. They are kept while model and prefix live, and made again as soon as a tensor of either was replaced, moved or
-written to, so nobody has to tell. Two things leave no trace that could be checked, so they are not kept at all: models
-with PEFT adapters, which can be switched without touching a tensor, and tensors made under ``torch.inference_mode``.
-What this cannot see is a write through ``tensor.data``, which hides itself from torch as well; nothing in ctplab does
-that.
+A prefix's keys and values do not depend on the text that follows. So they are computed for one row and expanded over
+the batch. They are kept as long as model and prefix live, and computed again once a tensor of either was replaced,
+moved or written to. Callers need not invalidate anything. Two cases leave no trace of a change, so nothing is kept for
+them: models with PEFT adapters, which switch without touching a tensor, and tensors made under
+``torch.inference_mode``. A write through ``tensor.data`` goes unnoticed, because it hides from torch as well; nothing
+in ctplab does that.
 """
 
 from threading import Lock
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,29 +17,28 @@ from torch import Tensor
 from ctplab.errors import InputError
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
+from ctplab.models.fingerprints import Seen, see, unchanged
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.prefix import AnyPrefix, Prefix, tensors
 
 KV = list[tuple[Tensor, Tensor]]
-"""One (keys, values) pair a layer, each (1, heads, k, head_dim)."""
-Seen = list[tuple[ref[Tensor], int, int]]
-"""Every tensor that the keys and values depend on: itself, its address, how often it was written to."""
+"""One (keys, values) pair per layer, each (1, heads, k, head_dim)."""
 
 _lock = Lock()
-_kept: WeakKeyDictionary[Model, WeakKeyDictionary[AnyPrefix, tuple[Seen, KV]]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[Model, WeakKeyDictionary[AnyPrefix, tuple[Seen | None, KV]]] = WeakKeyDictionary()
 
 
 def check_width(model: Model, prefix: Prefix) -> None:
-    """Raise InputError where the rows do not fit the model's embeddings."""
+    """Raise InputError if the rows do not fit the model's embeddings."""
     d = embeddings(model).shape[1]
     if prefix.rows.shape[1] != d:
         raise InputError(f"the prompt has width {prefix.rows.shape[1]}, the model {d}: it was made for another model")
 
 
 def compile_rows(model: Model, rows: Tensor) -> KV:
-    """Keys and values of ``rows`` (k, d) in every layer. Differentiable in ``rows``. Empty for k = 0.
+    """Compute the keys and values of ``rows`` (k, d) in every layer. Differentiable in ``rows``. Empty for k = 0.
 
-    Raises InputError where a sliding attention window is too short for the rows.
+    Raises InputError if a sliding attention window is too short for the rows.
     """
     if rows.shape[0] == 0:
         return []
@@ -56,7 +55,7 @@ def compile_rows(model: Model, rows: Tensor) -> KV:
 
 
 def compile_prefix(model: Model, prefix: AnyPrefix) -> KV:
-    """Keys and values of any prefix. Raises InputError where it was made for a model of another shape."""
+    """Compute the keys and values of any prefix. Raises InputError if it was made for a model of another shape."""
     if isinstance(prefix, Prefix):
         check_width(model, prefix)
         return compile_rows(model, prefix.rows)
@@ -70,28 +69,21 @@ def compile_prefix(model: Model, prefix: AnyPrefix) -> KV:
 
 @torch.no_grad()
 def compiled(arm: Arm) -> KV:
-    """Keys and values of the arm's prefix, computed at the first call. Raises InputError where it does not fit."""
+    """Keys and values of the arm's prefix, computed at the first call. Raises InputError if it does not fit."""
     found = [*arm.model.parameters(), *arm.model.buffers(), *tensors(arm.prefix)]
-    if hasattr(arm.model, "peft_config") or any(t.is_inference() for t in found):
+    if hasattr(arm.model, "peft_config"):
         return compile_prefix(arm.model, arm.prefix)
-    with _lock:  # four answers that start together compile once
+    with _lock:  # answers that start at the same time compile once
         of_model = _kept.setdefault(arm.model, WeakKeyDictionary())
-        seen, kv = of_model.get(arm.prefix, ([], []))
-        if not _unchanged(seen, found):
+        seen, kv = of_model.get(arm.prefix, (None, []))
+        if not unchanged(seen, found):
             kv = compile_prefix(arm.model, arm.prefix)
-            of_model[arm.prefix] = [(ref(t), t.data_ptr(), t._version) for t in found], kv
+            of_model[arm.prefix] = see(found), kv
         return kv
 
 
-def _unchanged(seen: Seen, found: list[Tensor]) -> bool:
-    return len(seen) == len(found) and all(
-        kept() is t and address == t.data_ptr() and version == t._version
-        for (kept, address, version), t in zip(seen, found, strict=True)
-    )
-
-
 def expand(model: Model, kv: KV, batch: int):
-    """A fresh cache for ``batch`` rows (models write into it); None for an empty prefix."""
+    """Return a fresh cache for ``batch`` rows (models write into it), or None for an empty prefix."""
     from transformers import DynamicCache
 
     if not kv:

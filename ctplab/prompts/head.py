@@ -1,7 +1,7 @@
 """Logits of a text behind a prefix, and a model cut before its head.
 
-Masks are always k + n long: without one, ``generate`` would take the cached rows for the text's first tokens and
-silently drop as many.
+Masks are always k + n long. Without a mask, ``generate`` would take the cached rows for the first tokens of the text
+and silently drop as many.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def _inputs(model: Model, kv: KV, ids: Tensor) -> dict[str, Any]:
 
 
 def logits_after(model: Model, kv: KV, ids: Tensor) -> Tensor:
-    """Logits (B, T, V) of ``ids`` (B, T, no padding) behind a compiled prefix."""
+    """Return the logits (B, T, V) of ``ids`` (B, T, no padding) behind a compiled prefix."""
     with prefix_attention(model):
         return model(**_inputs(model, kv, ids)).logits
 
@@ -41,10 +41,10 @@ class Halves:
     head: Callable[[Tensor], Tensor]
     """(n, d) -> (n, V)."""
     plain: bool
-    """False: the model changes its logits after the head (soft caps, scales), so ``states`` are the logits."""
+    """False if the model changes its logits after the head (soft caps, scales); ``states`` are the logits then."""
 
     def states(self, kv: KV, ids: Tensor) -> Tensor:
-        """(B, T, d): what the head reads, for ``ids`` (B, T, no padding) behind a compiled prefix."""
+        """Return the head's input (B, T, d) for ``ids`` (B, T, no padding) behind a compiled prefix."""
         if not self.plain:
             return logits_after(self.model, kv, ids)
         with prefix_attention(self.model):
@@ -53,7 +53,7 @@ class Halves:
 
 @torch.no_grad()
 def halves(model: Model) -> Halves:
-    """Cut ``model`` before its head, where running the head by itself gives the model's own logits."""
+    """Cut ``model`` before its head. It stays whole if the head alone does not give exactly the model's logits."""
     head, body = model.get_output_embeddings(), model.base_model
     if head is not None and body is not model:
         probe = torch.arange(min(64, len(embeddings(model))), device=embeddings(model).device)[None]

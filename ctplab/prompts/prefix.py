@@ -1,6 +1,6 @@
-"""What a prefix is: k rows (k, d) in a model's embedding space, put in front of every input.
+"""A prefix: k rows (k, d) in a model's embedding space, put in front of every input.
 
-A hard prompt, a learned soft prompt and every control are the same type, so whatever is measured is written once.
+A hard prompt, a learned soft prompt and every control have the same type, so each measurement is written once.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Prefix:
 
     name: str
     rows: Tensor  # (k, d) fp32
-    ids: tuple[int, ...] | None = None  # the vocabulary ids the rows come from, or started from
+    ids: tuple[int, ...] | None = None  # the vocabulary ids that the rows come from or started from
 
     @property
     def k(self) -> int:
@@ -38,7 +38,7 @@ class KVPrefix:
     """A prefix given as the keys and values of every layer: learned as such, or computed by another model."""
 
     name: str
-    kv: tuple[tuple[Tensor, Tensor], ...]  # a layer: keys and values, each (1, heads, k, head_dim)
+    kv: tuple[tuple[Tensor, Tensor], ...]  # per layer: keys and values, each (1, heads, k, head_dim)
 
     @property
     def k(self) -> int:
@@ -49,7 +49,7 @@ AnyPrefix = Prefix | KVPrefix
 
 
 def tensors(prefix: AnyPrefix) -> tuple[Tensor, ...]:
-    """Everything a prefix consists of, for fingerprints."""
+    """All tensors of a prefix, for fingerprints."""
     return (prefix.rows,) if isinstance(prefix, Prefix) else tuple(t for pair in prefix.kv for t in pair)
 
 
@@ -64,7 +64,7 @@ def from_ids(model: Model, ids: Tensor, name: str) -> Prefix:
 
 
 def hard(model: Model, tokenizer: Tokenizer, text: str = PAPER_HARD_PROMPT) -> Prefix:
-    """The embeddings of a text's tokens (with the tokenizer's own start token, as the model reads any text)."""
+    """The embeddings of a text's tokens, with the tokenizer's own start token, as the model reads any text."""
     ids = tokenizer(text)["input_ids"]
     if not text.strip() or not ids:
         raise InputError("the hard prompt is empty; give at least one word")
@@ -72,12 +72,12 @@ def hard(model: Model, tokenizer: Tokenizer, text: str = PAPER_HARD_PROMPT) -> P
 
 
 def start_token(tokenizer: Tokenizer) -> int | None:
-    """The id of the start token, or of the end token for tokenizers that have no other; None if there is neither."""
+    """The id of the start token, or of the end token if there is no start token. None if there is neither."""
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
 def bos(model: Model, tokenizer: Tokenizer) -> Prefix:
-    """Control: the start token alone. Tells a prompt from an attention sink."""
+    """Control: the start token alone. It shows whether a prompt does more than an attention sink."""
     token = start_token(tokenizer)
     if token is None:
         raise InputError("this tokenizer has no start token: there is no bos control for it")
@@ -94,10 +94,10 @@ def random_rows(model: Model, k: int, seed: int = 0, name: str = "random") -> Pr
 
 
 def random_control(model: Model, k: int, seed: int = 0, unlike: Sequence[tuple[int, ...] | None] = ()) -> Prefix:
-    """Control: k random rows of the vocabulary that are not the untrained prompt's, nor another control's.
+    """Control: k random rows of the vocabulary, other than those of the untrained prompt and of other controls.
 
-    They are drawn from the seed after ``seed`` on, until they differ from the rows that ``vocab-random`` draws with
-    ``seed`` and from all ids in ``unlike``. Raises InputError if the vocabulary is too small for that.
+    Tries the seeds after ``seed`` until the rows differ from those that ``vocab-random`` draws with ``seed`` and from
+    all ids in ``unlike``. Raises InputError if the vocabulary is too small for that.
     """
     taken = [random_rows(model, k, seed).ids, *unlike]
     for attempt in range(1, 65):
@@ -121,7 +121,7 @@ def text_rows(model: Model, tokenizer: Tokenizer, text: str, k: int) -> Prefix:
 
 
 def frequent_rows(model: Model, stream: Tensor, k: int) -> Prefix:
-    """The k most frequent tokens of a token stream (M,), the commonest first; repeated where there are fewer."""
+    """The k most frequent tokens of a token stream (M,), most frequent first; repeated if there are fewer."""
     vocabulary = embeddings(model).shape[0]
     counts = torch.bincount(stream.flatten().cpu(), minlength=vocabulary)
     order = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())]
@@ -129,7 +129,7 @@ def frequent_rows(model: Model, stream: Tensor, k: int) -> Prefix:
 
 
 def resized(prefix: Prefix, k: int) -> Prefix:
-    """k rows of an earlier prompt: its first k, or all of them again from the first where it has fewer."""
+    """k rows of an earlier prompt: its first k, repeated from the first row on if it has fewer."""
     if prefix.k == 0:
         raise InputError("the prompt to start from has no rows")
     rows = torch.arange(k) % prefix.k

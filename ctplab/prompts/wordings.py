@@ -16,14 +16,15 @@ WORDINGS = {
 
 
 def wording(name: str) -> str:
-    """The preset called ``name``; any other text stands for itself."""
+    """The text of the preset called ``name``, or ``name`` itself if it is no preset."""
     return WORDINGS.get(name, name)
 
 
 def read_candidates(path: Path) -> list[str]:
-    """Hard prompts of a text file: separated by blank lines where it has any, else one a line. Presets by name.
+    """Read hard prompts from a text file: separated by blank lines if it has any, else one per line.
 
-    Raises InputError where the file cannot be read or holds none; the same text counts once.
+    The name of a preset stands for its text. The same text counts once. Raises InputError if the file cannot be read
+    or holds no prompt.
     """
     try:
         text = path.read_text(encoding="utf-8").strip()

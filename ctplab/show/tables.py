@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ctplab.learning.memory import Memory
-from ctplab.measure.latency import LatencyPoint, Spread
+from ctplab.measure.latency import LatencyPoint, Quartiles
 from ctplab.measure.lens import Lens
 from ctplab.measure.recovery import OverSeeds, Recovery
 from ctplab.measure.stats import Interval
@@ -91,7 +91,7 @@ def _matrix(cells: Sequence[Any], text: Callable[[Any], str]) -> str:
 def latency_table(points: Sequence[LatencyPoint]) -> str:
     """Medians with quartiles."""
 
-    def cell(value: Spread) -> str:
+    def cell(value: Quartiles) -> str:
         return f"{value.median:.1f} [{value.low:.1f}, {value.high:.1f}]"
 
     rows = [[p.arm, p.attached, str(p.k), cell(p.first_token_ms), cell(p.tokens_per_second)] for p in points]

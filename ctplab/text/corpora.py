@@ -1,9 +1,9 @@
-"""Named corpora -> token windows (N, T) with a fingerprint.
+"""Turn named corpora into token windows (N, T) with a fingerprint.
 
 ``atlas-web``, ``atlas-wiki``, ``atlas-news`` (generated), ``docs`` (docstrings on this machine), the published ones
 (``published.py``: ``c4``, ``wikitext2``, ``ptb`` and their older variants) and ``file:PATH``.
-Documents are joined, tokenised once (so a start token, where the tokenizer sets one, stands at the very beginning
-only) and cut into windows of T; the tail is dropped.
+Documents are joined, tokenised in one piece and cut into windows of T tokens; the tail is dropped. So if the tokenizer
+sets a start token, it stands only at the very beginning.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class Split:
 
     @cached_property
     def windows(self) -> Tensor:
-        """(N, T): disjoint windows in order, tail dropped. Raises InputError where the text is too short."""
+        """(N, T): disjoint windows in order, without the tail. Raises InputError if the text is too short."""
         n = len(self.stream) // self.seq_len
         if n == 0:
             raise InputError(
@@ -52,7 +52,7 @@ class Split:
         return self.stream[: n * self.seq_len].view(n, self.seq_len)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """(n, T): windows at random places, as calibration draws them."""
+        """(n, T): windows at random positions, for calibration."""
         last = len(self.windows.flatten()) - self.seq_len
         rng = random.Random(seed)
         starts = [rng.randint(0, last) for _ in range(n)]
@@ -68,7 +68,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A named corpus tokenised by one tokenizer; splits are made when first used."""
+    """A named corpus, tokenised by one tokenizer. Each split is made on first use."""
 
     name: str
     seq_len: int
@@ -92,7 +92,7 @@ class Corpus:
 
 
 def corpus(name: str, tokenizer: Tokenizer, seq_len: int = 256) -> Corpus:
-    """The corpus ``name`` in windows of ``seq_len`` tokens. Raises InputError for an unknown name."""
+    """The corpus ``name`` in windows of ``seq_len`` tokens. Raises InputError if the name is unknown."""
     if seq_len < 2:
         raise InputError(f"sequence length must be at least 2, not {seq_len}")
     if name in registers.WRITERS:
@@ -125,7 +125,7 @@ def _joined(splits: Callable[[], dict[str, list[str]]], split: str) -> str:
 
 
 def _docs() -> dict[str, list[str]]:
-    """The harvest, kept on disk for the installed versions it was made from."""
+    """The harvest, cached on disk for the installed versions that it was made from."""
     installed = {d.name: d.version for d in metadata.distributions() if d.name in docs.PACKAGES}
     rules = Path(docs.__file__).read_bytes()
     key = hashlib.sha256(json.dumps([sys.version, sorted(installed.items())]).encode() + rules).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Text files as documents, and their splits."""
+"""Read text files as documents, and split them."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def read_documents(path: Path) -> list[str]:
-    """Documents of one file: a ``text`` field a line (.jsonl), or paragraphs between blank lines (other)."""
+    """Documents of a file: the ``text`` of each line (.jsonl), else parts between ``<|endoftext|>`` or blank lines."""
     try:
         content = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
@@ -23,12 +23,12 @@ def read_documents(path: Path) -> list[str]:
 
 
 def read_splits(paths: str) -> dict[str, list[str]]:
-    """``TRAIN,VALIDATION,TEST``, or one file split 90/5/5 by document (between words where it has fewer than 20)."""
+    """Read ``TRAIN,VALIDATION,TEST``, or split one file 90/5/5 by document (between words if it has fewer than 20)."""
     files = [Path(part) for part in paths.split(",")]
     if len(files) == 3:
         return dict(zip(SPLITS, map(read_documents, files), strict=True))
     if len(files) != 1:
-        raise InputError("file: takes one path, or three: file:TRAIN,VALIDATION,TEST")
+        raise InputError(f"file: takes one path, or three (file:TRAIN,VALIDATION,TEST), not {paths!r}")
     documents = read_documents(files[0])
     if not documents:
         raise InputError(f"{files[0]} has no text")

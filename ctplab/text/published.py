@@ -10,8 +10,8 @@
 | ``ptb-old`` | | | validation, sentences joined by blank lines |
 
 C4 documents are joined by spaces. The paper's code chose checkpoints on the C4 split that it reports; here the two
-are apart. Texts come from the folder ``CTPLAB_DATA`` (C4 there: a sample of 1,000 records, split 850 / 50 / 100), else
-from the hub through ``datasets``.
+splits differ. Texts come from the folder ``CTPLAB_DATA`` if it is set (its C4 is a sample of 1,000 records, split
+850 / 50 / 100), else from the hub through ``datasets``.
 """
 
 import os
@@ -32,7 +32,7 @@ WINDOWS = 256
 
 
 def token_stream(name: str, split: str, tokenizer: Tokenizer, seq_len: int) -> Tensor:
-    """(M,) token ids of a split. Raises InputError where the text cannot be had, or the variant has no such split."""
+    """(M,) token ids of a split. Raises InputError if the text is not available or the variant has no such split."""
     if name in OLD and split != "test":
         raise InputError(f"{name} is an old way of scoring and has a test split only; learn on {OLD[name]}")
     if name == "c4-old":
@@ -53,8 +53,8 @@ def _text(name: str, split: str) -> str:
 def long_document_windows(documents: list[str], tokenizer: Tokenizer, seq_len: int, seed: int = 0) -> Tensor:
     """The old C4 evaluation: 256 windows, each from a document drawn until it is longer than a window.
 
-    The same draws as the reference code, and so the same windows. Documents too short in bytes are not tokenised:
-    a token covers at least one. Returns the windows one after the other, (256 * seq_len,).
+    The draws and so the windows are those of the reference code. A token covers at least one byte, so documents with
+    too few bytes are not tokenised. Returns the windows one after the other, (256 * seq_len,).
     """
     long = {
         i: ids
@@ -97,7 +97,7 @@ def _c4(split: str) -> list[str]:
 
 
 def _wikitext(split: str) -> list[str]:
-    """Rows as the data set has them: a line with its line break, or nothing for a blank one."""
+    """Rows as in the data set: a line with its line break, or an empty string for a blank line."""
     folder = _folder()
     if folder is not None:
         file = {"train": "wiki.train.tokens", "validation": "wiki.valid.raw", "test": "wiki.test.raw"}[split]
@@ -110,7 +110,7 @@ def _ptb(split: str) -> list[str]:
     if folder is not None:
         file = {"train": "ptb.train.txt", "validation": "ptb.valid.txt", "test": "ptb.test.txt"}[split]
         return [line.strip() for line in _lines(folder / "ptb" / file)]
-    # The data set itself is a script, which datasets 4 and later do not run; the hub keeps a converted copy.
+    # The data set itself is a script, which datasets 4 and later does not run. The hub keeps a converted copy.
     rows = _from_hub("ptb-text-only/ptb_text_only", "penn_treebank", split=split, revision="refs/convert/parquet")
     return list(rows["sentence"])
 
@@ -122,7 +122,7 @@ def _from_hub(*where: str, **options: Any) -> Any:
         raise InputError(f"{where[0]} needs the folder CTPLAB_DATA, or 'pip install datasets' and a hub") from None
     try:
         return load_dataset(*where, **options)
-    except Exception as error:  # the hub's errors are many; the user needs one line
+    except Exception as error:  # the hub raises many kinds; the user needs one line
         reason = type(error).__name__
         raise InputError(
             f"cannot get {where[0]} from the hub ({reason}); set CTPLAB_DATA to a folder of texts"

@@ -1,4 +1,4 @@
-"""A real Chromium uses every tab as a person would. Each page checks too: no console error, nothing leaves the host."""
+"""A real Chromium uses every tab as a person would. No page logs a console error or contacts another host."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Prompts to and from other programs. PEFT itself is the reference: equal logits both ways."""
+"""Prompts to and from other programs. PEFT itself is the reference: logits are equal both ways."""
 
 import json
 import pickle
@@ -137,7 +137,7 @@ def test_our_own_export_comes_back_with_its_origin(llama, tokenizer, tmp_path, t
     if to == "peft":
         assert torch.equal(back.prefix.rows, prompt.prefix.rows)
     else:
-        with pytest.raises(ctp.InputError, match="use --to kv"):
+        with pytest.raises(ctp.InputError, match="use to='kv'"):
             exchange.export_prompt(back, tmp_path / "x", llama, "embeds")
 
 

@@ -1,4 +1,4 @@
-"""The notebooks' explorers and live curve, without a browser: controls are moved and figures must follow."""
+"""The notebooks' explorers and live curve, without a browser: a test moves the controls and the figures must follow."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Every recipe on a tiny model, through the command: table, figure and JSON; a second run computes nothing again."""
+"""Every recipe on a tiny model, through the command: table, figure and JSON; a second run recomputes nothing."""
 
 import json
 import math

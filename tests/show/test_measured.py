@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import scored
 
-from ctplab.measure.latency import LatencyPoint, Spread
+from ctplab.measure.latency import LatencyPoint, Quartiles
 from ctplab.measure.recovery import from_scores
 from ctplab.measure.stats import Interval
 from ctplab.measure.transfer import TransferCell
@@ -22,7 +22,7 @@ CELLS = [
     TransferCell("w3", "w3", "x", True, refused="another tokenizer"),
 ]
 POINTS = [
-    LatencyPoint("dense", way, k, 1, 64, 8, Spread(5.0 + k, 4.0, 200.0), Spread(50, 40, 60))
+    LatencyPoint("dense", way, k, 1, 64, 8, Quartiles(5.0 + k, 4.0, 200.0), Quartiles(50, 40, 60))
     for way, k in (("none", 0), ("concatenated", 25), ("compiled", 25))
 ]
 ROWS = [

@@ -1,8 +1,8 @@
 """An arm as a model that lm-eval can ask.
 
-Differences to giving lm-eval a PEFT adapter: the context is shortened by k (learned positions would overflow), the
-embeddings are never resized (every arm keeps the same softmax), and the prefix is computed once. As everywhere in the
-lab, a text behind a prefix has no start token of its own; without a prefix the tokenizer's own rule holds.
+This differs from giving lm-eval a PEFT adapter. The context is k tokens shorter, because learned positions would
+overflow. The embeddings are never resized, so every arm keeps the same softmax. The prefix is computed once. As
+everywhere in the lab, a text behind a prefix has no start token of its own; without a prefix the tokenizer decides.
 """
 
 import logging
@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctplab.decoding.inputs import behind_prefix
 from ctplab.models import Tokenizer
 from ctplab.models.anatomy import context_length
 from ctplab.prompts.arms import Arm
-from ctplab.prompts.compiled import compile_prefix, expand
+from ctplab.prompts.compiled import compiled, expand
 from ctplab.prompts.head import logits_after
 
 
 def as_lm(arm: Arm, tokenizer: Tokenizer, batch: int) -> Any:
-    """An lm-eval model that answers as ``arm`` does."""
+    """An lm-eval model that answers as ``arm`` does. Raises InputError if the prefix does not fit the model."""
     HFLM: Any = import_module("lm_eval.models.huggingface").HFLM
 
     class PrefixLM(HFLM):
@@ -35,13 +36,11 @@ def as_lm(arm: Arm, tokenizer: Tokenizer, batch: int) -> Any:
         def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
             cache = expand(arm.model, kv, len(context))
             if cache is not None:
-                mask = settings["attention_mask"]
-                settings["attention_mask"] = torch.cat([mask.new_ones(len(mask), arm.prefix.k), mask], 1)
+                settings["attention_mask"] = behind_prefix(settings["attention_mask"], arm.prefix.k)
                 settings["past_key_values"] = cache
             return super()._model_generate(context, max_length, stop, **settings)
 
-    with torch.no_grad():
-        kv = compile_prefix(arm.model, arm.prefix)
+    kv = compiled(arm)
     limit = context_length(arm.model)
     return PrefixLM(
         pretrained=arm.model,
@@ -54,7 +53,7 @@ def as_lm(arm: Arm, tokenizer: Tokenizer, batch: int) -> Any:
 
 @contextmanager
 def only_errors() -> Iterator[None]:
-    """lm-eval warns about live model objects and local data, which are what is wanted here."""
+    """Inside, lm-eval does not warn about live model objects and local data, which are wanted here."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)

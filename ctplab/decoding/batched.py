@@ -1,0 +1,92 @@
+"""Greedy answers to a whole batch with little between two passes: for thousands of questions, and for clocks.
+
+``generate`` of transformers does more there. The answers are the same.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctplab.decoding.inputs import Batch, behind_prefix, crowded_window, positions
+from ctplab.decoding.sampler import refuse_nan
+from ctplab.errors import InputError
+from ctplab.models.anatomy import check_context, embed, embeddings
+from ctplab.prompts.arms import Arm
+from ctplab.prompts.compiled import check_width, compiled, expand
+from ctplab.prompts.prefix import Prefix
+
+
+@torch.no_grad()
+def greedy(
+    arm: Arm,
+    batch: Batch,
+    new_tokens: int,
+    *,
+    ends: Sequence[int] = (),
+    concatenate: bool = False,
+    on_tokens: Callable[[int], None] = lambda n: None,
+) -> Tensor:
+    """The answer to every row of ``batch``, the most likely token each time: (B, m) new ids.
+
+    A row that has reached one of ``ends`` repeats it. m is ``new_tokens``, or less if all rows have ended before.
+
+    The prefix is compiled: its keys and values are computed once for model and prefix, and kept. With ``concatenate``
+    its rows stand in front of the texts' embeddings instead, and are read anew with them. Both give the same tokens.
+
+    ``on_tokens`` is called with the number of tokens that each row has: with 0 as soon as the prefix is ready and
+    before the first pass, and then after every pass. A device may still be at work on that pass: it is not waited for.
+
+    Raises InputError if prefix, text and answer do not fit, if padding would push the prefix out of the model's
+    attention window, if the prefix has no rows to concatenate, and if the model gives NaN.
+    """
+    model, k = arm.model, arm.prefix.k
+    count, length, device = len(batch.ids), k + batch.ids.shape[1], batch.ids.device
+    check_context(model, k, batch.ids.shape[1] + new_tokens)
+    mask = behind_prefix(batch.mask, k)
+    if window := crowded_window(arm, mask, new_tokens):
+        raise InputError(f"padding does not go with this model's attention window of {window}: use batches of one")
+    rows = _rows(arm) if concatenate else None
+    kv = compiled(arm) if rows is None else []
+    on_tokens(0)
+
+    mask = torch.cat([mask, mask.new_ones(count, new_tokens)], 1)
+    places = positions(mask) if "position_ids" in inspect.signature(model.forward).parameters else None
+    cache, start = expand(model, kv, count), k
+    current: dict[str, Any] = {"input_ids": batch.ids}
+    if rows is not None:
+        current = {"inputs_embeds": torch.cat([rows.expand(count, -1, -1), embed(model, batch.ids)], 1)}
+        start = 0
+
+    last = torch.tensor(list(ends), device=device)
+    done = torch.zeros(count, dtype=torch.bool, device=device)
+    new: list[Tensor] = []
+    total: Tensor = torch.zeros((), device=device)
+    for width in range(length, length + new_tokens):
+        if places is not None:
+            current["position_ids"] = places[:, start:width]
+        out = model(**current, attention_mask=mask[:, :width], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        best = out.logits[:, -1].to(device).max(-1)
+        token, total = best.indices, total + best.values
+        if new and ends:
+            token = torch.where(done, new[-1], token)
+        new.append(token)
+        on_tokens(len(new))
+        current, cache, start = {"input_ids": token[:, None]}, out.past_key_values, width
+        if ends:
+            done |= torch.isin(token, last)
+            if done.all():
+                break
+    refuse_nan(total)  # once for all passes, so that none is waited for
+    return torch.stack(new, 1)
+
+
+def _rows(arm: Arm) -> Tensor:
+    """The prefix's rows (k, d) as the model's embeddings are: device and type."""
+    if not isinstance(arm.prefix, Prefix):
+        raise InputError(f"the prefix {arm.prefix.name!r} is keys and values: it has no rows to concatenate")
+    check_width(arm.model, arm.prefix)
+    table = embeddings(arm.model)
+    return arm.prefix.rows.to(table.device, table.dtype)

@@ -1,0 +1,54 @@
+"""Fingerprints see every value, notice every change, and keep what prompt files hold."""
+
+import torch
+from torch import nn
+
+from ctplab.models.fingerprints import base_fingerprint, see, tensor_fingerprint, unchanged, weights_fingerprint
+
+
+def test_every_value_counts():
+    """Long tensors too, whichever row it is in; and shape and dtype."""
+    table = torch.zeros(1024, 4)
+    known = {tensor_fingerprint(table), tensor_fingerprint(table.view(4, 1024)), tensor_fingerprint(table.half())}
+    for row in (0, 1, 511, 1023):
+        other = table.clone()
+        other[row, 3] = 1
+        known.add(tensor_fingerprint(other))
+    assert len(known) == 7
+    assert tensor_fingerprint(table.T) == tensor_fingerprint(table.T.contiguous())
+    assert tensor_fingerprint(torch.tensor(3)) != tensor_fingerprint(torch.tensor(4))
+    assert tensor_fingerprint(torch.zeros(0, 3)) != tensor_fingerprint(torch.zeros(0, 4))
+
+
+def test_a_models_fingerprint_follows_every_change_of_its_weights():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).requires_grad_(False)
+    seen = [weights_fingerprint(model)]
+    assert weights_fingerprint(model) == seen[0]
+    model[0].weight[2, 2] += 1
+    seen.append(weights_fingerprint(model))
+    model[1].running_mean.add_(1)  # a buffer, as packed codes are
+    seen.append(weights_fingerprint(model))
+    model[0].weight = nn.Parameter(model[0].weight * 2, requires_grad=False)
+    seen.append(weights_fingerprint(model))
+    assert len(set(seen)) == 4
+    model[0].weight.mul_(0.5)
+    assert weights_fingerprint(model) == seen[2]
+
+
+def test_what_cannot_be_watched_is_never_called_unchanged():
+    with torch.inference_mode():
+        hidden = [torch.ones(2)]
+    assert see(hidden) is None and not unchanged(None, hidden)
+    plain = [torch.ones(2)]
+    assert unchanged(see(plain), plain) and not unchanged(see(plain), [torch.ones(2)])
+
+
+def test_the_embedded_models_base_is_still_recognised_by_its_shipped_prompt():
+    """The rule must not change: prompt files hold its result."""
+    import ctplab as ctp
+    from ctplab.disk import data_dir
+
+    (manifest,) = data_dir().glob("**/prompt.json")
+    assert ctp.load_prompt(manifest.parent).info["base_fingerprint"] == base_fingerprint(
+        ctp.load("atlas", device="cpu")[0]
+    )
