@@ -128,11 +128,6 @@ def from_config(config):
     return model.eval().requires_grad_(False)
 
 
-def any_model(family: str):
-    """A tiny random model of :func:`tiny`'s families or of ``MORE_FAMILIES``."""
-    return tiny(family) if family.islower() else from_config(getattr(transformers, family)(**MORE_FAMILIES[family]))
-
-
 FAMILIES = ("llama", "opt", "bloom", "neox", "gpt2")
 
 

@@ -82,7 +82,7 @@ def _rule(whole: dict[str, Any]) -> str:
     normalizer = whole.get("normalizer")
     if normalizer is not None and normalizer["type"] != "NFC":  # NFC leaves nearly all text as it is
         raise InputError(f"llama.cpp has no rule for a tokenizer that changes text ({normalizer['type']})")
-    first = whole.get("pre_tokenizer") or {"type": "none"}
+    first: dict[str, Any] = whole.get("pre_tokenizer") or {"type": "none"}
     steps: list[dict[str, Any]] = first["pretokenizers"] if first["type"] == "Sequence" else [first]
     if steps[-1]["type"] == "ByteLevel" and not steps[-1]["add_prefix_space"]:
         before, gpt2 = steps[:-1], steps[-1].get("use_regex", True)

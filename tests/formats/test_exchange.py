@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import any_model, tiny
+from conftest import any_tiny, tiny
 from safetensors.torch import load_file, save_file
 
 import ctplab as ctp
@@ -53,7 +53,7 @@ def test_peft_gives_the_same_logits_for_our_rows(model, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "opt", "bloom", "neox", "gpt2", "Gemma2Config", "Qwen3Config"])
 def test_peft_gives_the_same_logits_for_our_keys_and_values(family, tokenizer, tmp_path):
-    model = any_model(family)
+    model = any_tiny(family)
     prompt = prompt_of(model, tokenizer)
     want = arm_logits(model, prompt.prefix)
     exchange.export_prompt(prompt, tmp_path, model, "kv")

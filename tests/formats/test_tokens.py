@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 from commands import refused, run_json
-from conftest import VOCABULARY, any_model, tiny
+from conftest import VOCABULARY, any_tiny, tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -55,7 +55,7 @@ def say(model, tokenizer, texts, n=12) -> list[str]:
 @torch.no_grad()
 def test_transformers_reads_our_arm(family, tokenizer, tmp_path):
     """Logits and greedy text, alone and in a padded batch, from nothing but the folder and plain text."""
-    model = any_model(family)
+    model = any_tiny(family)
     tokenizer = AutoTokenizer.from_pretrained(stored(model, tokenizer, tmp_path / "m"))  # Qwen2's class adds tokens
     saved = prompt_of(model, tokenizer)
     found = ctp.export_tokens(saved, tmp_path / "m", tmp_path / "t", dtype="float32")
@@ -363,7 +363,7 @@ class Curved(torch.nn.Embedding):
 
 @pytest.mark.parametrize("family", ["llama", "GemmaConfig", "Gemma3TextConfig"])
 def test_the_scale_is_the_models_own(family):
-    model = any_model(family)
+    model = any_tiny(family)
     factor = token_rows.scale(model)
     assert factor == pytest.approx(1 if family == "llama" else 32**0.5, rel=1e-6)
     ids = torch.arange(9)
