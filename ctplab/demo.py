@@ -10,7 +10,7 @@ import torch
 
 from ctplab.atlas.questions import Question, all_questions, questions
 from ctplab.atlas.registers import document
-from ctplab.disk import write_json
+from ctplab.disk import write_json, write_text
 from ctplab.formats.checkpoint import model_bytes
 from ctplab.formats.loading import load
 from ctplab.inspect.nearest import inspect_prompt
@@ -23,7 +23,8 @@ from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.runs.store import Store
 from ctplab.runs.study import Study
 from ctplab.scores import WindowScores
-from ctplab.show import plots, report
+from ctplab.show import report
+from ctplab.show.axes import save
 from ctplab.specs import CompressionSpec, PromptSpec
 from ctplab.text.corpora import corpus
 
@@ -204,12 +205,7 @@ def _share(right: list[bool]) -> dict[str, Any]:
 
 
 def _write(folder: Path, result: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    levels = {tag: level for tag, level in result["levels"].items() if tag != "full"}
-    plots.levels(levels, result["levels"]["full"], LEARNED_ON, folder / "levels.png")
-    plots.curve(result["prompt"]["curve"], folder / "curve.png")
-    plots.recovery(result["recovery"], LEARNED_ON, folder / "recovery.png")
-    plots.answers(result["questions"], folder / "questions.png")
-    plots.histogram(result["histogram"], folder / "cosines.png")
-    (folder / "report.md").write_text(report.markdown(result, CORPORA))
+    for name, figure in report.figures(result).items():
+        save(figure, folder / f"{name}.png")
+    write_text(report.markdown(result, CORPORA), folder / "report.md")
     write_json(result, folder / "demo.json")

@@ -161,7 +161,7 @@ def _backward(shape: Shape, settings: Settings, s: int) -> int:
     gradients = text * s * (3 if shape.gated else 2) * shape.inner
     if settings.bits is None:
         return text * s * shape.width + gradients
-    unpacked = shape.width * shape.inner * (4 + (s if s < 4 else 1))  # in fp32, beside its codes or its copy in dtype
+    unpacked = shape.width * shape.inner * (4 + (s if s < 4 else 1))  # in fp32, plus its codes or its copy in dtype
     return text * s * shape.width + max(gradients, text * s * shape.inner + unpacked)
 
 

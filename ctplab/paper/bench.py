@@ -58,11 +58,12 @@ class Bench:
         text = self.texts[what]
         self.say(f"{self.name} {level}: a prompt of {spec.tokens} tokens on {text.name}, {spec.steps} steps")
         tag, model = self.model(level)
-        return self.study.prompt(tag, f"{text.name}-k{spec.tokens}", model, text.train, text.validation, spec)
+        name = f"{text.name}-k{spec.tokens}-s{self.seed}"
+        return self.study.prompt(tag, name, model, text.train, text.validation, spec)
 
     def adapted(self, level: str, what: str = LEARNED_ON) -> AbstractContextManager[Model]:
         """Put a LoRA adapter, learned with the prompts' budget, into the level's model while the context lasts."""
         spec, text = same_budget(replace(self.scale.prompt, seed=self.seed)), self.texts[what]
         self.say(f"{self.name} {level}: a LoRA adapter on {text.name}, {spec.steps} steps")
         tag, model = self.model(level)
-        return self.study.adapted(tag, f"{text.name}-lora", model, text.train, text.validation, spec)
+        return self.study.adapted(tag, f"{text.name}-lora-s{self.seed}", model, text.train, text.validation, spec)

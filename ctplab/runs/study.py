@@ -17,7 +17,7 @@ from ctplab.learning.saving import save_prompt
 from ctplab.measure.perplexity import window_scores
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.models import Model, Tokenizer
-from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
+from ctplab.models.fingerprints import tensor_fingerprint, text_fingerprint, weights_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.arms import Arm
 from ctplab.runs.store import Store
@@ -109,13 +109,15 @@ class Study:
             "corpus": [train.fingerprint, validation.fingerprint],
             "model": weights_fingerprint(model),
         }
+        teacher = self.full if spec.kl > 0 else None
+        if teacher is not None:
+            made_from["teacher"] = weights_fingerprint(teacher)
         adapter = lora.Adapter(model, LoraSpec(), spec.seed)
         try:
             if lora.made_from(folder) == made_from:
                 adapter.load(folder)
             else:
                 state = folder / "state.safetensors"
-                teacher = self.full if spec.kl > 0 else None
                 learned = lora.learn_lora(
                     adapter, train, validation, spec, teacher=teacher, state=state, progress=self.progress
                 )
@@ -135,7 +137,7 @@ class Study:
         """The arm's answers, and whether each is right."""
         result = once(
             self.store.score(tag, arm.name, "questions"),
-            {"arm": arm.fingerprint, "n": len(questions), "last": questions[-1].text},
+            {"arm": arm.fingerprint, "asked": text_fingerprint(*(question.text for question in questions))},
             lambda: {"answers": answers(arm, self.tokenizer, questions, progress=self.progress)},
         )
         return result["answers"], marks(result["answers"], questions)

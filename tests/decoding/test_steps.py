@@ -1,4 +1,4 @@
-"""The pieces of a stream join to the output of ``generate``, with one forward pass per piece and none between two."""
+"""The pieces of a stream join to the output of ``generate``. A piece costs one forward pass; a pause costs none."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
