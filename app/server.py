@@ -70,8 +70,12 @@ def launch(
 ) -> None:
     """Load the models and prompts (the embedded ones where none are named) and serve until Ctrl-C."""
     with socket.socket() as probe:
-        if probe.connect_ex((host, port)) == 0:
-            raise ctp.InputError(f"port {port} is taken; choose another with --port")
+        try:
+            taken = probe.connect_ex((host, port)) == 0
+        except OSError as error:
+            raise ctp.InputError(f"there is no host {host!r} ({error.strerror}); try host='127.0.0.1'") from None
+        if taken:
+            raise ctp.InputError(f"port {port} is taken; choose another with port=")
     bench = Bench(runs, device=device)
     bench.load_model(full)
     if full == "atlas" and not compressed:

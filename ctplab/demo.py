@@ -18,7 +18,7 @@ from ctplab.inspect.similarity import cosine_histogram
 from ctplab.measure.stats import recovery, wilson
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.progress import Progress, bar
-from ctplab.prompts.arms import USUAL, Arm, Parts, arms, build
+from ctplab.prompts.arms import USUAL, Arm, Parts, arms, build, check_dtypes
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.runs.store import Store
 from ctplab.runs.study import Study
@@ -71,13 +71,14 @@ def run_demo(
     root: Path,
     *,
     device: str | None = None,
+    dtype: str | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
     progress: Progress = bar,
 ) -> dict[str, Any]:
     """Run (or resume) the demo under ``root`` and return the content of ``demo.json``."""
     began = time.perf_counter()
-    full, tokenizer = load("atlas", device=device)
+    full, tokenizer = load("atlas", device=device, dtype=dtype)
     study = Study(Store(root, "atlas"), full, tokenizer, progress)
     texts = {name: corpus(name, tokenizer, SEQ_LEN) for name in CORPORA}
     splits = {name: text.test for name, text in texts.items()}
@@ -186,6 +187,7 @@ def run_demo(
         "corpora": {name: split.fingerprint for name, split in splits.items()},
         "parameters": weights,
         "seed": seed,
+        "dtype": check_dtypes([full, *compressed.values()]),
         "deterministic": "same numbers on the same machine, versions and thread count",
         "torch": torch.__version__,
         "seconds": round(time.perf_counter() - began, 1),

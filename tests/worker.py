@@ -54,4 +54,4 @@ if __name__ == "__main__":
             if arguments[0] == "experts":
                 experts(arguments[1])
             else:
-                assert cli.run(arguments, device) == 0
+                assert cli.run_command(arguments, device) == 0

@@ -1,28 +1,50 @@
-"""``ctplab``: subcommands over the public API. Exit codes: 0, 2 (bad input, one line), 130 (interrupted)."""
+"""``ctplab``: one file a command. Exit codes: 0, 2 (bad input, one line), 130 (interrupted).
+
+A command does its work through the public API (``import ctplab as ctp``). The rest of the library gives it what only a
+terminal needs: tables, bars, run folders, the paper's numbers, and how a sweep is planned.
+"""
 
 import sys
 
 from ctplab import parallel
 from ctplab.cli import (
-    answer,
     app,
-    exchange,
+    compare,
+    compress,
+    demo,
+    export,
+    generate,
     hard,
-    look,
+    import_,
+    info,
+    inspect,
+    latency,
+    learn,
+    lens,
     memory,
-    models,
-    prompts,
     recover,
     reproduce,
     score,
-    study,
     sweep,
     transfer,
 )
-from ctplab.cli.shared import Parser, note
+from ctplab.cli.shared import Parser, in_flags, note
 from ctplab.errors import InputError, Interrupted
 
-WORK = (study, models, prompts, hard, score, recover, transfer, memory, look, answer, exchange, reproduce, sweep, app)
+COMMANDS = (
+    demo, compress, info, learn, hard, score, latency, recover, transfer, memory, inspect, lens, generate, compare,
+    export, import_, reproduce, sweep, app,
+)  # fmt: skip
+"""In the order of ``ctplab --help``."""
+
+
+def parser() -> Parser:
+    """The parser of ``ctplab`` with every command and option."""
+    whole = Parser(prog="ctplab", description="Compress a language model, and heal it with a soft prompt.")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    for command in COMMANDS:
+        command.register(commands)
+    return whole
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,19 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def parser() -> Parser:
-    """The parser of the whole command line; it raises InputError for bad options."""
-    whole = Parser(prog="ctplab", description="Compress a language model, and heal it with a soft prompt.")
-    commands = whole.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for module in WORK:
-        module.register(commands)
-    return whole
-
-
 def run_command(arguments: list[str] | None, device: str | None) -> int:
-    """Run one command in this process or, on ``device``, as one of several."""
+    """Run one command in this process or, on ``device``, as one of several; returns the exit code."""
+    flags: dict[str, str] = {}
     try:
         options = parser().parse_args(arguments)
+        flags = options.parser.flags
         if parallel.size() > 1 and not options.shared:
             raise InputError("this command runs in one process; several can share learn, compress and score")
         if parallel.left_alone():
@@ -56,7 +71,7 @@ def run_command(arguments: list[str] | None, device: str | None) -> int:
         options.run(options)
         return 0
     except InputError as error:  # bad input is bad in every process
-        note(str(error))
+        note(in_flags(str(error), flags))
         return 2
     except KeyboardInterrupt:
         note("interrupted; run the same command to go on")

@@ -4,10 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ctplab.cli.shared import at_least
 from ctplab.errors import InputError
 
 
 def app(options: argparse.Namespace) -> None:
+    """Load what is named and serve the page until Ctrl-C."""
     try:
         from ctplab.app.server import launch  # pyright: ignore[reportMissingImports]  (not in every installation)
     except ImportError as error:
@@ -27,14 +29,14 @@ def app(options: argparse.Namespace) -> None:
 
 
 def register(commands: Any) -> None:
-    """Add the subcommand of this file; ``python -m app`` takes the same options."""
+    """Add the command; ``python -m app`` takes the same options."""
     about = "the dashboard in a browser, on localhost"
     sub = commands.add_parser("app", help=about, description=about)
-    sub.set_defaults(run=app)
+    sub.set_defaults(run=app, shared=False, parser=sub)
     sub.add_argument("--full", default="atlas", metavar="MODEL", help="the uncompressed model (default: atlas)")
     sub.add_argument("--compressed", action="append", default=[], metavar="MODEL", help="repeatable")
     sub.add_argument("--prompt", action="append", default=[], metavar="DIR", help="repeatable")
     sub.add_argument("--runs", default="runs", type=Path, metavar="DIR", help="where results are read and written")
     sub.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     sub.add_argument("--host", default="127.0.0.1")
-    sub.add_argument("--port", type=int, default=7860)
+    sub.add_argument("--port", type=at_least(0, 65535), default=7860)

@@ -5,23 +5,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctplab.cli.shared import add_command, finish, load_model, say, seq_len
+import ctplab as ctp
+from ctplab.cli.shared import add_command, at_least, finish, load_model, say, seq_len
+from ctplab.disk import compute_always, write_json
+from ctplab.progress import bar
+from ctplab.prompts.wordings import WORDINGS, read_candidates
 
 
 def hard(options: argparse.Namespace) -> None:
-    from ctplab.disk import compute_always, kept_in, write_json
-    from ctplab.measure.candidates import rank_hard_prompts
-    from ctplab.progress import bar
-    from ctplab.prompts.wordings import WORDINGS, read_candidates
-    from ctplab.text.corpora import corpus
-
+    """Rank the presets, or the lines of --candidates."""
     texts = read_candidates(Path(options.candidates)) if options.candidates else list(WORDINGS.values())
     model, tokenizer = load_model(options, options.model)
     longest = max(len(tokenizer(text)["input_ids"]) for text in texts)
     length = seq_len(model, options.seq_len, longest)
-    windows = corpus(options.corpus, tokenizer, length).validation.windows[: options.windows or None]
-    keep = kept_in(Path(options.out).with_suffix(".cells")) if options.out else compute_always
-    ranked = rank_hard_prompts(model, tokenizer, texts, windows, keep=keep, seed=options.seed, progress=bar)
+    windows = ctp.corpus(options.corpus, tokenizer, length).validation.windows[: options.windows or None]
+    keep = ctp.kept_in(Path(options.out).with_suffix(".cells")) if options.out else compute_always
+    ranked = ctp.rank_hard_prompts(model, tokenizer, texts, windows, keep=keep, seed=options.seed, progress=bar)
     tell = say(options)
     tell(f"nats a token on the validation split of {options.corpus}, and the difference to no prompt [95%]")
     for candidate in ranked:
@@ -36,11 +35,11 @@ def hard(options: argparse.Namespace) -> None:
 
 
 def register(commands: Any) -> None:
-    """Add the subcommand of this file."""
-    sub = add_command(commands, hard, "rank hard prompts by validation loss")
+    """Add the command."""
+    sub = add_command(commands, "hard", hard, "rank hard prompts by validation loss")
     sub.add_argument("model")
     sub.add_argument("--candidates", metavar="FILE", help="one a line, or blank lines between (default: the presets)")
     sub.add_argument("--corpus", default="atlas-web")
-    sub.add_argument("--seq-len", type=int, default=0)
-    sub.add_argument("--windows", type=int, default=0, help="use the first N windows only")
+    sub.add_argument("--seq-len", type=at_least(0), default=0)
+    sub.add_argument("--windows", type=at_least(0), default=0, help="use the first N windows only")
     sub.add_argument("--out", metavar="FILE", help="write JSON here; results are kept beside it as they come")

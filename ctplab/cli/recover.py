@@ -5,48 +5,59 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctplab.cli.shared import add_command, attach, finish, load_model, manifest_of, say, seq_len, window_options
+import ctplab as ctp
+from ctplab.cli.shared import (
+    add_command,
+    attach,
+    corpora_option,
+    finish,
+    in_flags,
+    load_model,
+    manifest_of,
+    say,
+    seq_len,
+    window_options,
+)
+from ctplab.disk import slug
 from ctplab.errors import InputError
+from ctplab.measure.recovery import over_seeds
+from ctplab.progress import bar
+from ctplab.prompts.arms import check_dtypes
+from ctplab.runs.controls import LEARNED
+from ctplab.show import tables
 
 
 def recover(options: argparse.Namespace) -> None:
-    from ctplab.disk import kept_in, slug
-    from ctplab.formats import prompt_file
-    from ctplab.measure.recovery import in_words, over_seeds
-    from ctplab.progress import bar
-    from ctplab.prompts import prefix
-    from ctplab.runs.controls import LEARNED, recover_with_controls
-    from ctplab.runs.store import Store
-    from ctplab.runs.study import Study
-    from ctplab.show import tables
-    from ctplab.text.corpora import corpus
-
+    """Score every arm on every corpus; several prompts are seeds of one recipe."""
     skip = list(filter(None, options.skip.split(",")))
     if not set(skip) <= set(LEARNED):
         raise InputError(f"--skip takes {', '.join(LEARNED)}, not {options.skip!r}")
-    saved = [prompt_file.load(folder) for folder in options.prompt]
-    own = prompt_file.load(options.full_prompt) if options.full_prompt else None
+    if not options.corpus:
+        raise InputError("give at least one --corpus")
+    saved = [ctp.load_prompt(folder) for folder in options.prompt]
+    own = ctp.load_prompt(options.full_prompt) if options.full_prompt else None
     full, tokenizer = load_model(options, options.full)
     small, _ = load_model(options, options.compressed)
+    dtype = check_dtypes([full, small])
     for prompt in saved:
         attach(options, options.compressed, prompt, small, tokenizer)
     if own is not None:
         attach(options, options.full, own, full, tokenizer)
-    longest = max(prefix.hard(small, tokenizer).k, *(prompt.prefix.k for prompt in saved))
+    longest = max(ctp.hard_prompt(small, tokenizer).k, *(prompt.prefix.k for prompt in saved))
     length = seq_len(small, options.seq_len, longest)
-    study = Study(Store(Path(options.out), options.full), full, tokenizer, bar)
+    study = ctp.Study(ctp.Store(Path(options.out), options.full), full, tokenizer, bar)
     tag = manifest_of(options.compressed).get("tag") or slug(options.compressed)
-    texts = [corpus(name, tokenizer, length) for name in options.corpus.split(",")]
+    texts = [ctp.corpus(name, tokenizer, length) for name in options.corpus]
     tell = say(options)
     runs = []
     for i, (folder, prompt) in enumerate(zip(options.prompt, saved, strict=True)):
-        done = recover_with_controls(
+        done = ctp.recover_with_controls(
             study,
             tag,
             small,
             prompt,
             texts,
-            kept_in(study.store.recovery(tag, folder)),
+            ctp.kept_in(study.store.recovery(tag, folder)),
             own=own.prefix if own else None,
             skip=skip,
             limit=options.windows or None,
@@ -56,17 +67,17 @@ def recover(options: argparse.Namespace) -> None:
         runs.append(done)
         for name, found in done.corpora.items():
             tell(f"{name}, {folder}\n{tables.arms_table(found)}")
-            for line in in_words(found):
+            for line in ctp.in_words(found):
                 tell(f"- {line}")
         for arm, reason in done.left_out.items():
-            tell(f"Without {arm}: {reason}.")
-    result: dict[str, Any] = {"seq_len": length, "corpora": {}, "words": {}, "seeds": {}}
+            tell(f"Without {arm}: {in_flags(reason, options.parser.flags)}.")
+    result: dict[str, Any] = {"seq_len": length, "dtype": dtype, "corpora": {}, "words": {}, "seeds": {}}
     result["left_out"] = {arm: reason for run in runs for arm, reason in run.left_out.items()}
     for text in texts:
         found = [run.corpora[text.name] for run in runs]
         rows = [{name: asdict(arm) | {"ppl": arm.ppl} for name, arm in run.items()} for run in found]
         result["corpora"][text.name] = rows if len(rows) > 1 else rows[0]
-        result["words"][text.name] = in_words(found[0])
+        result["words"][text.name] = ctp.in_words(found[0])
         if len(found) > 1:
             spread = over_seeds(found)
             result["seeds"][text.name] = {arm: asdict(value) for arm, value in spread.items()}
@@ -75,8 +86,8 @@ def recover(options: argparse.Namespace) -> None:
 
 
 def register(commands: Any) -> None:
-    """Add the subcommand of this file."""
-    sub = add_command(commands, recover, "how much of the loss a prompt recovers, beside its controls")
+    """Add the command."""
+    sub = add_command(commands, "recover", recover, "how much of the loss a prompt recovers, beside its controls")
     sub.add_argument("--full", required=True, metavar="MODEL")
     sub.add_argument("--compressed", required=True, metavar="MODEL")
     sub.add_argument("--prompt", required=True, nargs="+", metavar="DIR", help="several: the same recipe, other seeds")
@@ -86,7 +97,7 @@ def register(commands: Any) -> None:
     sub.add_argument(
         "--skip", default="", metavar="ARMS", help="full+own,lora: controls not to learn, each as long as the prompt"
     )
-    sub.add_argument("--corpus", default="atlas-web", help="names, separated by commas")
+    corpora_option(sub, "--corpus", ["atlas-web"])
     sub.add_argument("--force", action="store_true", help="use prompts of unknown origin")
     sub.add_argument(
         "--out", default="runs", metavar="DIR", help="run folder: what is learned and scored; run again to go on"

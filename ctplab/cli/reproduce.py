@@ -5,16 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctplab.cli.shared import add_command, finish, say
+from ctplab.cli.shared import add_command, at_least, corpora_option, finish, say
+from ctplab.disk import write_json
 from ctplab.errors import InputError
+from ctplab.measure.latency import LatencyPoint
+from ctplab.paper import printed
+from ctplab.paper.perplexities import cells
+from ctplab.paper.recipes import CORPORA, EMBEDDED, PAPER, PERPLEXITIES, TASKS, Scale, chosen, needs
+from ctplab.paper.reproduce import reproduce as recipe
+from ctplab.show import tables
 
 
 def reproduce(options: argparse.Namespace) -> None:
-    from ctplab.disk import write_json
-    from ctplab.paper import printed
-    from ctplab.paper.recipes import chosen, needs
-    from ctplab.paper.reproduce import reproduce as recipe
-
+    """List the tables and figures, say what one needs, or run it and put it beside the paper's numbers."""
     captions = {name: table.caption for name, table in printed.TABLES.items()} | printed.FIGURES
     tell = say(options)
     if options.name == "list":
@@ -35,6 +38,7 @@ def reproduce(options: argparse.Namespace) -> None:
         scale,
         Path(options.out),
         device=options.device,
+        dtype=options.dtype,
         seed=options.seed,
         limit=options.limit or None,
         say=tell,
@@ -52,9 +56,6 @@ def reproduce(options: argparse.Namespace) -> None:
 
 
 def _table(name: str, found: Any) -> str:
-    from ctplab.paper.recipes import PERPLEXITIES
-    from ctplab.show import tables
-
     if name in PERPLEXITIES:
         return tables.reproduced_table(found)
     if name == "table8":
@@ -65,9 +66,7 @@ def _table(name: str, found: Any) -> str:
 
 
 def _draw(name: str, found: Any, path: Path) -> None:
-    from ctplab.measure.latency import LatencyPoint
-    from ctplab.paper import figures
-    from ctplab.paper.perplexities import cells
+    from ctplab.paper import figures  # matplotlib is slow to import
     from ctplab.show import measured, plots
 
     if name == "figure8":
@@ -86,17 +85,14 @@ def _draw(name: str, found: Any, path: Path) -> None:
         figures.beside_the_paper(name, found, path)
 
 
-def _scale(options: argparse.Namespace) -> Any:
-    from ctplab.paper.recipes import CORPORA, EMBEDDED, PAPER, TASKS
-
+def _scale(options: argparse.Namespace) -> Scale:
     scale = EMBEDDED if options.scale == "embedded" else PAPER
     if options.model:
         scale = replace(scale, model=options.model, tasks=scale.tasks if options.model == "atlas" else TASKS)
     if options.corpus:
-        names = options.corpus.split(",")
-        if len(names) > len(CORPORA):
+        if len(options.corpus) > len(CORPORA):
             raise InputError(f"--corpus takes one to three names, for {', '.join(CORPORA)}")
-        scale = replace(scale, corpora=dict(zip(CORPORA, names, strict=False)))
+        scale = replace(scale, corpora=dict(zip(CORPORA, options.corpus, strict=False)))
     if options.tasks:
         scale = replace(scale, tasks=tuple(options.tasks.split(",")))
     if options.seq_len:
@@ -108,17 +104,19 @@ def _scale(options: argparse.Namespace) -> Any:
 
 
 def register(commands: Any) -> None:
-    """Add the subcommand of this file."""
-    sub = add_command(commands, reproduce, "a table or figure of the paper: printed, corrected, and ours")
+    """Add the command."""
+    sub = add_command(commands, "reproduce", reproduce, "a table or figure of the paper: printed, corrected, and ours")
     sub.add_argument("name", help="table1 .. table9, figure1 .. figure8, or list")
     sub.add_argument("--scale", choices=("paper", "embedded"), default="paper")
     sub.add_argument("--model", help="run the recipe on this model instead")
-    sub.add_argument("--corpus", help="one to three corpora in place of C4, Wikitext2 and PTB")
+    corpora_option(
+        sub, "--corpus", about="one to three corpora, separated by commas, in place of C4, Wikitext2 and PTB"
+    )
     sub.add_argument("--tasks", help="table8: these instead, by name or YAML file (embedded: atlas, its own questions)")
-    sub.add_argument("--seq-len", type=int, default=0)
-    sub.add_argument("--windows", type=int, default=0, help="score the first N windows only")
-    sub.add_argument("--steps", type=int, default=0, help="steps of learning a prompt or an adapter")
-    sub.add_argument("--tokens", type=int, default=0, help="prompt tokens where the paper has 100")
-    sub.add_argument("--limit", type=int, default=0, help="table8: the first N questions of a task only")
+    sub.add_argument("--seq-len", type=at_least(0), default=0)
+    sub.add_argument("--windows", type=at_least(0), default=0, help="score the first N windows only")
+    sub.add_argument("--steps", type=at_least(0), default=0, help="steps of learning a prompt or an adapter")
+    sub.add_argument("--tokens", type=at_least(0), default=0, help="prompt tokens where the paper has 100")
+    sub.add_argument("--limit", type=at_least(0), default=0, help="table8: the first N questions of a task only")
     sub.add_argument("--dry-run", action="store_true", help="say what it needs, and stop")
     sub.add_argument("--out", default="runs", metavar="DIR")

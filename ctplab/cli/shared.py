@@ -1,153 +1,246 @@
-"""What the subcommands share: options, output, and which arm a command line asks for."""
+"""What the commands share: their options, their output, errors in the words of the command line, and the chosen arm."""
 
 import argparse
 import json
+import math
+import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import ctplab as ctp
 from ctplab import parallel
 from ctplab.errors import InputError
+from ctplab.formats import checkpoint
+from ctplab.models import Model, Tokenizer
+from ctplab.models.anatomy import context_length
+from ctplab.models.loading import DTYPES, resolve
+from ctplab.prompts.arms import ALONE, Parts, build, check_dtypes
+from ctplab.prompts.wordings import wording
+from ctplab.text.corpora import NAMES
+
+HINT = re.compile(r"(?<![\w/.'\"-])([a-z]\w*)=(?:True|'([^']*)')?(?=[\s,;:.)]|$)")
+"""``force=True``, ``dtype='float32'`` or ``samples=``, as the library's errors name arguments; no part of a path."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad options are bad input like any other: one line."""
+    """A parser that treats bad options as bad input: it raises InputError."""
 
     def error(self, message: str) -> Any:
         raise InputError(f"{message} (see '{self.prog} --help')")
 
+    @property
+    def flags(self) -> dict[str, str]:
+        """Python argument -> the option that sets it, such as ``seq_len`` -> ``--seq-len``."""
+        options = [action for action in self._actions if action.option_strings and action.const is not False]
+        return {action.dest: action.option_strings[-1] for action in options}
+
+
+def in_flags(message: str, flags: Mapping[str, str]) -> str:
+    """The library's ``message`` with the arguments in ``flags`` as the options of a command line.
+
+    ``force=True`` becomes ``--force``, ``dtype='float32'`` becomes ``--dtype float32``, ``samples=`` becomes
+    ``--samples``. A command does not have every argument that the library names: the others stay as they are.
+    """
+
+    def flag(hint: re.Match[str]) -> str:
+        name, value = hint.groups()
+        if name not in flags:
+            return hint[0]
+        return flags[name] if value is None else f"{flags[name]} {shlex.quote(value)}"
+
+    return HINT.sub(flag, message)
+
+
+# Output
+
 
 def say(options: argparse.Namespace) -> Callable[[str], None]:
-    """Text for people goes to standard output, or nowhere with --json: only JSON may stand there then.
+    """A function that prints text for people; it prints nothing with --json, which leaves standard output to JSON.
 
-    Of several processes the main one speaks; so too for ``note`` and ``finish``.
+    Only the main one of several processes speaks; this holds for ``note`` and ``finish`` too.
     """
     return (lambda text: None) if options.json or not parallel.is_main() else print
 
 
 def note(text: str) -> None:
-    """What the user should know beside the result: a line on standard error."""
+    """Print what the user should know beside the result: a line on standard error."""
     if parallel.is_main():
         print(f"ctplab: {text}", file=sys.stderr)
 
 
 def finish(options: argparse.Namespace, result: Any) -> None:
+    """Print the result as one line of JSON if --json asks for it."""
     if options.shared:
         result = {**result, "processes": parallel.size()}
     if options.json and parallel.is_main():
         print(json.dumps(result))
 
 
-def load_model(options: argparse.Namespace, name: str, packed: bool = False) -> tuple[Any, Any]:
-    """(model, tokenizer) on the chosen device."""
-    from ctplab.formats.loading import load
-
-    return load(name, device=options.device, dtype=options.dtype, packed=packed)
-
-
-def seq_len(model: Any, wanted: int, k: int = 0) -> int:
-    from ctplab.models.anatomy import context_length
-
-    limit = context_length(model)
-    return wanted or min(1024, (limit or 1024 + k) - k)
+# Options
 
 
 def add_group(commands: Any, name: str, about: str) -> Any:
-    """A subcommand that has subcommands of its own."""
+    """Add a command that has commands of its own; returns where those are added."""
     group = commands.add_parser(name, help=about, description=about)
     return group.add_subparsers(required=True, metavar="WHAT")
 
 
-def numbers(text: str, what: str) -> list[int]:
-    """``0,25,50`` as whole numbers."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"{what} must be whole numbers separated by commas, not {text!r}") from None
-
-
 def add_command(
-    commands: Any, run: Callable, about: str, name: str | None = None, *, shared: bool = False
-) -> argparse.ArgumentParser:
-    """A subcommand named after the function ``run``, with the options that all have.
+    commands: Any,
+    name: str,
+    run: Callable,
+    about: str,
+    *,
+    shared: bool = False,
+    dtype: str = "float32 on a CPU, bfloat16 on a GPU",
+) -> Parser:
+    """Add the command ``name``, which calls ``run``, with the options that all commands have.
 
-    ``shared``: several processes (``accelerate launch``) share its work.
+    ``shared``: several processes (``accelerate launch``) share its work. ``dtype``: what the help calls the default.
     """
-    sub = commands.add_parser(name or run.__name__, help=about, description=about)
-    sub.set_defaults(run=run, shared=shared)
+    sub: Parser = commands.add_parser(name, help=about, description=about)
+    sub.set_defaults(run=run, shared=shared, parser=sub)
     sub.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--device", help="cpu, cuda, cuda:1, auto: all GPUs (default: a GPU if there is one)")
-    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    sub.add_argument("--dtype", choices=DTYPES, help=f"default: {dtype}")
     return sub
 
 
-def arm_options(sub: argparse.ArgumentParser) -> None:
-    """Options that choose an arm; read by :func:`chosen_arm`."""
+def at_least(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """The type of an option that takes whole numbers from ``low`` to ``high``."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}, not {value}")
+        if value > high:
+            raise argparse.ArgumentTypeError(f"must be at most {high}, not {value}")
+        return value
+
+    return number
+
+
+def arm_options(sub: Parser) -> None:
+    """Add the options that choose an arm; :func:`chosen_arm` reads them."""
     sub.add_argument("--prompt", metavar="DIR", help="a learned prompt")
     sub.add_argument("--hard-prompt", metavar="TEXT", help="words, or a preset: paper, pruned, quantized")
-    sub.add_argument("--control", choices=("bos", "random"))
-    sub.add_argument("--tokens", type=int, default=100, help="rows of the random control")
+    sub.add_argument(
+        "--control", choices=ALONE, help="random with --prompt: as many rows, but not those that it started from"
+    )
+    sub.add_argument("--tokens", type=at_least(1), help="rows of the random control (100, or those of --prompt)")
     sub.add_argument("--force", action="store_true", help="use a prompt of unknown origin")
 
 
-def window_options(sub: argparse.ArgumentParser, default_length: int = 0) -> None:
-    """Which windows are scored, and how many at a time."""
+def window_options(sub: Parser, default_length: int = 0) -> None:
+    """Add the options that say which windows are scored, and how many at a time."""
     text = "tokens a window" + ("" if default_length else " (default: 1024, or what fits behind the prompt)")
-    sub.add_argument("--seq-len", type=int, default=default_length, help=text)
-    sub.add_argument("--windows", type=int, default=0, help="score the first N windows only")
-    sub.add_argument("--batch", type=int, default=16, help="windows a forward pass")
+    sub.add_argument("--seq-len", type=at_least(0), default=default_length, help=text)
+    sub.add_argument("--windows", type=at_least(0), default=0, help="score the first N windows only")
+    sub.add_argument("--batch", type=at_least(1), default=16, help="windows a forward pass")
+
+
+class _Corpora(argparse.Action):
+    """Gathers the corpora of an option that is repeated. The first one given takes the place of the default."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, ([] if before is self.default else before) + split_corpora(values))
+
+
+def corpora_option(
+    sub: Parser, flag: str, default: Collection[str] = (), about: str = "names, separated by commas"
+) -> None:
+    """Add an option that takes several corpora; its value is a list of names."""
+    more = f" (default: {','.join(default)})" if default else ""
+    sub.add_argument(
+        flag, action=_Corpora, default=list(default),
+        help=f"{about}; repeatable. file:PATH is a text file, file:TRAIN,VALIDATION,TEST one with its splits: what "
+        "follows file: are its paths, up to the name of a known corpus or the next file: (write ./docs for a path that "
+        f"is called like a corpus){more}",
+    )  # fmt: skip
+
+
+def split_corpora(text: str) -> list[str]:
+    """``docs,file:A,B,C,c4`` as the names of three corpora.
+
+    The parts behind ``file:`` are its paths, up to the name of a known corpus or the next ``file:``.
+    """
+    found: list[str] = []
+    for part in filter(None, text.split(",")):
+        begins = part in NAMES or part.startswith("file:")
+        if found and found[-1].startswith("file:") and not begins:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
+
+
+# Models, prompts and arms
+
+
+def load_model(options: argparse.Namespace, name: str, packed: bool = False) -> tuple[Model, Tokenizer]:
+    """The model called ``name`` and its tokenizer, on the chosen device and in the chosen dtype."""
+    return ctp.load(name, device=options.device, dtype=options.dtype, packed=packed)
+
+
+def seq_len(model: Model, wanted: int, k: int = 0) -> int:
+    """Tokens a window: ``wanted``, or 1024 or what the model takes behind ``k`` rows."""
+    limit = context_length(model)
+    return wanted or min(1024, (limit or 1024 + k) - k)
 
 
 def manifest_of(model: str) -> dict[str, Any]:
-    from ctplab.formats import checkpoint
-    from ctplab.models.loading import resolve
-
+    """What the folder of a compressed model says about it; empty for any other model."""
     folder = Path(resolve(model))
     return checkpoint.read_manifest(folder) if (folder / checkpoint.MANIFEST).exists() else {}
 
 
-def attach(options: argparse.Namespace, name: str, saved: Any, model: Any, tokenizer: Any) -> None:
+def attach(options: argparse.Namespace, name: str, saved: ctp.SavedPrompt, model: Model, tokenizer: Tokenizer) -> None:
     """Check that a prompt fits the model called ``name``, and tell what the user should know."""
-    from ctplab.formats import prompt_file
-
-    for found in prompt_file.attach(
-        saved, model, tokenizer, tag=manifest_of(name).get("tag", "full"), force=options.force
-    ):
+    for found in ctp.attach(saved, model, tokenizer, tag=manifest_of(name).get("tag", "full"), force=options.force):
         note(found)
 
 
-def models_and_prompt(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
-    """(full model, compressed model, learned prefix or None, tokenizer) of --full, --compressed and --prompt."""
-    from ctplab.formats import prompt_file
+def chosen_arm(options: argparse.Namespace, model: Model, tokenizer: Tokenizer) -> ctp.Arm:
+    """The arm that --prompt, --hard-prompt or --control asks for, else the model alone.
 
+    With --prompt the random control has as many rows as the prompt, and not those that the prompt started from.
+    """
+    given = [name for name in ("prompt", "hard_prompt", "control") if getattr(options, name) is not None]
+    if len(given) > 1 and (given != ["prompt", "control"] or options.control != "random"):
+        raise InputError("give one of --prompt, --hard-prompt and --control; --control random takes a --prompt beside")
+    saved = None if options.prompt is None else ctp.load_prompt(options.prompt)
+    if saved is not None:
+        attach(options, options.model, saved, model, tokenizer)
+    parts = Parts(
+        full=model,
+        compressed=model,
+        tokenizer=tokenizer,
+        hard=None if options.hard_prompt is None else wording(options.hard_prompt),
+        soft=saved.prefix if saved else None,
+        initial=saved.initial if saved else None,
+        k=options.tokens or (None if saved else 100),
+        seed=options.seed,
+    )
+    alone = "compressed" if manifest_of(options.model) else "full"
+    return build(options.control or ("soft" if saved else "hard" if parts.hard is not None else alone), parts)
+
+
+def compared_arms(options: argparse.Namespace) -> tuple[list[ctp.Arm], Tokenizer, str]:
+    """(arms, tokenizer, dtype) that --full, --compressed, --prompt and --hard-prompt ask for.
+
+    Raises InputError if the two models have different dtypes.
+    """
     full, tokenizer = load_model(options, options.full)
     small, _ = load_model(options, options.compressed)
-    if options.prompt is None:
-        return full, small, None, tokenizer
-    saved = prompt_file.load(options.prompt)
-    attach(options, options.compressed, saved, small, tokenizer)
-    return full, small, saved.prefix, tokenizer
-
-
-def chosen_arm(options: argparse.Namespace, model: Any, tokenizer: Any):
-    """The arm that --prompt, --hard-prompt or --control asks for."""
-    from ctplab.formats import prompt_file
-    from ctplab.prompts import prefix
-    from ctplab.prompts.arms import Arm
-    from ctplab.prompts.wordings import wording
-
-    if sum(x is not None for x in (options.prompt, options.hard_prompt, options.control)) > 1:
-        raise InputError("give one of --prompt, --hard-prompt and --control")
-    if options.hard_prompt is not None:
-        return Arm("hard", model, prefix.hard(model, tokenizer, wording(options.hard_prompt)))
-    if options.control == "bos":
-        return Arm("bos", model, prefix.bos(model, tokenizer))
-    if options.control == "random":
-        return Arm("random", model, prefix.random_rows(model, options.tokens, options.seed))
+    dtype, soft = check_dtypes([full, small]), None
     if options.prompt is not None:
-        saved = prompt_file.load(options.prompt)
-        attach(options, options.model, saved, model, tokenizer)
-        return Arm("soft", model, saved.prefix)
-    return Arm("full" if not manifest_of(options.model) else "compressed", model, prefix.none(model))
+        saved = ctp.load_prompt(options.prompt)
+        attach(options, options.compressed, saved, small, tokenizer)
+        soft = saved.prefix
+    hard = None if options.hard_prompt is None else wording(options.hard_prompt)
+    return ctp.arms(full, small, hard, soft, tokenizer=tokenizer), tokenizer, dtype

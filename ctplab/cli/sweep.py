@@ -5,18 +5,18 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from ctplab.cli.shared import add_command, finish, say
+from ctplab.cli.shared import add_command, finish, in_flags, say
 from ctplab.errors import InputError
+from ctplab.progress import bar, by_size
+from ctplab.show import tables
+from ctplab.sweep import local, log, ray, results
+from ctplab.sweep.cells import Settings
+from ctplab.sweep.grid import read
+from ctplab.sweep.plan import Plan, make_plan
 
 
 def sweep(options: argparse.Namespace) -> None:
-    from ctplab.progress import bar, by_size
-    from ctplab.show import tables
-    from ctplab.sweep import local, log, ray, results
-    from ctplab.sweep.cells import Settings
-    from ctplab.sweep.grid import read
-    from ctplab.sweep.plan import make_plan
-
+    """Plan the cells of a file, run those that are not done, and show what all of them gave."""
     file, tell, workers = Path(options.file), say(options), 1
     grid = read(file, options.seed)
     settings = Settings(
@@ -49,7 +49,7 @@ def sweep(options: argparse.Namespace) -> None:
             kept = results.write(found, rows, failures)
     tell(tables.sweep_table(rows))
     for name, error in failures.items():
-        tell(f"failed: {name}: {error}")
+        tell(f"failed: {name}: {in_flags(error, options.parser.flags)}")
     tell(f"kept in {kept}")
     result = {"plan": found.by_step(), "cells": _cells(found, ended), "rows": rows, "failed": failures}
     finish(options, {**result, "out": str(kept)})
@@ -57,7 +57,8 @@ def sweep(options: argparse.Namespace) -> None:
         raise InputError(f"{len(failures)} of {len(found.planned)} cells failed; the same command tries them again")
 
 
-def _in_words(found: Any, workers: int) -> str:
+def _in_words(found: Plan, workers: int) -> str:
+    """The plan in one line: how many cells, how many are done, and the time that the others take."""
     replaced = sum(each.replaces for each in found.planned)
     seconds = [row["seconds"] for row in found.by_step().values()]
     known = sum(value for value in seconds if value is not None)
@@ -68,8 +69,8 @@ def _in_words(found: Any, workers: int) -> str:
     return text + (f"; {replaced} take the place of results of other settings" if replaced else "")
 
 
-def _cells(found: Any, ended: dict[Any, Any]) -> list[dict[str, Any]]:
-    """Every cell with what became of it: done before, ran, failed or waits."""
+def _cells(found: Plan, ended: dict[Any, Any]) -> list[dict[str, Any]]:
+    """Every cell and its state: ``done`` before, ``ran`` now, ``failed`` or ``waits``."""
     cells = []
     for each in found.planned:
         cell, outcome = each.job.cell, ended.get(each.job.cell)
@@ -84,8 +85,9 @@ def _cells(found: Any, ended: dict[Any, Any]) -> list[dict[str, Any]]:
 
 
 def register(commands: Any) -> None:
-    """Add the subcommand of this file."""
-    sub = add_command(commands, sweep, "a grid of studies from a TOML file: models, specs, prompts, corpora, seeds")
+    """Add the command."""
+    about = "a grid of studies from a TOML file: models, specs, prompts, corpora, seeds"
+    sub = add_command(commands, "sweep", sweep, about)
     sub.add_argument("file", metavar="FILE")
     sub.add_argument(
         "--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, host:port, or local (one of its own)"

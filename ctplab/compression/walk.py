@@ -81,7 +81,7 @@ class CompressionReport:
         if self.tokens < widest:
             found.append(
                 f"{self.tokens} calibration tokens are fewer than the {widest} columns of the widest matrix: its "
-                "Hessian is singular but for the dampening; give more --samples or a longer --seq-len"
+                "Hessian is singular but for the dampening; give more windows (samples=) or longer ones (seq_len=)"
             )
         return found
 
@@ -187,7 +187,7 @@ def _solve(matrices: dict[str, Tensor], hessian: Hessian, spec: CompressionSpec)
             raise InputError(f"{name}: pattern {spec.pattern} does not divide its {matrix.shape[1]} columns")
     H = hessian.matrix
     if not torch.isfinite(H).all():
-        raise InputError(f"{next(iter(matrices))}: its inputs hold NaN or Inf; try --dtype float32")
+        raise InputError(f"{next(iter(matrices))}: its inputs hold NaN or Inf; try dtype='float32'")
     silent = hessian.tokens == 0
     if silent:  # an expert that no calibration token reached
         H = torch.eye(H.shape[0], device=H.device)

@@ -37,7 +37,7 @@ def export_prompt(saved: prompt_file.SavedPrompt, out: Path, model: Model, to: s
         with torch.no_grad():
             prefix = KVPrefix(prefix.name, tuple(compile_prefix(model, prefix)))
     elif isinstance(prefix, KVPrefix):
-        raise InputError(f"this prompt consists of keys and values, which have no form as {to}; use --to kv")
+        raise InputError(f"this prompt consists of keys and values, which have no form as {to}; use to='kv'")
     if to == "embeds":
         with whole(out / "prompt_embeds.safetensors") as temporary:
             save_file({"prompt_embeds": saved.rows()[0].rows.contiguous()}, temporary)

@@ -46,16 +46,16 @@ def to_gptq(parts: dict[str, Tensor], bits: int, v2: bool, name: str) -> dict[st
     """qweight, qzeros, scales and g_idx of a packed matrix. Raises InputError if the format cannot hold it."""
     rows, columns = parts["shape"].tolist()
     if "codes" not in parts:
-        raise InputError(f"{name} is pruned, not quantised: GPTQ holds codes only; use --to dense")
+        raise InputError(f"{name} is pruned, not quantised: GPTQ holds codes only; use to='dense'")
     if rows % 32 or columns % 32:
-        raise InputError(f"{name} is {rows} x {columns}: GPTQ's words need both to be multiples of 32; use --to dense")
+        raise InputError(f"{name} is {rows} x {columns}: GPTQ's words need both to be multiples of 32; use to='dense'")
     if parts["scale"].dtype != torch.float16:
-        raise InputError(f"{name}: its scales need more than half precision; compress without --reference")
+        raise InputError(f"{name}: its scales need more than half precision; compress it without reference=True")
     zero = parts["zero"].T.contiguous()
     if not v2 and not zero.all():
         raise InputError(
             f"{name} has grids whose zero is code 0, which GPTQ v1 (it stores zero - 1) cannot hold; "
-            "use --to gptq_v2, or compress with --symmetric"
+            "use to='gptq_v2', or compress it with symmetric=True"
         )
     return {
         "qweight": pack_words(full_codes(parts, bits).T.contiguous(), bits),
@@ -122,7 +122,7 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
             if to == "dense":
                 _put_dense(tensors, model, unit, unpack(parts, spec.bits, torch.float16))
             elif f"{unit}.weight" not in model.state_dict():
-                raise InputError(f"{unit} is one of several stacked experts, which GPTQ does not know; use --to dense")
+                raise InputError(f"{unit} is one of several stacked experts, which GPTQ does not know; use to='dense'")
             else:
                 found = to_gptq(parts, spec.bits or 0, to == "gptq_v2", unit)
                 tensors |= {f"{unit}.{part}": tensor for part, tensor in found.items()}

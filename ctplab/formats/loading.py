@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import torch
-
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint, gptq
 from ctplab.models import Model, Tokenizer
-from ctplab.models.loading import default_device, load_dense, load_tokenizer, place, resolve, runs_on_cpu
+from ctplab.models.loading import dtype_on, load_dense, load_tokenizer, place, resolve, usable
 
 
 def load(
@@ -15,13 +13,13 @@ def load(
 ) -> tuple[Model, Tokenizer]:
     """Load ``atlas``, a Hugging Face folder, a hub id, a GPTQ folder, or a folder that ``save`` wrote.
 
-    ``device`` and ``dtype`` are as for ``load_dense``. On a GPU the default dtype of a compressed model is bfloat16.
+    ``device`` and ``dtype`` as for ``load_dense``: without ``dtype`` every model on one device has the same.
     ``packed``: a compressed model runs from its packed weights (small in memory, slower) instead of dense ones.
-    Raises InputError if ``name`` is no model, or if ``packed`` is set and it is not packed.
+    Raises InputError if ``name`` is no model, or not a packed one.
     """
     folder = Path(resolve(name))
-    device = device or default_device()
-    kind = getattr(torch, dtype or ("float32" if runs_on_cpu(device) else "bfloat16"))
+    device = usable(device)
+    kind = dtype_on(device, dtype)
     if (folder / checkpoint.MANIFEST).exists() or checkpoint.block_file(folder, 0).exists():
         model = checkpoint.load_compressed(folder, kind, packed)
     elif gptq.quantization(folder):

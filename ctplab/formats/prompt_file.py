@@ -164,7 +164,7 @@ def attach(
     if None in known:
         if not force:
             raise InputError(
-                "this prompt does not say which model and tokenizer it was made for; --force uses it all the same"
+                "this prompt does not say which model and tokenizer it was made for; force=True uses it all the same"
             )
         return ["the prompt's origin is unknown: nobody checked that it was made for this model"]
     if known[0] != tokenizer_fingerprint(tokenizer):

@@ -23,7 +23,7 @@ from ctplab.formats import checkpoint
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
 from ctplab.models.fingerprints import tensor_fingerprint
-from ctplab.models.loading import default_device, load_dense, local_folder, skeleton
+from ctplab.models.loading import dtype_on, load_dense, local_folder, skeleton, usable
 from ctplab.progress import Progress, bar
 from ctplab.specs import CompressionSpec
 
@@ -96,16 +96,16 @@ def compress_to(
     ``walk.compress`` does.
     """
     began = time.perf_counter()
-    folder, device = local_folder(name), default_device() if device in (None, "auto") else device
+    folder, device = local_folder(name), usable(None if device == "auto" else device)
     if (folder / checkpoint.MANIFEST).exists():
         raise InputError(f"{name} is compressed already; compress the full model it came from")
-    kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
+    kind = dtype_on(device, dtype)
     source = Source(folder)
     try:
         model = skeleton(folder, kind)
         names = source.names(model)
     except KeyError:  # stored in another layout than the model's: transformers converts it, in memory
-        model, names = load_dense(folder, device=device, dtype=dtype or str(kind).removeprefix("torch."))[0], {}
+        model, names = load_dense(folder, device=device, dtype=dtype)[0], {}
     if parallel.is_main():
         checkpoint.start_folder(out)
     parallel.wait()  # the folder exists now, and no process finishes before all have begun

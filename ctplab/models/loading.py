@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -10,6 +11,10 @@ from ctplab.disk import data_dir
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks
+
+DTYPES = ("float32", "bfloat16", "float16")
+FIRST_BFLOAT16 = (8, 0)
+"""The compute capability of the first GPUs with bfloat16 arithmetic (NVIDIA Ampere)."""
 
 
 def resolve(name: str | Path) -> str:
@@ -22,9 +27,39 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def runs_on_cpu(device: str) -> bool:
-    """Whether ``device`` is ``cpu``, or ``auto`` on a machine without a GPU."""
-    return device == "cpu" or (device == "auto" and default_device() == "cpu")
+def usable(device: str | None) -> str:
+    """``device``, or the default one; ``auto`` means all GPUs, or the CPU if there are none.
+
+    Raises InputError if this machine has no such device.
+    """
+    if device is None or (device == "auto" and default_device() == "cpu"):
+        return default_device()
+    if device == "auto":
+        return device
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all of them
+        reason = shorten(str(error).split("\n")[0], 120, placeholder="...")
+        raise InputError(f"cannot use the device {device!r} ({reason}); try device='cpu'") from None
+    return device
+
+
+def default_dtype(device: str) -> str:
+    """The dtype of all that is loaded onto ``device`` (a :func:`usable` one): arms that are compared must share one.
+
+    ``float32`` on a CPU, ``bfloat16`` on a GPU, or ``float16`` if a card does not have that.
+    """
+    if device.startswith("cpu"):
+        return "float32"
+    cards = range(torch.cuda.device_count()) if device == "auto" else [device] if device.startswith("cuda") else []
+    return "bfloat16" if all(torch.cuda.get_device_capability(card) >= FIRST_BFLOAT16 for card in cards) else "float16"
+
+
+def dtype_on(device: str, dtype: str | None) -> torch.dtype:
+    """``dtype``, or the default one of ``device``, as torch names it. Raises InputError for a dtype not in DTYPES."""
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    return getattr(torch, dtype or default_dtype(device))
 
 
 def place(model: Model, device: str) -> Model:
@@ -32,14 +67,14 @@ def place(model: Model, device: str) -> Model:
 
     Raises InputError if the GPUs cannot hold it.
     """
-    if device != "auto" or runs_on_cpu(device):
-        return model.to(device.replace("auto", "cpu"))
+    if device != "auto":
+        return model.to(device)
     from accelerate import dispatch_model, infer_auto_device_map
 
     kinds = sorted({type(block).__name__ for _, block in blocks(model)})
     where = infer_auto_device_map(model, no_split_module_classes=kinds)
     if {"cpu", "disk"} & {str(part) for part in where.values()}:
-        raise InputError("the model does not fit into the GPUs; compress it, use --packed, or --device cpu")
+        raise InputError("the model does not fit into the GPUs; compress it, or use packed=True or device='cpu'")
     return dispatch_model(model, where)
 
 
@@ -74,15 +109,15 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     """Load an uncompressed causal LM and its tokenizer from a folder or the hub.
 
     ``device``: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for all GPUs together. ``dtype``: ``float32``, ``bfloat16``
-    or ``float16``. The default is float32 on a CPU and the file's own dtype on a GPU.
+    or ``float16``; by default as :func:`default_dtype` says, whatever the file's own.
     No code from the repository is run. Raises InputError with one line if nothing can be loaded.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     path = check_name(name)
-    device = device or default_device()
-    kind = getattr(torch, dtype) if dtype else (torch.float32 if runs_on_cpu(device) else "auto")
+    device = usable(device)
+    kind = dtype_on(device, dtype)
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)

@@ -30,12 +30,14 @@ def figure_1(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def figure_5(scale: Scale, device: str | None, seed: int, progress: Progress) -> list[dict[str, Any]]:
+def figure_5(
+    scale: Scale, device: str | None, dtype: str | None, seed: int, progress: Progress
+) -> list[dict[str, Any]]:
     """Latency of the paper's four models (or the one given) against k, behind texts of the windows' length."""
     points = []
     for row in chosen("figure5", scale):
         name = scale.model or HUB[row.model][0]
-        model, _ = load(name, device=device)
+        model, _ = load(name, device=device, dtype=dtype)
         arm = Arm(name, model, none(model))
         points += latency(arm, length=scale.seq_len, new_tokens=16, seed=seed, progress=progress)
     return [asdict(point) for point in points]

@@ -25,6 +25,7 @@ def measure(
     root: Path,
     *,
     device: str | None = None,
+    dtype: str | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
     progress: Progress = bar,
@@ -34,7 +35,7 @@ def measure(
     found: dict[Row, dict[str, Any]] = {}
     for model in dict.fromkeys("" if scale.model else row.model for row in rows):
         mine = [row for row in rows if row.model == model or scale.model]
-        bench = Bench(scale, mine[0].model, root, device=device, seed=seed, say=say, progress=progress)
+        bench = Bench(scale, mine[0].model, root, device=device, dtype=dtype, seed=seed, say=say, progress=progress)
         prompts = {source: _prompt(bench, source) for source in dict.fromkeys(_source(row) for row in mine) if source}
         for level in dict.fromkeys(row.level for row in mine):
             found |= _level(bench, [row for row in mine if row.level == level], prompts)

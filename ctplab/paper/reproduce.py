@@ -18,6 +18,7 @@ def reproduce(
     root: Path,
     *,
     device: str | None = None,
+    dtype: str | None = None,
     seed: int = 0,
     limit: int | None = None,
     say: Callable[[str], None] = print,
@@ -28,10 +29,10 @@ def reproduce(
     ``limit`` takes the first questions of every task of Table 8 only.
     """
     if name in PERPLEXITIES:
-        return measure(name, scale, root, device=device, seed=seed, say=say, progress=progress)
+        return measure(name, scale, root, device=device, dtype=dtype, seed=seed, say=say, progress=progress)
     if name == "figure5":
-        return figure_5(scale, device, seed, progress)
-    bench = Bench(scale, "LLaMA-7B", root, device=device, seed=seed, say=say, progress=progress)
+        return figure_5(scale, device, dtype, seed, progress)
+    bench = Bench(scale, "LLaMA-7B", root, device=device, dtype=dtype, seed=seed, say=say, progress=progress)
     recipes: dict[str, Callable[[], Any]] = {
         "table8": lambda: table_8(bench, limit),
         "figure1": lambda: figure_1(bench),

@@ -19,6 +19,8 @@ from ctplab.prompts.prefix import AnyPrefix, Prefix
 USUAL = ("full", "compressed", "hard", "soft")
 CONTROLS = ("bos", "random", "init", "text", "full+soft", "full+own")
 """Other explanations of a recovery: rows that were not learned, and the full model behind a prompt."""
+ALONE = ("bos", "random")
+"""The controls that a model alone makes."""
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,8 @@ def arms(
 
 def control(model: Model, name: str, *, k: int = 100, tokenizer: Tokenizer | None = None, seed: int = 0) -> Arm:
     """Build a control that needs no learned prompt: ``bos`` (needs the tokenizer) or ``random`` (k rows)."""
-    if name not in ("bos", "random"):
-        raise InputError(f"{name!r} is no control that a model alone makes; bos and random are")
+    if name not in ALONE:
+        raise InputError(f"{name!r} is no control that a model alone makes; {' and '.join(ALONE)} are")
     return build(name, Parts(compressed=model, tokenizer=tokenizer, k=k, seed=seed))
 
 

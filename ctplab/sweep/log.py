@@ -50,6 +50,6 @@ def alone(root: Path) -> Iterator[None]:
         with FileLock(store.sweeps(root) / "lock", timeout=0):
             yield
     except Timeout:
-        raise InputError(f"another sweep is writing to {root}; wait for it, or give another --out") from None
+        raise InputError(f"another sweep is writing to {root}; wait for it, or choose another folder") from None
     except OSError as error:
         raise InputError(f"cannot write to {root}: {error.strerror or error}") from None

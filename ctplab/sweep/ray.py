@@ -65,7 +65,7 @@ def _prepare(address: str) -> None:
 def _reach(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        raise InputError(f"--ray takes auto, local or host:port (of the head node), not {address!r}")
+        raise InputError(f"a Ray cluster is at auto, local or host:port (of the head node), not {address!r}")
     try:
         socket.create_connection((host, int(port)), REACH_SECONDS).close()
     except OSError as error:

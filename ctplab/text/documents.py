@@ -28,7 +28,7 @@ def read_splits(paths: str) -> dict[str, list[str]]:
     if len(files) == 3:
         return dict(zip(SPLITS, map(read_documents, files), strict=True))
     if len(files) != 1:
-        raise InputError("file: takes one path, or three: file:TRAIN,VALIDATION,TEST")
+        raise InputError(f"file: takes one path, or three (file:TRAIN,VALIDATION,TEST), not {paths!r}")
     documents = read_documents(files[0])
     if not documents:
         raise InputError(f"{files[0]} has no text")

@@ -8,8 +8,9 @@ import pytest
 from commands import refused, run, run_json
 from conftest import SHARED
 
+import ctplab as ctp
 from ctplab.cli import main
-from ctplab.formats import checkpoint, streaming
+from ctplab.formats import checkpoint
 
 STORIES = SHARED / "models" / "tinystories-656k"
 TEXT = SHARED / "data" / "tinystories" / "v1_valid_head.txt"
@@ -139,6 +140,18 @@ def test_full_model_answers_the_papers_questions(capsys):
         (("score", "atlas", "--corpus", "c5"), "unknown corpus"),
         (("score", "atlas", "--corpus", "file:/no/such.txt"), "No such file"),
         (("score", "atlas", "--seq-len", "9999"), "the model takes 512"),
+        (("score", "atlas", "--batch", "0"), "argument --batch: must be at least 1, not 0"),
+        (("score", "atlas", "--windows", "-1"), "argument --windows: must be at least 0, not -1"),
+        (("score", "atlas", "--limit", "x"), "argument --limit: invalid number value"),
+        (("score", "atlas", "--device", "nonsense"), "cannot use the device 'nonsense' .* try --device cpu"),
+        (
+            ("compress", "atlas", "--bits", "4", "--samples", "0", "--out", "x"),
+            "--samples: must be at least 1",
+        ),
+        (("inspect", "x", "--model", "atlas", "--top", "0"), "argument --top: must be at least 1"),
+        (("inspect", "x", "--model", "atlas", "--bins", "0"), "argument --bins: must be at least 1"),
+        (("lens", "--full", "atlas", "--compressed", "atlas", "a b", "--top", "-1"), "must be at least 0, not -1"),
+        (("app", "--port", "99999999"), "argument --port: must be at most 65535, not 99999999"),
         (("score", "atlas", "--control", "bos", "--hard-prompt", "x"), "one of --prompt"),
         (("score", "atlas", "--prompt", "/no/prompt"), "no finished prompt"),
         (("generate", "atlas", " "), "empty"),
@@ -196,7 +209,7 @@ def test_an_interrupt_exits_with_130(capsys, monkeypatch, tmp_path):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(streaming, "compress_to", interrupt)
+    monkeypatch.setattr(ctp, "compress_to", interrupt)
     code, _, err = run(capsys, "compress", "atlas", "--bits", "4", "--out", tmp_path / "m")
     assert code == 130 and "interrupted" in err
 

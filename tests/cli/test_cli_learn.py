@@ -6,7 +6,8 @@ import pytest
 from conftest import tiny
 
 import ctplab as ctp
-from ctplab.cli import main
+from ctplab.cli import main, parser
+from ctplab.cli.learn import recipe
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +68,6 @@ def test_refusals(folder, capsys, options, message):
 
 
 def test_the_preset_is_a_start_that_options_change(folder):
-    from ctplab.cli import prompts
-    from ctplab.cli.shared import Parser
-
-    parser = Parser()
-    prompts.register(parser.add_subparsers())
     arguments = ["learn", "atlas", "--preset", "paper", "--steps", "7", "--seed", "0", "--out", "x"]
-    spec = prompts.recipe(parser.parse_args(arguments))
+    spec = recipe(parser().parse_args(arguments))
     assert spec == ctp.PromptSpec(100, 7, 4, 1e-3, 500, 1e-5, evaluate_every=100)

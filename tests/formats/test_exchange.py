@@ -106,7 +106,7 @@ def test_our_own_export_comes_back_with_its_origin(llama, tokenizer, tmp_path, t
     if to == "peft":
         assert torch.equal(back.prefix.rows, prompt.prefix.rows)
     else:
-        with pytest.raises(ctp.InputError, match="use --to kv"):
+        with pytest.raises(ctp.InputError, match="use to='kv'"):
             exchange.export_prompt(back, tmp_path / "x", llama, "embeds")
 
 

@@ -46,7 +46,7 @@ def test_round_trip(bits, extra, v2):
 def test_v1_refuses_a_zero_it_cannot_hold():
     W, X = torch.rand(32, 32) + 0.1, torch.randn(32, 100)
     parts = pack(solve(W, X @ X.T, ctp.CompressionSpec(bits=4)), 4)
-    with pytest.raises(ctp.InputError, match="--to gptq_v2, or compress with --symmetric"):
+    with pytest.raises(ctp.InputError, match="to='gptq_v2', or compress it with symmetric=True"):
         to_gptq(parts, 4, False, "layer")
     assert torch.equal(unpack(from_gptq(to_gptq(parts, 4, True, "layer"), 4, True), 4), unpack(parts, 4))
 
@@ -114,7 +114,7 @@ def test_damaged_and_unknown_gptq_folders_are_one_line(web, tokenizer, tmp_path,
 def test_pruned_models_and_unknown_formats_are_refused(web, tokenizer, tmp_path, quiet):
     small, report = ctp.compress(tiny("gpt2"), web.train.sample(4), ctp.CompressionSpec(sparsity=0.5), **quiet)
     ctp.save(small, tmp_path / "m", tokenizer, report, "tiny")
-    with pytest.raises(ctp.InputError, match="--to dense"):
+    with pytest.raises(ctp.InputError, match="to='dense'"):
         ctp.export(tmp_path / "m", tmp_path / "g", "gptq")
     with pytest.raises(ctp.InputError, match="known are gptq"):
         ctp.export(tmp_path / "m", tmp_path / "g", "awq")

@@ -79,7 +79,7 @@ def test_wrong_pairs_name_both_sides(folder, tokenizer):
 def test_unknown_origin_needs_force(folder, llama, tokenizer, entry):
     change(folder, **{entry: None})
     prompt = ctp.load_prompt(folder)
-    with pytest.raises(ctp.InputError, match="--force"):
+    with pytest.raises(ctp.InputError, match="force=True"):
         ctp.attach(prompt, llama, tokenizer)
     assert "origin is unknown" in ctp.attach(prompt, llama, tokenizer, force=True)[0]
 

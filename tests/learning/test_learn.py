@@ -298,7 +298,7 @@ def test_wrong_models_are_refused_in_one_line(saved, llama, tokenizer):
         ctp.attach(prompt, llama, other)
     assert "another base model" in ctp.attach(prompt, tiny("neox"), tokenizer)[0]
     unknown = ctp.SavedPrompt(prompt.prefix, prompt.initial, {})
-    with pytest.raises(ctp.InputError, match="--force"):
+    with pytest.raises(ctp.InputError, match="force=True"):
         ctp.attach(unknown, llama, tokenizer)
     assert ctp.attach(unknown, llama, tokenizer, force=True)
 

@@ -93,7 +93,7 @@ def test_a_killed_worker_costs_no_cell_and_no_cell_is_done_twice(file, capsys, c
 
 def test_without_ray_or_without_a_cluster(file, capsys, monkeypatch):
     assert "no Ray cluster answers at 127.0.0.1:1" in sweep(capsys, file, "--ray", "127.0.0.1:1")[2]
-    assert "takes auto, local or host:port" in sweep(capsys, file, "--ray", "somewhere")[2]
+    assert "at auto, local or host:port" in sweep(capsys, file, "--ray", "somewhere")[2]
     monkeypatch.setitem(sys.modules, "ray", None)
     code, out, err = sweep(capsys, file, "--ray", "auto")
     assert code == 2 and out is None and err == "ctplab: Ray is not installed: pip install 'ctplab[ray]'\n"

@@ -1,21 +1,22 @@
-"""``learn``: soft prompts."""
+"""``learn``: a soft prompt."""
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ctplab as ctp
 from ctplab import parallel
-from ctplab.cli.shared import add_command, finish, load_model, manifest_of, note, say, seq_len
+from ctplab.cli.shared import add_command, at_least, finish, load_model, manifest_of, note, say, seq_len
 from ctplab.errors import InputError
+from ctplab.models.fingerprints import tokenizer_fingerprint
+from ctplab.progress import bar
 
 OBJECTIVES = {"nll": 0.0, "kl": 1.0, "nll,kl": 0.5}
 
 
-def recipe(options: argparse.Namespace) -> Any:
+def recipe(options: argparse.Namespace) -> ctp.PromptSpec:
     """The preset's recipe with what the command line changes."""
-    from ctplab.specs import PromptSpec
-
     if options.objective not in OBJECTIVES:
         raise InputError(f"objective must be nll, kl or nll,kl, not {options.objective!r}")
     if sum(x is not None for x in (options.init, options.init_text, options.init_prompt)) > 1:
@@ -29,34 +30,25 @@ def recipe(options: argparse.Namespace) -> Any:
     if init is not None:
         changes |= {"init": init, "init_text": options.init_text}
     kl = options.kl_weight if options.kl_weight is not None else OBJECTIVES[options.objective]
-    preset = PromptSpec.paper() if options.preset == "paper" else PromptSpec()
+    preset = ctp.PromptSpec.paper() if options.preset == "paper" else ctp.PromptSpec()
     return replace(preset, kl=kl, **changes)
 
 
-def teacher_of(options: argparse.Namespace, train: Any) -> Any:
-    """The full model, or what it says on the training text, kept in --teacher-cache."""
-    from ctplab.learning.teacher import cached_teacher
-    from ctplab.progress import bar
-
+def teacher_of(options: argparse.Namespace, train: ctp.Split) -> Any:
+    """The full model, or its likeliest tokens on the training text if --teacher-cache keeps them."""
     model = load_model(options, options.teacher)[0]
     if options.teacher_cache is None:
         return model
     if not parallel.is_main():
         parallel.wait()  # the main process writes, the others read
-    found = cached_teacher(model, train, Path(options.teacher_cache), k=options.teacher_top, progress=bar)
+    found = ctp.cached_teacher(model, train, Path(options.teacher_cache), k=options.teacher_top, progress=bar)
     if parallel.is_main():
         parallel.wait()
     return found
 
 
 def learn(options: argparse.Namespace) -> None:
-    from ctplab.formats import prompt_file
-    from ctplab.learning.recompute import recompute
-    from ctplab.learning.rows import learn
-    from ctplab.learning.saving import save_prompt
-    from ctplab.models.fingerprints import tokenizer_fingerprint
-    from ctplab.text.corpora import corpus
-
+    """Learn a prompt into --out; the same command goes on where it stopped."""
     spec = recipe(options)
     if spec.kl and not options.teacher:
         raise InputError("the KL objective needs --teacher MODEL, the uncompressed model")
@@ -64,25 +56,25 @@ def learn(options: argparse.Namespace) -> None:
         raise InputError("--teacher-cache needs --teacher MODEL")
     out = Path(options.out)
     loaded = [load_model(options, name, options.packed) for name in options.model]
-    models, tokenizer = [recompute(model) if options.recompute else model for model, _ in loaded], loaded[0][1]
+    models, tokenizer = [ctp.recompute(model) if options.recompute else model for model, _ in loaded], loaded[0][1]
     if len({tokenizer_fingerprint(tokenizer) for _, tokenizer in loaded}) > 1:
         raise InputError("the models have different tokenizers: one prompt cannot be learned on them")
     wanted = options.seq_len or (1024 if options.preset == "paper" else 0)
-    text = corpus(options.corpus, tokenizer, seq_len(models[0], wanted, spec.tokens))
-    learned = learn(
+    text = ctp.corpus(options.corpus, tokenizer, seq_len(models[0], wanted, spec.tokens))
+    learned = ctp.learn(
         models,
         text.train,
         text.validation,
         spec,
         tokenizer=tokenizer,
         teacher=teacher_of(options, text.train) if spec.kl else None,
-        earlier=prompt_file.load(options.init_prompt).rows()[0] if options.init_prompt else None,
+        earlier=ctp.load_prompt(options.init_prompt).rows()[0] if options.init_prompt else None,
         state=out / "state.safetensors",
     )
     if not parallel.is_main():
         return
     bases = [manifest_of(name) for name in options.model]
-    save_prompt(
+    ctp.save_prompt(
         learned,
         out,
         spec,
@@ -113,8 +105,8 @@ def learn(options: argparse.Namespace) -> None:
 
 
 def register(commands: Any) -> None:
-    """Add the subcommands of this file."""
-    sub = add_command(commands, learn, "a soft prompt through frozen weights; resumes", shared=True)
+    """Add the command."""
+    sub = add_command(commands, "learn", learn, "a soft prompt through frozen weights; resumes", shared=True)
     sub.add_argument("model", nargs="+", help="several models (of one base) take turns: one prompt for all of them")
     sub.add_argument("--corpus", default="atlas-web")
     sub.add_argument("--tokens", type=int, metavar="K", help="rows of the prompt (100)")
@@ -125,7 +117,7 @@ def register(commands: Any) -> None:
     sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")
     sub.add_argument("--lr", type=float, help="0.03; paper: 0.001")
     sub.add_argument("--patience", type=int, metavar="N", help="stop after N validations without a better one")
-    sub.add_argument("--seq-len", type=int, default=0)
+    sub.add_argument("--seq-len", type=at_least(0), default=0)
     sub.add_argument("--objective", default="nll", help="nll, kl or nll,kl (half each)")
     sub.add_argument("--kl-weight", type=float, metavar="W", help="any mix: (1 - W) nll + W kl")
     sub.add_argument("--teacher", metavar="MODEL", help="the full model, for kl")

@@ -1,0 +1,60 @@
+"""``compress``: a model with fewer bits, fewer weights, or both."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import ctplab as ctp
+from ctplab.cli.shared import add_command, at_least, finish, in_flags, note, say, seq_len
+from ctplab.models.loading import local_folder, skeleton
+
+
+def compress(options: argparse.Namespace) -> None:
+    """Compress --model into --out, block by block; the same command goes on where it stopped."""
+    spec = ctp.CompressionSpec(**{field.name: getattr(options, field.name) for field in fields(ctp.CompressionSpec)})
+    out = Path(options.out)
+    folder = local_folder(options.model)
+    tokenizer = ctp.load_tokenizer(folder)
+    length = seq_len(skeleton(folder), options.seq_len)
+    windows = ctp.corpus(options.calibration, tokenizer, length).train.sample(options.samples, options.seed)
+    manifest = ctp.compress_to(
+        options.model, out, tokenizer, windows, spec, device=options.device, dtype=options.dtype, batch=options.batch
+    )
+    keys = ("tag", "seconds", "bytes", "bits_per_weight", "nominal_bits_per_weight", "warnings", "untouched", "layers")
+    tell = say(options)
+    tell(
+        f"{spec.tag}: {len(manifest['layers'])} matrices, {manifest['bytes'] / 1e6:.2f} MB, "
+        f"{manifest['bits_per_weight']:.2f} bits a weight (nominal {spec.nominal_bits:g}), "
+        f"{manifest['seconds']:.1f} s -> {out}"
+    )
+    tell(f"left as they are: {', '.join(manifest['untouched'])}")
+    for warning in manifest["warnings"]:
+        note(in_flags(warning, options.parser.flags))
+    finish(options, {"out": str(out), **{key: manifest[key] for key in keys}})
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    about = "GPTQ (--bits), SparseGPT (--sparsity, --pattern) or both jointly"
+    sub = add_command(commands, "compress", compress, about, shared=True)
+    sub.add_argument("model")
+    sub.add_argument("--bits", type=int)
+    sub.add_argument("--sparsity", type=float, default=0.0)
+    sub.add_argument("--pattern", metavar="N:M")
+    sub.add_argument("--group-size", type=int)
+    sub.add_argument("--act-order", action="store_true")
+    sub.add_argument("--symmetric", action="store_true")
+    sub.add_argument("--true-sequential", action="store_true")
+    sub.add_argument("--static-groups", action="store_true", help="fit group grids on the original weights")
+    sub.add_argument("--mse", action="store_true", help="search each grid's range for the least error (for 2 bits)")
+    sub.add_argument("--reference", action="store_true", help="as the published code, also where it slips")
+    sub.add_argument("--damp", type=float, default=0.01)
+    sub.add_argument("--block", type=int, default=128, help="columns between lazy updates")
+    sub.add_argument("--batch", type=at_least(1), default=16, help="calibration windows at a time")
+    sub.add_argument("--calibration", default="atlas-web", metavar="CORPUS")
+    sub.add_argument("--samples", type=at_least(1), default=128)
+    sub.add_argument(
+        "--seq-len", type=at_least(0), default=0, help="tokens a window (default: 1024, or what the model takes)"
+    )
+    sub.add_argument("--out", required=True, metavar="DIR")
