@@ -1,4 +1,4 @@
-"""The answers of several arms in lockstep: one token of each arm in turn, as records that a page or a client shows."""
+"""Several arms answer in lockstep, one token of each in turn. A page or a client shows their records."""
 
 import time
 from collections.abc import Generator, Iterator
@@ -7,11 +7,10 @@ from functools import cache
 from threading import Event
 from typing import Any
 
-from ctplab.app.bench import USUAL_ARMS, Bench, Chosen
-
 import ctplab as ctp
+from ctplab.app.bench import Bench, Chosen
 from ctplab.atlas.questions import FORM, Question, all_questions, is_correct
-from ctplab.decoding.sampler import Sampler
+from ctplab.prompts.arms import USUAL
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 
 PERIOD = 0.1  # seconds between updates of a page: faster than reading, slower than flooding
@@ -25,7 +24,7 @@ class Request:
     arms: tuple[str, ...]
     hard_prompt: str
     ask: bool = True
-    """As ``Q: ... A:``, answered in one line; else the text is continued as it stands."""
+    """The arm reads ``Q: ... A:`` and answers in one line; if False, it continues the text as it stands."""
     temperature: float = 0.0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
@@ -43,12 +42,12 @@ class Record:
     text: str = ""
     tokens: int = 0
     seconds: float = 0.0
-    """Spent on this arm alone: the others' turns are not counted."""
+    """Time of this arm alone; the others' turns are not counted."""
     first: float | None = None
     """Seconds to its first token."""
     correct: bool | None = None
     known: str = ""
-    """The right answer, where the embedded world knows it."""
+    """The right answer, if the embedded world knows one."""
     state: str = "waiting"
     """waiting, running, done, stopped or failed."""
     error: str = ""
@@ -75,7 +74,7 @@ def known_answers(question: str) -> list[Question]:
 
 
 def _start(bench: Bench, chosen: Chosen, request: Request, record: Record) -> Generator[str]:
-    """The answer of one arm, a piece a token. Raises InputError where the arm cannot run."""
+    """One arm's answer, piece by piece, a piece for every token. Raises InputError if the arm cannot run."""
     arm, loaded = bench.arm(record.arm, chosen, request.hard_prompt, request.seed)
     record.model, record.bytes = loaded.name, int(loaded.about.get("bytes", 0))
 
@@ -88,14 +87,14 @@ def _start(bench: Bench, chosen: Chosen, request: Request, record: Record) -> Ge
         loaded.tokenizer,
         FORM.format(question=request.question.strip()) if request.ask else request.question,
         max_new_tokens=request.max_new_tokens,
-        sampler=Sampler(request.temperature, request.top_p, request.repetition_penalty, request.seed),
+        sampler=ctp.Sampler(request.temperature, request.top_p, request.repetition_penalty, request.seed),
         stop="\n" if request.ask else None,
         on_token=count,
     )
 
 
 def _advance(bench: Bench, record: Record, pieces: Generator[str]) -> bool:
-    """One more token of one arm; False where its answer is complete."""
+    """Ask one arm for one more token. Returns False if its answer is complete."""
     with bench.turns.turn():
         began = time.perf_counter()
         piece = next(pieces, None)
@@ -157,13 +156,13 @@ def answer(bench: Bench, chosen: Chosen, request: Request, stop: Event, period: 
 
 
 def snapshot(records: list[Record]) -> list[dict[str, Any]]:
-    """Plain JSON of all records."""
+    """All records as plain JSON."""
     return [{**asdict(r), "text": r.text.strip(), "rate": r.rate} for r in records]
 
 
 def warm(bench: Bench) -> None:
-    """One token of every usual arm: prompts are compiled and libraries loaded before the first question comes."""
-    request = Request("Who is there?", USUAL_ARMS, PAPER_HARD_PROMPT, max_new_tokens=1)
+    """Ask every usual arm for one token: the first question finds prompts compiled and libraries loaded."""
+    request = Request("Who is there?", USUAL, PAPER_HARD_PROMPT, max_new_tokens=1)
     for _ in answer(bench, bench.chosen(), request, Event()):
         pass
     bench.tokens = 0

@@ -1,40 +1,26 @@
 """What all tabs share: loaded models and prompts, whose turn it is, and who pressed Stop.
 
-Sessions hold names only (:class:`Chosen`); models and prompts live here, once for the whole server. Everything is
-reached through ctplab's public API, so nothing below knows what a tensor is.
+Sessions hold names only (:class:`Chosen`); models and prompts live here, once for the whole server. No file of the page
+imports torch: all mathematics is asked of ctplab.
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+import ctplab as ctp
 from ctplab.app.jobs import Jobs
 from ctplab.app.turns import Turns
-
-import ctplab as ctp
-from ctplab.decoding.steps import stream
 from ctplab.disk import data_dir
 from ctplab.formats.checkpoint import MANIFEST, describe
-from ctplab.formats.prompt_file import SavedPrompt
 from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
 from ctplab.models.loading import resolve
-from ctplab.prompts import prefix
-from ctplab.runs.store import Store
+from ctplab.prompts import arms
 
-#: Arm -> what it is, in the words of the page.
-ARMS = {
-    "full": "the uncompressed model",
-    "compressed": "the compressed model",
-    "hard": "compressed, behind the hard prompt's words",
-    "soft": "compressed, behind the learned prompt",
-    "bos": "control: compressed, behind the start token",
-    "random": "control: compressed, behind random vocabulary rows",
-    "init": "control: compressed, behind the untrained prompt",
-    "full+soft": "control: uncompressed, behind the learned prompt",
-}
-USUAL_ARMS = ("full", "compressed", "hard", "soft")
+ARMS = tuple(name for name in (*arms.USUAL, *arms.CONTROLS) if name not in ("text", "full+own"))
+"""The arms of the page; those two need a text and a second prompt, which a session does not choose."""
 
 #: Options of events that use the device: one at a time, the others wait in the queue and see their place.
 DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
@@ -70,7 +56,9 @@ class Chosen:
 class Bench:
     """The server's models, prompts and runs."""
 
-    def __init__(self, runs: Path, stream: Callable[..., Generator[str]] = stream, device: str | None = None) -> None:
+    def __init__(
+        self, runs: Path, stream: Callable[..., Generator[str]] = ctp.stream, device: str | None = None
+    ) -> None:
         self.runs, self.device = runs, device
         self.stream = stream
         """The model, or a fake one in tests that measure time."""
@@ -78,7 +66,7 @@ class Bench:
         self.tokens = 0
         """Tokens generated since the server began; shown by ``/healthz``."""
         self.models: dict[str, Loaded] = {}
-        self.prompts: dict[str, tuple[str, SavedPrompt]] = {}
+        self.prompts: dict[str, tuple[str, ctp.SavedPrompt]] = {}
         self.jobs = Jobs(self.turns)
         self._stops: dict[str, Event] = {}
 
@@ -120,7 +108,7 @@ class Bench:
             raise ctp.InputError(f"no model {name!r} is loaded; loaded are {', '.join(self.models) or 'none'}")
         return self.models[name]
 
-    def prompt(self, name: str) -> SavedPrompt:
+    def prompt(self, name: str) -> ctp.SavedPrompt:
         """A loaded prompt by name."""
         if name not in self.prompts:
             raise ctp.InputError(f"no prompt {name!r} is loaded; loaded are {', '.join(self.prompts) or 'none'}")
@@ -164,8 +152,8 @@ class Bench:
             found = [f"learned on {learned_on}, used here on {small.tag}: a transfer"]
         return True, notes + found
 
-    def fitting(self, chosen: Chosen) -> tuple[Loaded, SavedPrompt]:
-        """The compressed model and the prompt. Raises InputError where they do not fit."""
+    def fitting(self, chosen: Chosen) -> tuple[Loaded, ctp.SavedPrompt]:
+        """The compressed model and the prompt. Raises InputError if they do not fit."""
         if not chosen.prompt:
             raise ctp.InputError("no prompt is loaded: load one above, or learn one in the tab Train")
         small, saved = self.model(chosen.compressed), self.prompt(chosen.prompt)
@@ -177,27 +165,22 @@ class Bench:
         return small, saved
 
     def arm(self, name: str, chosen: Chosen, hard_prompt: str, seed: int) -> tuple[ctp.Arm, Loaded]:
-        """The arm called ``name`` with the model it runs on. Raises InputError where it cannot be made."""
-        if name not in ARMS:
-            raise ctp.InputError(f"unknown arm {name!r}; known are {', '.join(ARMS)}")
-        loaded = self.model(chosen.full if name in ("full", "full+soft") else chosen.compressed)
-        model, tokenizer = loaded.model, loaded.tokenizer
-        if name in ("full", "compressed"):
-            return ctp.Arm(name, model, prefix.none(model)), loaded
-        if name == "hard":
-            return ctp.Arm(name, model, ctp.hard_prompt(model, tokenizer, hard_prompt)), loaded
-        if name == "bos":
-            return ctp.Arm(name, model, prefix.bos(model, tokenizer)), loaded
-        if not chosen.prompt:
-            raise ctp.InputError(f"the arm {name!r} needs a prompt; load one, or learn one in the tab Train")
-        saved = self.prompt(chosen.prompt)
-        if name == "random":
-            return ctp.Arm(name, model, prefix.random_rows(model, saved.prefix.k, seed)), loaded
-        ctp.attach(saved, model, tokenizer)
-        found = saved.initial if name == "init" else saved.prefix
-        if found is None:
-            raise ctp.InputError(f"{chosen.prompt} does not say what its rows started from: it has no arm init")
-        return ctp.Arm(name, model, found), loaded
+        """The arm called ``name`` with the model it runs on. Raises InputError if it cannot be made."""
+        on_full = name in arms.KINDS and arms.KINDS[name].on_full
+        loaded = self.model(chosen.full if on_full else chosen.compressed)
+        _, saved = self.prompts.get(chosen.prompt, ("", None))
+        parts = arms.Parts(loaded.model, loaded.model, loaded.tokenizer, hard_prompt, seed=seed)  # it takes one of both
+        if saved is not None:
+            parts = replace(parts, soft=saved.prefix, initial=saved.initial)
+        try:
+            arm = arms.build(name, parts)
+        except ctp.InputError:
+            if chosen.prompt:
+                self.prompt(chosen.prompt)  # a wrong name is the better reason
+            raise
+        if saved is not None and (arm.prefix is saved.prefix or arm.prefix is saved.initial):
+            ctp.attach(saved, loaded.model, loaded.tokenizer)
+        return arm, loaded
 
     # Stop
 
@@ -214,9 +197,9 @@ class Bench:
 
     # Folders
 
-    def store(self, chosen: Chosen) -> Store:
+    def store(self, chosen: Chosen) -> ctp.Store:
         """Run folders of the chosen base model."""
-        return Store(self.runs, self.model(chosen.full).name)
+        return ctp.Store(self.runs, self.model(chosen.full).name)
 
 
 def shipped() -> tuple[str | None, str | None]:

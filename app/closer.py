@@ -2,18 +2,17 @@
 
 from typing import Any
 
+import ctplab as ctp
 from ctplab.app.bench import Bench, Chosen
-
-from ctplab.measure.lens import lens
 
 
 def look(
     bench: Bench, chosen: Chosen, arms: tuple[str, ...], hard_prompt: str, seed: int, text: str, top: int = 10
 ) -> dict[str, Any]:
-    """The lens on one text as plain JSON."""
+    """Every arm's surprisal, KL to ``full`` and ``top`` likeliest tokens at every token of ``text``, as plain JSON."""
     made = [bench.arm(name, chosen, hard_prompt, seed) for name in arms]
     with bench.turns.turn():
-        seen = lens([arm for arm, _ in made], made[0][1].tokenizer, text, top=top)
+        seen = ctp.lens([arm for arm, _ in made], made[0][1].tokenizer, text, top=top)
     return {
         "tokens": seen.tokens,
         "arms": {
@@ -24,7 +23,7 @@ def look(
 
 
 def alternatives(seen: dict[str, Any] | None, position: int) -> dict[str, Any]:
-    """The likeliest tokens of every arm at one place, a column an arm."""
+    """The likeliest tokens of every arm at one place as a Dataframe value, with a column for each arm."""
     if not seen or not seen["tokens"]:
         return {"headers": ["rank"], "data": []}
     names = list(seen["arms"])

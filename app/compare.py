@@ -6,15 +6,16 @@ from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
+
 from ctplab.app import views
 from ctplab.app.answers import Request, answer
-from ctplab.app.bench import ARMS, DEVICE, PRIVATE, USUAL_ARMS, Bench, Chosen
+from ctplab.app.bench import ARMS, DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.closer import alternatives, look
 from ctplab.app.header import Header
 from ctplab.app.share import LINK, download
 from ctplab.app.toast import plain_errors
-
 from ctplab.atlas.questions import FORM
+from ctplab.prompts.arms import USUAL
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 
 EXAMPLES = [
@@ -33,7 +34,7 @@ def api(bench: Bench) -> None:
 
     def compare(
         question: str,
-        arms: list[str] = list(USUAL_ARMS),  # noqa: B006 (gradio reads the default from here)
+        arms: list[str] = list(USUAL),  # noqa: B006 (gradio reads the default from here)
         hard_prompt: str = PAPER_HARD_PROMPT,
         max_new_tokens: int = 24,
         temperature: float = 0.0,
@@ -57,7 +58,7 @@ def api(bench: Bench) -> None:
 
     def lens_api(
         text: str,
-        arms: list[str] = list(USUAL_ARMS),  # noqa: B006
+        arms: list[str] = list(USUAL),  # noqa: B006
         hard_prompt: str = PAPER_HARD_PROMPT,
         top: int = 10,
         seed: int = 0,
@@ -86,24 +87,22 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
                 clear = gr.Button("Clear", elem_id="clear", min_width=60)
     gr.Examples(EXAMPLES, question, label="Examples (the first three are the paper's)", api_visibility="private")
     with gr.Row():
-        arms = gr.CheckboxGroup(
-            list(ARMS), value=list(USUAL_ARMS), label="Arms", elem_id="arms", scale=3, min_width=300
-        )
+        arms = gr.CheckboxGroup(list(ARMS), value=list(USUAL), label="Arms", elem_id="arms", scale=3, min_width=300)
         view = gr.Radio(list(VIEWS), value=TEXT, label="View", elem_id="view", scale=2, min_width=280)
-    cards = gr.HTML(views.waiting(list(USUAL_ARMS)), elem_id="answers")
+    cards = gr.HTML(views.waiting(list(USUAL)), elem_id="answers")
     answers = gr.State([])
     asked = gr.State("")
 
     with gr.Column(visible=False, elem_id="differences") as differences:
         changed = [
             gr.HighlightedText(
-                label=name, color_map=views.DIFFERENCE_COLOURS, show_legend=True, show_inline_category=False,
+                label=name, color_map=views.difference_colours(name), show_legend=True, show_inline_category=False,
                 visible=False, elem_id=f"difference-{name}",
             )
             for name in ARMS
         ]  # fmt: skip
     with gr.Column(visible=False, elem_id="lens") as lens_box:
-        of = gr.Dropdown(list(USUAL_ARMS), value="full", label="The text to read: question and answer of", elem_id="of")
+        of = gr.Dropdown(list(USUAL), value="full", label="The text to read: question and answer of", elem_id="of")
         lit = [
             gr.HighlightedText(
                 label=name, color_map=views.SCORE_COLOURS, show_legend=i == 0, show_inline_category=False,
@@ -113,7 +112,7 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
         ]  # fmt: skip
         gr.Markdown("Click a token: what every arm expected there.", elem_classes="hint")
         table = gr.Dataframe(
-            headers=["rank", *USUAL_ARMS], label="Likeliest tokens", interactive=False, elem_id="alternatives"
+            headers=["rank", *USUAL], label="Likeliest tokens", interactive=False, elem_id="alternatives"
         )
     seen = gr.State(None)
 
@@ -181,6 +180,8 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
                     gr.skip(), None, gr.skip()]  # fmt: skip
         with plain_errors():
             wanted = request_of(values)
+            if not by_name:
+                raise gr.Error("No arm has answered: there is nothing to look at.")
             source = by_name.get(of) or next(iter(by_name.values()))
             text = (FORM.format(question=asked.strip()) + " " if wanted.ask else asked) + source["text"]
             names = tuple(name for name in ARMS if name in by_name)

@@ -3,14 +3,13 @@
 from typing import Any
 
 import gradio as gr
+
+import ctplab as ctp
 from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.header import Header, renew
 from ctplab.app.jobs import Job
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
-
-import ctplab as ctp
-from ctplab.runs.store import Store
 
 CORPORA = ["atlas-web", "atlas-wiki", "atlas-news", "docs", "c4", "wikitext2", "ptb"]
 LAYERS = ["layer", "method", "loss a token", "weights", "bytes", "bits a weight", "note"]
@@ -19,7 +18,7 @@ LAYERS = ["layer", "method", "loss a token", "weights", "bytes", "bits a weight"
 def spec_of(
     bits: str, sparsity: float, pattern: str, group: str, act_order: bool, symmetric: bool
 ) -> ctp.CompressionSpec:
-    """The form as a spec; raises InputError where the values contradict each other."""
+    """The form as a spec; raises InputError if the values contradict each other."""
     return ctp.CompressionSpec(
         bits=None if bits == "none" else int(bits),
         sparsity=0.0 if pattern else sparsity / 100,
@@ -37,7 +36,7 @@ def start(
     full = bench.model(model)
     if full.about.get("spec"):
         raise ctp.InputError(f"{model} is compressed already: choose the full model it came from")
-    out = Store(bench.runs, full.name).compressed(spec.tag)
+    out = ctp.Store(bench.runs, full.name).compressed(spec.tag)
 
     def work(job: Job) -> None:
         job.note = f"reading {corpus}"
@@ -60,7 +59,7 @@ def layers(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(manifest: dict[str, Any]) -> str:
-    """True numbers beside nominal ones, in one paragraph."""
+    """One paragraph with the true numbers beside the nominal ones."""
     if not manifest:
         return ""
     lines = [

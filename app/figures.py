@@ -1,12 +1,16 @@
-"""How plotly figures look here: readable on light and dark, a fixed height (hidden tabs have none of their own)."""
+"""How plotly figures look here: readable on light and dark, a fixed height (hidden tabs have none of their own).
 
+Colours mean what they mean on paper (``ctplab.show.colours``).
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
-from ctplab.show.plots import COLOURS
+import ctplab as ctp
+from ctplab.show.colours import GREY
 
-GREY = "#7c8798"  # readable on white and on near-black
 GRID = "rgba(128, 140, 160, 0.25)"
 
 
@@ -28,15 +32,21 @@ def blank(height: int, x: str, y: str, **layout: Any) -> go.Figure:
     return figure
 
 
-def colour(name: str) -> str:
-    """The arm's colour; grey for what is no arm."""
-    return COLOURS.get(name, GREY)
-
-
-def faint(name: str, opacity: float) -> str:
-    """The same, seen through."""
-    red, green, blue = (int(colour(name)[i : i + 2], 16) for i in (1, 3, 5))
+def faint(colour: str, opacity: float) -> str:
+    """A colour (``#rrggbb``) that lets through what is behind it."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red}, {green}, {blue}, {opacity})"
+
+
+def whiskers(found: Sequence[ctp.Interval]) -> dict[str, Any]:
+    """Error bars of intervals, as plotly takes them."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [share.high - share.value for share in found],
+        "arrayminus": [share.value - share.low for share in found],
+        "color": GREY,
+    }
 
 
 def note(height: int, text: str) -> go.Figure:

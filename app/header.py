@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+
 from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen, Loaded
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
@@ -114,7 +115,7 @@ def build(bench: Bench) -> Header:
 
 
 def renew(bench: Bench, full: str, compressed: str, prompt: str | None) -> tuple[Any, Any, Any]:
-    """The three lists as they are now, with what is chosen kept: for page loads and finished jobs."""
+    """The three lists as they are now, for page loads and finished jobs; what is chosen stays chosen."""
     first = bench.chosen(full, compressed, prompt or "")
     return (
         gr.update(choices=bench.full_names(), value=first.full),

@@ -1,4 +1,4 @@
-"""Long jobs (compress, learn) in a thread of the server: a page may be reloaded or closed, the job goes on."""
+"""Long jobs (compress, learn) run in a thread of the server. They go on if a page is reloaded or closed."""
 
 import itertools
 import time
@@ -9,9 +9,8 @@ from html import escape
 from threading import Event
 from typing import Any, TypeVar
 
-from ctplab.app.turns import Turns
-
 import ctplab as ctp
+from ctplab.app.turns import Turns
 
 T = TypeVar("T")
 
@@ -35,7 +34,7 @@ class Job:
     note: str = ""
     began: float = 0.0
     first: int = 0
-    """Where a resumed job began: what was done before does not count for the rate."""
+    """The step at which a resumed job began: what was done before does not count for the rate."""
     points: list[tuple[int, float, float | None]] = field(default_factory=list)
     """(step, loss, validation) of a learning job."""
     result: dict[str, Any] = field(default_factory=dict)
@@ -51,7 +50,7 @@ class Job:
         return self.id, self.state, self.done, self.note, len(self.points)
 
     def progress(self, items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
-        """A ctplab progress: counts, lets others use the device between two items, and ends where cancelled."""
+        """A ctplab progress: counts, lets others use the device between two items, and ends once it is cancelled."""
         self.done, self.total, self.note = 0, total or 0, label
         for item in items:
             if self.cancel.is_set():

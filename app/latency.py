@@ -5,16 +5,16 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+
+import ctplab as ctp
 from ctplab.app import figures
 from ctplab.app.bench import DEVICE, PRIVATE, Bench
 from ctplab.app.header import Header
 from ctplab.app.toast import plain_errors
-
-import ctplab as ctp
-from ctplab.measure.latency import latency
 from ctplab.prompts import prefix
+from ctplab.show.colours import ATTACHED
 
-WAYS = {"concatenated": "hard", "compiled": "soft", "none": "full"}
+NAMES = {"concatenated": "concatenated", "compiled": "compiled", "none": "no prompt"}
 
 
 def numbers(text: str) -> list[int]:
@@ -28,28 +28,28 @@ def numbers(text: str) -> list[int]:
 def measure(
     bench: Bench, model: str, tokens: list[int], length: int, new: int, repeats: int, progress: Any
 ) -> list[dict]:
-    """Points as plain JSON."""
+    """The points of ``ctp.latency`` as plain JSON, for k in ``tokens`` and texts of ``length`` tokens."""
     loaded = bench.model(model)
     arm = ctp.Arm(model, loaded.model, prefix.none(loaded.model))
     with bench.turns.turn():
-        points = latency(arm, tokens=tokens, length=length, new_tokens=new, repeats=repeats, progress=progress)
+        points = ctp.latency(arm, tokens=tokens, length=length, new_tokens=new, repeats=repeats, progress=progress)
     return [asdict(point) for point in points]
 
 
 def draw(points: list[dict], key: str, title: str) -> go.Figure:
-    """One line a way of attaching the prefix, quartiles as bars."""
+    """A line for each way of attaching the prompt: medians, with quartiles as error bars.
+
+    ``key``: ``first_token_ms`` or ``tokens_per_second``; ``title`` names the y axis.
+    """
     figure = figures.blank(360, "prompt tokens (k)", title)
-    for way, style in WAYS.items():
+    for way, name in NAMES.items():
         mine = [p for p in points if p["attached"] == way]
         if not mine:
             continue
+        spreads = [ctp.Interval(p[key]["median"], p[key]["low"], p[key]["high"]) for p in mine]
         figure.add_scatter(
-            x=[p["k"] for p in mine], y=[p[key]["median"] for p in mine], mode="lines+markers",
-            name={"none": "no prompt"}.get(way, way), line={"color": figures.colour(style)}, marker={"size": 9},
-            error_y={
-                "type": "data", "symmetric": False, "array": [p[key]["high"] - p[key]["median"] for p in mine],
-                "arrayminus": [p[key]["median"] - p[key]["low"] for p in mine],
-            },
+            x=[p["k"] for p in mine], y=[s.value for s in spreads], mode="lines+markers", name=name,
+            line={"color": ATTACHED[way]}, marker={"size": 9}, error_y=figures.whiskers(spreads),
         )  # fmt: skip
     figure.update_yaxes(rangemode="tozero")
     return figure

@@ -3,6 +3,7 @@
 from typing import Any
 
 import gradio as gr
+
 from ctplab.app import compare, compress, header, latency, results, share, similarity, tokens, train
 from ctplab.app.bench import PRIVATE, Bench
 

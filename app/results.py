@@ -6,13 +6,14 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+
+import ctplab as ctp
 from ctplab.app import figures, sweeps
 from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.header import Header
 from ctplab.app.views import size
-
 from ctplab.paper.printed import TABLES
-from ctplab.runs.store import Store
+from ctplab.show.colours import HELPS, HURTS, colour
 
 NOTHING = "No demo yet in `{runs}`. Run `ctplab demo --out {runs}` (some minutes), then open this tab again."
 FILES = ["arm", "file", "windows", "tokens", "summed NLL", "windows' fingerprint"]
@@ -21,7 +22,7 @@ SOFT = ("soft", "learned on C4")
 
 
 def published() -> list[dict[str, Any]]:
-    """The paper's perplexities on C4 where it gives a full, a compressed and a prompted one (tables 1, 4 and 6)."""
+    """The paper's perplexities on C4, for every model and level with a prompted one (tables 1, 4 and 6)."""
     found = []
     for table in (TABLES["table1"], TABLES["table4"], TABLES["table6"]):
         values = {
@@ -49,15 +50,15 @@ def found_runs(runs: Path) -> list[str]:
 
 
 def read(runs: Path, name: str | None) -> dict[str, Any] | None:
-    """One report; None where it is missing or damaged."""
+    """One report; None if it is missing or damaged."""
     try:
-        return json.loads((Store(runs, name or "").report() / "demo.json").read_text())
+        return json.loads((ctp.Store(runs, name or "").report() / "demo.json").read_text())
     except (OSError, ValueError):
         return None
 
 
 def price(result: dict[str, Any], corpus: str) -> go.Figure:
-    """Perplexity against the bytes a level really takes."""
+    """Perplexity (log) against the bytes that a level really takes, with and without the prompt."""
     figure = figures.blank(420, "bytes on disk", f"perplexity on {corpus}")
     full = result["levels"]["full"]
     levels = {tag: level for tag, level in result["levels"].items() if tag != "full"}
@@ -66,7 +67,7 @@ def price(result: dict[str, Any], corpus: str) -> go.Figure:
     def add(name: str, style: str, symbol: str, tags: list[str], x: list[float], y: list[float]) -> None:
         figure.add_scatter(
             x=x, y=y, text=tags, mode="markers+text", textposition="top center", name=name,
-            marker={"size": 11, "symbol": symbol, "color": figures.colour(style)},
+            marker={"size": 11, "symbol": symbol, "color": colour(style)},
             hovertemplate="%{text}: %{y:.3f} at %{x:,} bytes",
         )  # fmt: skip
 
@@ -89,7 +90,7 @@ def beside_the_paper(result: dict[str, Any], corpus: str) -> go.Figure:
     for kind, style in (("compressed", "compressed"), ("soft", "soft")):
         figure.add_scatter(
             x=bits, y=[result["transfer"][tag][corpus][kind] / base for tag in tags], text=tags, mode="markers",
-            name=f"{kind} (ours)", marker={"size": 10, "color": figures.colour(style)},
+            name=f"{kind} (ours)", marker={"size": 10, "color": colour(style)},
             hovertemplate="%{text}: %{y:.2f} times the full model's",
         )  # fmt: skip
     rows = published()
@@ -104,7 +105,7 @@ def beside_the_paper(result: dict[str, Any], corpus: str) -> go.Figure:
             text=[row["name"] for row in rows],
             mode="markers",
             name=name,
-            marker={"size": 12, "symbol": symbol, "color": figures.colour(style), "line": {"width": 2}},
+            marker={"size": 12, "symbol": symbol, "color": colour(style), "line": {"width": 2}},
             hovertemplate="%{text}: %{y:.2f} times the full model's",
         )
     figure.add_hline(y=1, line={"dash": "dot", "color": figures.GREY})
@@ -118,14 +119,10 @@ def recovery(result: dict[str, Any]) -> go.Figure:
     figure = figures.blank(420, "", f"share of the NLL gap closed at {result['showcase']}")
     corpora = list(result["recovery"])
     for arm in result["recovery"][corpora[0]]:
-        cells = [result["recovery"][corpus][arm] for corpus in corpora]
+        shares = [ctp.Interval(**result["recovery"][corpus][arm]) for corpus in corpora]
         figure.add_scatter(
-            x=corpora, y=[c["value"] for c in cells], mode="markers", name=arm, offsetgroup=arm,
-            marker={"size": 10, "color": figures.colour(arm)},
-            error_y={
-                "type": "data", "symmetric": False, "array": [c["high"] - c["value"] for c in cells],
-                "arrayminus": [c["value"] - c["low"] for c in cells],
-            },
+            x=corpora, y=[share.value for share in shares], mode="markers", name=arm, offsetgroup=arm,
+            marker={"size": 10, "color": colour(arm)}, error_y=figures.whiskers(shares),
         )  # fmt: skip
     figure.update_layout(scattermode="group", scattergap=0.4)
     figure.add_hline(y=1, line={"dash": "dot", "color": figures.GREY}, annotation_text="the full model")
@@ -138,20 +135,17 @@ def questions(result: dict[str, Any]) -> go.Figure:
     """Exact match on the closed-book questions with 95% intervals."""
     figure = figures.blank(420, "", "exact match")
     arms = result["questions"]
+    shares = [ctp.Interval(a["exact_match"], a["low"], a["high"]) for a in arms.values()]
     figure.add_bar(
-        x=list(arms), y=[a["exact_match"] for a in arms.values()], showlegend=False,
-        marker={"color": [figures.colour(name) for name in arms]},
-        error_y={
-            "type": "data", "symmetric": False, "array": [a["high"] - a["exact_match"] for a in arms.values()],
-            "arrayminus": [a["exact_match"] - a["low"] for a in arms.values()], "color": figures.GREY,
-        },
+        x=list(arms), y=[share.value for share in shares], showlegend=False,
+        marker={"color": [colour(name) for name in arms]}, error_y=figures.whiskers(shares),
     )  # fmt: skip
     figure.update_yaxes(tickformat=".0%", range=[0, 1])
     return figure
 
 
 def heat(result: dict[str, Any]) -> dict[str, Any]:
-    """The transfer matrix as coloured cells: green where the prompt helps, red where it hurts."""
+    """The transfer matrix as coloured cells: green where the prompt helps, orange-red where it hurts."""
     corpora = list(next(iter(result["transfer"].values())))
     data, styling = [], []
     for tag, cells in result["transfer"].items():
@@ -160,15 +154,15 @@ def heat(result: dict[str, Any]) -> dict[str, Any]:
         for corpus in corpora:
             before, after = cells[corpus]["compressed"], cells[corpus]["soft"]
             strength = min(1.0, abs(after / before - 1))
-            tone = "0, 158, 115" if after < before else "213, 94, 0"
+            tone = figures.faint(HELPS if after < before else HURTS, round(0.1 + 0.6 * strength, 2))
             data[-1].append(f"{before:.2f} → {after:.2f}")
-            styling[-1].append(f"background-color: rgba({tone}, {0.1 + 0.6 * strength:.2f})")
+            styling[-1].append(f"background-color: {tone}")
     return {"headers": ["target", *corpora], "data": data, "metadata": {"styling": styling}}
 
 
 def cell_runs(runs: Path, name: str, tag: str, corpus: str) -> dict[str, Any]:
     """The result files behind one cell of the matrix."""
-    store, data = Store(runs, name), []
+    store, data = ctp.Store(runs, name), []
     for arm in ("compressed", "soft"):
         path = store.score(tag, arm, corpus)
         try:
@@ -196,7 +190,9 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         with gr.Row():
             shares = gr.Plot(label="Recovery and its controls, 95% intervals", elem_id="recovery", min_width=320)
             exact = gr.Plot(label="Closed-book questions, 95% intervals", elem_id="exact", min_width=320)
-        gr.Markdown("**Transfer**: perplexity without → with the prompt (* learned there; green helps, red hurts).")
+        gr.Markdown(
+            "**Transfer**: perplexity without → with the prompt (* learned there; green helps, orange-red hurts)."
+        )
         matrix = gr.Dataframe(label="Transfer (click a cell for its runs)", elem_id="transfer", interactive=False)
         files = gr.Dataframe(headers=FILES, label="Runs behind the cell", elem_id="cell", interactive=False, wrap=True)
 

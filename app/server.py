@@ -1,4 +1,4 @@
-"""Serving the page on localhost: ``/healthz`` beside it, and nothing that leaves the machine."""
+"""Serve the page and ``/healthz`` on localhost. Nothing leaves the machine."""
 
 import os
 import socket
@@ -9,12 +9,12 @@ os.environ.setdefault("OTEL_SDK_DISABLED", "true")
 
 import gradio as gr
 import uvicorn
-from ctplab.app import page
-from ctplab.app.answers import warm
-from ctplab.app.bench import Bench, shipped
 from fastapi import FastAPI
 
 import ctplab as ctp
+from ctplab.app import page
+from ctplab.app.answers import warm
+from ctplab.app.bench import Bench, shipped
 
 HERE = Path(__file__).parent
 #: Fonts of the reader's own system: the default theme would fetch some.
@@ -68,7 +68,7 @@ def application(bench: Bench) -> FastAPI:
 def launch(
     *, full: str, compressed: list[str], prompts: list[str], runs: Path, device: str | None, host: str, port: int
 ) -> None:
-    """Load the models and prompts (the embedded ones where none are named) and serve until Ctrl-C."""
+    """Load the models and prompts (the embedded ones if none are named) and serve until Ctrl-C."""
     with socket.socket() as probe:
         try:
             taken = probe.connect_ex((host, port)) == 0

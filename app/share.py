@@ -3,6 +3,7 @@
 from typing import Any
 
 import gradio as gr
+
 from ctplab.app.bench import ARMS, PRIVATE
 
 DOWNLOAD = """(file) => {
@@ -15,7 +16,7 @@ DOWNLOAD = """(file) => {
 
 
 def download(button: gr.Button, write: Any, inputs: list[Any]) -> None:
-    """Let ``button`` save what ``write(*inputs)`` gives: {"name", "type", "text"}. No file is left on the server."""
+    """Let ``button`` save what ``write(*inputs)`` returns: {"name", "type", "text"}. The server keeps no file."""
     file = gr.JSON(visible="hidden")
     button.click(write, inputs, file, show_progress="hidden", **PRIVATE).success(None, file, js=DOWNLOAD, **PRIVATE)
 

@@ -4,27 +4,26 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+
+import ctplab as ctp
+from ctplab.app import figures
 from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.header import Header
 from ctplab.app.share import download
 from ctplab.app.toast import plain_errors
-
-from ctplab.app import figures
-from ctplab.inspect.similarity import PAPER_LARGEST, cosine_histogram
-
-NAMES = {"soft": "learned rows", "init": "untrained rows", "real": "real tokens", "random": "random directions"}
-STYLES = {"soft": "soft", "init": "init", "real": "full", "random": "random"}
+from ctplab.inspect.similarity import PAPER_LARGEST
+from ctplab.show.colours import ROW_NAMES, ROWS
 
 
 def histogram(bench: Bench, chosen: Chosen, top: int, bins: int) -> dict[str, Any]:
     """Counts as ctplab gives them: {"edges", "counts", "mean"}."""
     small, saved = bench.fitting(chosen)
     with bench.turns.turn():
-        return cosine_histogram(small.model, saved.prefix, saved.initial, top=top, bins=bins)
+        return ctp.cosine_histogram(small.model, saved.prefix, saved.initial, top=top, bins=bins)
 
 
 def draw(data: dict[str, Any], top: int, log: bool) -> go.Figure:
-    """One stepped line a set, and the paper's ceiling."""
+    """A stepped line for each set of rows, and the paper's largest cosine."""
     figure = figures.blank(440, f"cosine to each of the {top} nearest tokens", "count")
     edges = data["edges"]
     for name, counts in data["counts"].items():
@@ -32,10 +31,10 @@ def draw(data: dict[str, Any], top: int, log: bool) -> go.Figure:
             x=edges,
             y=[*counts, counts[-1]],
             mode="lines",
-            line={"shape": "hv", "color": figures.colour(STYLES[name]), "width": 2},
+            line={"shape": "hv", "color": ROWS[name], "width": 2},
             fill="tozeroy",
-            fillcolor=figures.faint(STYLES[name], 0.12),
-            name=f"{NAMES[name]}, mean {data['mean'][name]}",
+            fillcolor=figures.faint(ROWS[name], 0.12),
+            name=f"{ROW_NAMES[name]}, mean {data['mean'][name]}",
             hovertemplate="cosine from %{x}: %{y} pairs",
         )
     figure.add_vline(x=PAPER_LARGEST, line={"dash": "dash", "color": figures.GREY})

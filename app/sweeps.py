@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from ctplab.app.bench import PRIVATE, Bench
 
+from ctplab.app.bench import PRIVATE, Bench
 from ctplab.runs import store
 from ctplab.show.tables import sweep_cells
 
@@ -18,7 +18,7 @@ def found_sweeps(runs: Path) -> list[str]:
 
 
 def read(runs: Path, name: str) -> dict[str, Any] | None:
-    """One sweep's rows as a table; None where the file is missing or damaged."""
+    """One sweep's rows as a table; None if the file is missing or damaged."""
     try:
         kept = json.loads(store.sweep(runs, name).read_text())
         headers, data = sweep_cells(kept["rows"])

@@ -10,7 +10,7 @@ import ctplab as ctp
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn bad input into a toast; anything unexpected too, named as such, with its traceback in the server's log."""
+    """Show bad input as a toast. An unexpected error is shown as one too; its traceback goes to the server's log."""
     try:
         yield
     except ctp.InputError as error:

@@ -1,19 +1,20 @@
 """Tab *Prompt tokens*: what the vocabulary says about every learned row, and a map of where the rows went."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+
+import ctplab as ctp
 from ctplab.app import figures
 from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.header import Header
 from ctplab.app.toast import plain_errors
-
-import ctplab as ctp
-from ctplab.inspect.nearest import METRICS, inspect_prompt, nearest_hard_prompt
-from ctplab.inspect.similarity import project
+from ctplab.inspect.nearest import METRICS
 from ctplab.prompts.prefix import text_rows
+from ctplab.show.colours import colour
 
 SHOWN, KEPT = 5, 25  # neighbours in the table, and after a click on a row
 HEADERS = ["row", "nearest tokens", "norm", "started as", "its rank now", "drift"]
@@ -24,7 +25,7 @@ def rows(bench: Bench, chosen: Chosen, top: int, metric: str, centre: bool, spec
     """One plain record for every row of the chosen prompt."""
     small, saved = bench.fitting(chosen)
     with bench.turns.turn():
-        found = inspect_prompt(
+        found = ctp.inspect_prompt(
             small.model, small.tokenizer, saved.prefix, saved.initial, top=top, metric=metric, centre=centre,
             drop_special=special, drop_unused=unused,
         )  # fmt: skip
@@ -53,17 +54,25 @@ def inside_text(bench: Bench, chosen: Chosen, word: str) -> tuple[str, list[int]
     return min(ways.items(), key=lambda way: len(way[1])) if word.strip() else ("", [])
 
 
-def draw_map(bench: Bench, chosen: Chosen, word: str, picked: int | None) -> go.Figure:
-    """Vocabulary, untrained rows and learned rows on two principal axes, with arrows from init to learned."""
+def map_of(bench: Bench, chosen: Chosen, word: str, picked: int | None) -> go.Figure:
+    """The map of the chosen prompt, with the user's word on it."""
     small, saved = bench.fitting(chosen)
     extra = inside_text(bench, chosen, word)[1]
     with bench.turns.turn():
-        points = project(small.model, saved.prefix, saved.initial, tuple(extra))
+        points = ctp.project(small.model, saved.prefix, saved.initial, tuple(extra))
+    return draw_map(points, lambda token: small.tokenizer.decode([token]), picked)
+
+
+def draw_map(points: dict[str, Any], spell: Callable[[int], str], picked: int | None = None) -> go.Figure:
+    """Vocabulary, untrained rows and learned rows on two principal axes, with arrows from init to learned.
+
+    ``points`` from ``inspect.similarity.project``; ``spell`` writes a token id; the row ``picked`` is larger.
+    """
     x, y = (f"axis {i + 1} ({100 * share:.0f}% of the variance)" for i, share in enumerate(points["explained"]))
     figure = figures.blank(520, x, y)
 
     def names(ids: list[int] | None, kind: str) -> list[str]:
-        return [f"{kind} {small.tokenizer.decode([i])!r}" for i in ids or ()]
+        return [f"{kind} {spell(i)!r}" for i in ids or ()]
 
     def scatter(name: str, group: str, text: list[str], **style: Any) -> None:
         spots = points[group]
@@ -81,14 +90,16 @@ def draw_map(bench: Bench, chosen: Chosen, word: str, picked: int | None) -> go.
     heads = [0, 9, 0] * len(end["x"])
     figure.add_scatter(
         x=path[0], y=path[1], mode="lines+markers", name="init → learned", hoverinfo="skip",
-        line={"color": figures.faint("soft", 0.45), "width": 1},
-        marker={"symbol": "arrow", "angleref": "previous", "size": heads, "color": figures.colour("soft")},
+        line={"color": figures.faint(colour("soft"), 0.45), "width": 1},
+        marker={"symbol": "arrow", "angleref": "previous", "size": heads, "color": colour("soft")},
     )  # fmt: skip
-    scatter("init", "init", names(start["ids"], "row started as"), color=figures.colour("init"), size=6)
-    scatter("learned", "learned", [f"learned row {i}" for i in range(len(end["x"]))], color=figures.colour("soft"),
+    scatter("init", "init", names(start["ids"], "row started as"), color=colour("init"), size=6)
+    scatter("learned", "learned", [f"learned row {i}" for i in range(len(end["x"]))], color=colour("soft"),
             size=[14 if i == picked else 7 for i in range(len(end["x"]))])  # fmt: skip
-    if extra:
-        scatter("your word", "extra", names(extra, "your token"), color="#e11d48", size=13, symbol="star")
+    if points["extra"]["x"]:
+        scatter(
+            "your word", "extra", names(points["extra"]["ids"], "your token"), color="#e11d48", size=13, symbol="star"
+        )
     return figure
 
 
@@ -133,7 +144,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         with plain_errors():
             chosen = Chosen(full, compressed, prompt or "")
             records = rows(bench, chosen, KEPT, *options)
-            return table(records), records, draw_map(bench, chosen, word, None), None, pick_row(records, 0)
+            return table(records), records, map_of(bench, chosen, word, None), None, pick_row(records, 0)
 
     def pick_row(records: list[dict], row: int) -> dict[str, Any]:
         near = records[row]["nearest"]
@@ -145,20 +156,21 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     ) -> tuple[Any, ...]:
         row = int(event.row_value[0])
         with plain_errors():
-            return pick_row(records, row), row, draw_map(bench, Chosen(full, compressed, prompt or ""), word, row)
+            return pick_row(records, row), row, map_of(bench, Chosen(full, compressed, prompt or ""), word, row)
 
     def place(full: str, compressed: str, prompt: str | None, word: str, picked: int | None) -> tuple[Any, str]:
         with plain_errors():
             chosen = Chosen(full, compressed, prompt or "")
-            figure = draw_map(bench, chosen, word, picked)
+            figure = map_of(bench, chosen, word, picked)
             text, ids = inside_text(bench, chosen, word)
             if not ids:
                 return figure, ""
             small = bench.model(chosen.compressed)
             own = text_rows(small.model, small.tokenizer, text, len(ids))
+            near = ctp.inspect_prompt(small.model, small.tokenizer, own, own, top=SHOWN + 1)  # the first is itself
             lines = [
-                f"`{small.tokenizer.decode([token])!r}` is nearest to {listed(row.nearest[1 : SHOWN + 1])}"
-                for token, row in zip(ids, inspect_prompt(small.model, small.tokenizer, own, own, top=6), strict=True)
+                f"`{small.tokenizer.decode([token])!r}` is nearest to {listed(row.nearest[1:])}"
+                for token, row in zip(ids, near, strict=True)
             ]
             return figure, "\n\n".join(lines)
 
@@ -168,10 +180,12 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         with plain_errors():
             chosen = Chosen(full, compressed, prompt or "")
             small, saved = bench.fitting(chosen)
-            hard = nearest_hard_prompt(small.model, small.tokenizer, saved.prefix, metric=metric, drop_special=special)
+            hard = ctp.nearest_hard_prompt(
+                small.model, small.tokenizer, saved.prefix, metric=metric, drop_special=special
+            )
             text = ctp.corpus(corpus, small.tokenizer, SEQ_LEN).test
             arms = [bench.arm(name, chosen, "", 0)[0] for name in ("compressed", "soft")]
-            arms.insert(1, ctp.Arm("nearest tokens", small.model, hard))
+            arms.insert(1, ctp.Arm("nearest", small.model, hard))
             with bench.turns.turn():
                 data = [[arm.name, round(ctp.perplexity(arm, text, limit=WINDOWS).ppl, 3)] for arm in arms]
             return small.tokenizer.decode(list(hard.ids or ())), {"headers": ["arm", "perplexity"], "data": data}

@@ -10,16 +10,17 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+
+import ctplab as ctp
+from ctplab.app import figures
 from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.compress import CORPORA
 from ctplab.app.header import Header, renew
 from ctplab.app.jobs import Job
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
-
-import ctplab as ctp
-from ctplab.app import figures
-from ctplab.learning.rows import learn_steps, start
+from ctplab.learning.rows import start
+from ctplab.show.colours import colour
 
 PROBE = 3  # steps that the estimate really runs
 
@@ -46,11 +47,13 @@ def peak_bytes() -> int:
 
 
 def estimate(bench: Bench, chosen: Chosen, spec: ctp.PromptSpec, corpus: str, seq_len: int) -> str:
-    """Time and memory from a few real steps."""
+    """Estimate time and memory from a few real steps, in words."""
     small, teacher = bench.model(chosen.compressed), bench.model(chosen.full).model if spec.kl else None
     text = texts(bench, chosen, corpus, seq_len)
     with bench.turns.turn():
-        steps = learn_steps(small.model, text.train, text.validation, spec, tokenizer=small.tokenizer, teacher=teacher)
+        steps = ctp.learn_steps(
+            small.model, text.train, text.validation, spec, tokenizer=small.tokenizer, teacher=teacher
+        )
         began = time.perf_counter()
         seconds = [step.seconds for step, _ in zip(steps, range(PROBE), strict=False)]
         ready = time.perf_counter() - began - sum(seconds)
@@ -77,7 +80,7 @@ def begin(bench: Bench, chosen: Chosen, name: str, spec: ctp.PromptSpec, corpus:
         job.total, job.note = spec.steps, f"reading {corpus}"
         text = texts(bench, chosen, corpus, seq_len)
         result = start(small.model, spec, small.tokenizer)
-        steps = learn_steps(
+        steps = ctp.learn_steps(
             small.model, text.train, text.validation, spec, tokenizer=small.tokenizer,
             teacher=full.model if spec.kl else None, state=state, result=result,
         )  # fmt: skip
@@ -110,19 +113,22 @@ def begin(bench: Bench, chosen: Chosen, name: str, spec: ctp.PromptSpec, corpus:
 
 
 def curves(points: list[tuple[int, float, float | None]]) -> go.Figure:
-    """Training loss of every step, validation where it was measured."""
+    """Training loss of every step, and validation NLL at the steps at which it was measured.
+
+    ``points``: (step, loss, validation or None).
+    """
     if not points:
         return figures.note(360, "Curves appear with the first step.")
     figure = figures.blank(360, "step", "loss, nats a token")
     steps = [step + 1 for step, _, _ in points]
     figure.add_scatter(
         x=steps, y=[loss for _, loss, _ in points], mode="lines", name="training loss",
-        line={"color": figures.faint("compressed", 0.7), "width": 1.5},
+        line={"color": figures.GREY, "width": 1.5},
     )  # fmt: skip
     measured = [(step + 1, value) for step, _, value in points if value is not None]
     figure.add_scatter(
         x=[step for step, _ in measured], y=[value for _, value in measured], mode="lines+markers",
-        name="validation NLL", line={"color": figures.colour("soft"), "width": 2.5},
+        name="validation NLL", line={"color": colour("soft"), "width": 2.5},
     )  # fmt: skip
     return figure
 

@@ -7,7 +7,7 @@ from threading import Event, Lock
 
 
 class Turns:
-    """A lock that is handed on in the order of asking: a long job and a question take turns on the device."""
+    """A lock that goes to whoever asked first, so that a long job and a question take turns on the device."""
 
     def __init__(self) -> None:
         self._guard = Lock()

@@ -4,13 +4,10 @@ from difflib import SequenceMatcher
 from html import escape
 from typing import Any
 
-from ctplab.app.bench import ARMS
-
-from ctplab.show.plots import COLOURS
+from ctplab.prompts.arms import COLOURS, KINDS
 
 SAME, ADDED, MISSING = None, "only here", "only in full"
-DIFFERENCE_COLOURS = {ADDED: "#E69F00", MISSING: "#56B4E9"}
-#: Upper edges in nats -> label; a colour deepens with each.
+#: Upper edge in nats and label of every step; the colour deepens from one to the next.
 STEPS = ((0.1, "< 0.1 nats"), (0.5, "0.1 to 0.5"), (2.0, "0.5 to 2"), (5.0, "2 to 5"), (float("inf"), "> 5 nats"))
 SCORE_COLOURS = dict(
     zip((label for _, label in STEPS), ("#d9f0e3", "#fff3b0", "#fdc086", "#f0735a", "#b2182b"), strict=True)
@@ -18,7 +15,7 @@ SCORE_COLOURS = dict(
 
 
 def size(count: int) -> str:
-    """Bytes for reading."""
+    """A number of bytes in words."""
     if count >= 1e9:
         return f"{count / 1e9:.2f} GB"
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
@@ -53,7 +50,7 @@ def card(record: dict[str, Any]) -> str:
     return (
         f'<section class="arm" id="arm-{escape(name.replace("+", "-"))}" style="--arm:{COLOURS[name]}" '
         f'aria-label="Answer of the arm {escape(name)}"><div class="top"><h3>{escape(name)}</h3>{_badge(record)}</div>'
-        f'<p class="what">{escape(ARMS[name])}</p>{_text(record)}<dl>{rows}</dl></section>'
+        f'<p class="what">{escape(KINDS[name].says)}</p>{_text(record)}<dl>{rows}</dl></section>'
     )
 
 
@@ -64,11 +61,10 @@ def cards(records: list[dict[str, Any]]) -> str:
 
 
 def waiting(arms: list[str]) -> str:
-    """Empty cards: what Generate will fill."""
-
+    """Empty cards, which Generate fills."""
     html = "".join(
         f'<section class="arm" style="--arm:{COLOURS[name]}" aria-label="The arm {escape(name)}"><div class="top">'
-        f'<h3>{escape(name)}</h3></div><p class="what">{escape(ARMS[name])}</p><p class="text empty">'
+        f'<h3>{escape(name)}</h3></div><p class="what">{escape(KINDS[name].says)}</p><p class="text empty">'
         "Press Generate (Ctrl+Enter).</p></section>"
         for name in arms
     )
@@ -88,8 +84,13 @@ def difference(reference: str, text: str) -> list[tuple[str, str | None]]:
     return spans or [("(empty)", SAME)]
 
 
+def difference_colours(name: str) -> dict[str, str]:
+    """What only the arm ``name`` says is in its own colour, and what only the full model says in that one's."""
+    return {ADDED: COLOURS[name], MISSING: COLOURS["full"]}
+
+
 def scored(tokens: list[str], values: list[float | None]) -> list[tuple[str, str | None]]:
-    """Every token with the step its score falls into; None for tokens without one (the first)."""
+    """Every token with the step that its score falls into; None for the first, which has no score."""
     return [
         (token, None if value is None else next(label for edge, label in STEPS if value < edge))
         for token, value in zip(tokens, values, strict=True)

@@ -2,11 +2,11 @@
 
     python benchmarks/compress.py [--dtype bfloat16] [--peers] [--device cuda] [--size 7b [--blocks 2]]
 
-Each contender runs in a process of its own on the same model folder and tokens (64 x 512); ``--peers`` needs the
+Each contender runs in its own process on the same model folder and tokens (64 x 512); ``--peers`` needs the
 environments of ``make bench``. Time is load + compress + save; memory is the process's peak (on a GPU, the card's).
-Loss is the squared output error a token, summed over layers, on the full model's inputs; ``output`` is the relative
-error of the logits, which is what all layers together come to. The floor is the matrix products that cannot be avoided
-in one pass, at this machine's own measured rate: the way to the last block's last input, and the Hessians.
+Loss is the squared output error per token, summed over layers, on the full model's inputs; ``output`` is the relative
+error of the logits, the joint effect of all layers. The floor is the time of the unavoidable matrix products of one
+pass at this machine's measured rate: the forward pass up to the last block's last input, and the Hessians.
 
 llm-compressor fits the grid of every group to the original weights (our ``static_groups``) and solves a block on the
 dense block's activations; GPTQModel solves layer after layer (our ``true_sequential``, which takes one pass).
@@ -39,7 +39,7 @@ PEERS = {"llm-compressor w4-g128": "llm_compressor", "GPTQModel w4-g128": "gptqm
 
 
 def make(folder: Path, dtype: torch.dtype, size: tuple[int, int, int, int]) -> None:
-    """The model (random weights; time does not care), a tokenizer, and the calibration tokens."""
+    """Write the model (random weights, which do not affect time), a tokenizer, and the calibration tokens."""
     import shutil
 
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -68,7 +68,7 @@ def make(folder: Path, dtype: torch.dtype, size: tuple[int, int, int, int]) -> N
 
 
 def ours(folder: Path, out: Path, settings: dict, device: str) -> None:
-    """One contender: runs in a fresh process and prints its JSON line."""
+    """Run one of our contenders, in a fresh process, and print its JSON line."""
     import ctplab as ctp
     from ctplab.progress import silent
 
@@ -99,7 +99,7 @@ def run(command: list[str]) -> dict:
 
 @torch.no_grad()
 def errors(folder: Path, outs: dict[str, Path]) -> dict[str, tuple[float, float]]:
-    """Of every contender: squared output error a token on the full model's inputs; relative error of the logits."""
+    """For every contender: squared output error per token on the full model's inputs; relative error of the logits."""
     import ctplab as ctp
     from ctplab.models.anatomy import blocks, linears
 
@@ -135,13 +135,13 @@ def errors(folder: Path, outs: dict[str, Path]) -> dict[str, tuple[float, float]
 
 
 def gemm_rate(dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of a large matrix product here."""
+    """Measured FLOP/s of a large matrix product on this machine."""
     a, b = torch.randn(4096, 2048).to(device, dtype), torch.randn(2048, 2048).to(device, dtype)
     float((a @ b)[0, 0])
     began = time.perf_counter()
     for _ in range(5):
         c = a @ b
-    float(c[0, 0])  # a GPU has done it only now
+    float(c[0, 0])  # waits until a GPU is done
     return 5 * 2 * 4096 * 2048 * 2048 / (time.perf_counter() - began)
 
 

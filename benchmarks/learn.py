@@ -1,11 +1,11 @@
-"""Learning a prompt: our step against PEFT prompt tuning, what bounds it, and our recipe against the paper's.
+"""Learning a prompt: our step against PEFT prompt tuning and against its bound, and our recipe against the paper's.
 
     python benchmarks/learn.py            all sections
-    python benchmarks/learn.py step       milliseconds a step: ours, PEFT's, plain concatenation (interleaved rounds)
-    python benchmarks/learn.py memory     peak memory of a step, each method in a process of its own
+    python benchmarks/learn.py step       milliseconds per step: ours, PEFT's, plain concatenation (interleaved rounds)
+    python benchmarks/learn.py memory     peak memory of a step, each method in its own process
     python benchmarks/learn.py recipes    validation NLL on the embedded model after the same wall time
 
-Same model, tokens, loss and gradient for all methods. Milliseconds depend on the machine: read the ratios.
+All methods share model, tokens, loss and gradient. Milliseconds depend on the machine: read the ratios.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def make_model() -> LlamaForCausalLM:
 
 
 def make_step(method: str, model: LlamaForCausalLM) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """(ids -> the loss, with its gradient left on E; E)."""
+    """Return (a function from ids to the loss, which leaves the gradient on E; E)."""
     rows = torch.randn(K, WIDTH, generator=torch.Generator().manual_seed(1)) * 0.02
     E = rows.clone().requires_grad_(True)
     if method == "ours":
@@ -77,7 +77,7 @@ def make_step(method: str, model: LlamaForCausalLM) -> tuple[Callable[[Tensor], 
 
     def tuned(ids: Tensor) -> Tensor:
         labels = ids.clone()
-        labels[:, 0] = -100  # the first token is no target for anybody
+        labels[:, 0] = -100  # the first token is never a target
         loss = peft(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, use_cache=False).loss
         loss.backward()
         return loss
@@ -86,7 +86,7 @@ def make_step(method: str, model: LlamaForCausalLM) -> tuple[Callable[[Tensor], 
 
 
 def gemm_rate() -> float:
-    """Multiply-adds x 2 a second of a product as the model's MLP runs it."""
+    """FLOP/s (2 per multiply-add) of a product of the shape in the model's MLP."""
     a, b = torch.randn(2048, WIDTH), torch.randn(WIDTH, INNER)
     times = []
     for _ in range(12):
@@ -97,12 +97,12 @@ def gemm_rate() -> float:
 
 
 def step_flops(model: LlamaForCausalLM, batch: int, length: int) -> float:
-    """Products with weights, forward and backward (no weight gradients: twice a forward), and causal attention."""
+    """FLOPs of products with weights (forward and backward, twice a forward in all), and of causal attention."""
     inside = sum(p.numel() for name, p in model.named_parameters() if "layers" in name and p.ndim == 2)
     head = VOCABULARY * WIDTH
     weights = 2 * 2 * (inside * (batch * length + K) + head * batch * length)
     pairs = batch * (length * K + length**2 / 2)
-    return weights + 3.5 * 2 * 2 * pairs * WIDTH * LAYERS  # its backward is 2.5 forwards: the scores are made again
+    return weights + 3.5 * 2 * 2 * pairs * WIDTH * LAYERS  # its backward is 2.5 forwards: it recomputes the scores
 
 
 def step(rounds: int) -> None:
@@ -120,7 +120,7 @@ def step(rounds: int) -> None:
                 times[name].append(1000 * (time.perf_counter() - began))
                 assert E.grad is not None
                 gradients[name] = E.grad.clone()
-        for name in METHODS[1:]:  # the same work: fp32 summed in other orders
+        for name in METHODS[1:]:  # the same numbers up to fp32 summation order
             assert abs(losses[name] / losses["ours"] - 1) < 1e-5
             assert (gradients[name] - gradients["ours"]).norm() < 1e-2 * gradients["ours"].norm()
         middle = {name: statistics.median(values[1:]) for name, values in times.items()}
@@ -135,7 +135,7 @@ def step(rounds: int) -> None:
 
 
 def peak(method: str, batch: int, length: int) -> None:
-    """Runs in a process of its own: MB that two steps add to the peak."""
+    """Print the MB that two steps add to this process's peak; each method has its own process."""
     run, E = make_step(method, make_model())
     run(torch.randint(VOCABULARY, (1, 8)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -159,7 +159,7 @@ def memory() -> None:
 
 
 def recipes(seconds: float) -> None:
-    """Both recipes on the embedded model for the same time, each with its own schedule laid out over that time."""
+    """Run both recipes on the embedded model for the same time, each with its own schedule fitted to that time."""
     full, tokenizer = ctp.load("atlas")
     web = ctp.corpus("atlas-web", tokenizer, seq_len=128)
     spec = ctp.CompressionSpec(bits=4, sparsity=0.5)

@@ -1,12 +1,12 @@
-"""What cost grows with, measured here, and what the paper's whole programme would cost, projected.
+"""How cost grows, measured on this machine, and the projected cost of the paper's whole programme.
 
     python benchmarks/scale.py             all sections
     python benchmarks/scale.py cells       CPU seconds (one thread) against parameters, tokens, k and cells; exponents
     python benchmarks/scale.py memory      the memory model against live bytes and against the process's own peak
     python benchmarks/scale.py programme   the projection: 1, 8 and 64 GPUs (measures nothing)
 
-Seconds depend on the machine; exponents and ratios are to be read. The projection is no measurement: it multiplies
-arithmetic by a rate (``--rate``) that nobody has measured with this code.
+Seconds depend on the machine: read the exponents and ratios. The projection is not a measurement: it divides counted
+FLOPs by a rate (``--rate``) that nobody has measured with this code.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def splits(point: Point, windows: int) -> tuple[Split, Split]:
 
 
 def learn_seconds(point: Point) -> float:
-    """Of one step; median. The first one (with its validation) is not timed."""
+    """Median seconds of one step. The first step (with its validation) is not timed."""
     steps = REPEATS + 2
     spec = ctp.PromptSpec(tokens=point.k, steps=steps, batch=point.batch, validation_windows=1, evaluate_every=steps)
     taken = ctp.learn_steps(make(point.width), *splits(point, point.batch), spec)
@@ -67,14 +67,14 @@ def learn_seconds(point: Point) -> float:
 
 
 def score_seconds(point: Point) -> float:
-    """Of one batch behind a prompt; median."""
+    """Median seconds of one batch behind a prompt."""
     model = make(point.width)
     arm = ctp.Arm("x", model, random_rows(model, point.k))
     return timed(lambda: ctp.window_scores(arm, splits(point, point.batch)[0].windows, batch=point.batch))
 
 
 def compress_seconds(point: Point) -> float:
-    """Of a whole model on 8 batches; once."""
+    """Seconds of a whole model on 8 batches, measured once."""
     spec = ctp.CompressionSpec(bits=4, group_size=32)
     windows, model = splits(point, 8 * point.batch)[0].windows, make(point.width)
     began = time.process_time()
@@ -92,7 +92,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def product_rate(width: int, rows: int) -> float:
-    """Operations a second of a product as the MLP runs it."""
+    """FLOP/s of a product of the shape in the MLP."""
     a, b = torch.randn(rows, width), torch.randn(width, 3 * width)
     return 2 * rows * width * 3 * width / timed(lambda: a @ b)
 
@@ -110,7 +110,7 @@ def report(what: str, against: str, x: list[float], seconds: list[float]) -> Non
 
 
 def cells() -> None:
-    torch.set_num_threads(1)  # with CPU time, so that neighbours on the machine do not count
+    torch.set_num_threads(1)  # with CPU time, so that other processes do not count
     base, widths = Point(), [128, 256, 384]
     weights = [float(shape_of(make(width).config).parameters - VOCABULARY * width) for width in widths]
     for name, cost in (("learn", learn_seconds), ("score", score_seconds), ("compress", compress_seconds)):
@@ -131,7 +131,7 @@ def cells() -> None:
 
 
 def memory() -> None:
-    """Each size in a process of its own, so that its peak is its own."""
+    """Run each size in its own process, so that its peak is its own."""
     for arguments in (("384", "8", "keep"), ("512", "8", "keep"), ("512", "16", "recompute")):
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tensors leave the process
         done = subprocess.run(
@@ -141,13 +141,13 @@ def memory() -> None:
 
 
 def resident(what: str) -> float:
-    """MB that this process occupies (VmRSS), or occupied at most (VmHWM)."""
+    """MB that this process occupies now (VmRSS) or has occupied at most (VmHWM)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
     return int(line.split()[1]) * 1024 / 1e6
 
 
 def peak(width: int, batch: int, how: str) -> None:
-    """Model, live bytes and resident bytes of one step of learning."""
+    """Print the estimated, live and resident bytes of one learning step."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from live import peak_bytes
 
@@ -161,7 +161,7 @@ def peak(width: int, batch: int, how: str) -> None:
 
     run(1)  # libraries load, threads get their buffers
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
     run(batch)
     grown = resident("VmHWM") - before
     counted, paper = peak_bytes(lambda: run(batch)) / 1e6, (needed.total - needed.weights) / 1e6
@@ -173,7 +173,7 @@ def peak(width: int, batch: int, how: str) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """One cell of the programme: a model compressed, a prompt (or none) learned, all scored."""
+    """One part of the programme: a model, the number of prompts to learn and of levels to compress it to."""
 
     name: str
     shape: Shape
@@ -199,16 +199,16 @@ PROGRAMME = [
 
 
 def learn_flops(shape: Shape) -> float:
-    """One prompt: forward, blocks again, and the gradient of inputs, each 2 operations a weight and token."""
+    """FLOPs of one prompt: forward, recomputed blocks and the gradient of inputs, 2 per weight and token each."""
     tokens = STEPS * (BATCH * LENGTH + K)
     weights = shape.layers * shape.block_weights
-    attention = 4 * shape.layers * shape.width * (LENGTH / 2 + K)  # a token's, forward
+    attention = 4 * shape.layers * shape.width * (LENGTH / 2 + K)  # per token, forward
     head = shape.vocabulary * shape.width
     return 1.1 * tokens * (3 * (2 * weights + attention) + 2 * 2 * head)  # a tenth of the work is validation
 
 
 def compress_flops(shape: Shape) -> float:
-    """One level on 128 windows: two forward passes, the Hessians, and the solve's cubes."""
+    """FLOPs of one level on 128 windows: two forward passes, the Hessians, and the solve (cubic)."""
     tokens, columns = 128 * LENGTH, [shape.width] * 3 + [shape.inner]
     hessians = sum(tokens * c * c for c in columns)  # symmetric: half
     solve = sum(c**3 for c in columns) + shape.block_weights * max(columns)
@@ -216,7 +216,7 @@ def compress_flops(shape: Shape) -> float:
 
 
 def makespan(costs: list[float], workers: int) -> float:
-    """Seconds until all is done: the longest first, to whoever is free."""
+    """Seconds until all jobs are done, if the longest jobs go first and each to the first free worker."""
     busy = [0.0] * workers
     for cost in sorted(costs, reverse=True):
         busy[busy.index(min(busy))] += cost

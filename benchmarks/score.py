@@ -1,4 +1,4 @@
-"""Scoring a corpus (ours) against its bare forward passes: same model, windows and compiled prefix, in one run.
+"""Our scoring of a corpus against bare forward passes: same model, windows and compiled prefix, in one run.
 
     python benchmarks/score.py
 

@@ -1,14 +1,14 @@
-"""What a prompt of k = 100 costs when it is served: time to first token and decode rate, as ratios in one run.
+"""The cost of serving a prompt of k = 100: time to first token and decode rate, as ratios in one run.
 
     python benchmarks/serve.py [--peft]
 
-none           no prompt: what the ratios are against
+none           no prompt: the baseline of the ratios
 compiled       ours: the prompt's keys and values computed once, before the clock starts
 concatenated   embeddings of prompt and text joined for every request, transformers' generate
 peft           PEFT prompt tuning through its own generate (with --peft; needs the extra 'baselines')
 
-A random LLaMA of width 512, 8 blocks and grouped queries; texts of 128 tokens; rounds are interleaved, medians with
-the quartiles in brackets. Ratio 1.00 = as fast as without a prompt; times are seconds, rates tokens a second.
+The model is a random LLaMA of width 512 with 8 blocks and grouped queries. Texts have 128 tokens. Rounds are
+interleaved. Numbers are medians with quartiles in brackets: seconds, tokens per second, and ratios to ``none``.
 """
 
 import argparse
@@ -33,7 +33,7 @@ K, LENGTH, NEW, ROUNDS = 100, 128, 24, 5
 
 
 def requests(model: Any, arm: Arm, ids: torch.Tensor, with_peft: bool) -> dict[str, Callable[[int], Any]]:
-    """Each way to answer a batch ``ids`` (B, n) with a given number of new tokens."""
+    """The ways to answer a batch ``ids`` (B, n), each a function of the number of new tokens."""
     kv, batch, mask = compiled(arm), len(ids), torch.ones_like(ids)
     wide = torch.ones(batch, K + ids.shape[1], dtype=torch.long)
     rows = arm.prefix.rows.expand(batch, -1, -1)
@@ -106,7 +106,7 @@ def main() -> None:
                     first[name].append(one)
                     rate[name].append(batch * (NEW - 1) / (all_ - one))
         for name in ways:
-            # ratios round by round: what slows the machine down slows both
+            # ratios within a round: a slow machine slows both
             slower = [a / b for a, b in zip(first[name], first["none"], strict=True)]
             faster = [a / b for a, b in zip(rate[name], rate["none"], strict=True)]
             print(

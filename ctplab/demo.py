@@ -1,4 +1,4 @@
-"""The main job on the embedded model: compress, hard prompt, learn, compare, transfer, report. Resumable."""
+"""The lab's main workflow on the embedded model: compress, hard prompt, learn, compare, transfer, report. Resumable."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 
 from ctplab.atlas.questions import Question, all_questions, questions
 from ctplab.atlas.registers import document
-from ctplab.disk import write_json
+from ctplab.disk import write_json, write_text
 from ctplab.formats.checkpoint import model_bytes
 from ctplab.formats.loading import load
 from ctplab.inspect.nearest import inspect_prompt
@@ -23,7 +23,8 @@ from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.runs.store import Store
 from ctplab.runs.study import Study
 from ctplab.scores import WindowScores
-from ctplab.show import plots, report
+from ctplab.show import report
+from ctplab.show.axes import save
 from ctplab.specs import CompressionSpec, PromptSpec
 from ctplab.text.corpora import corpus
 
@@ -37,15 +38,15 @@ LEVELS = (
     CompressionSpec(bits=4, sparsity=0.5),
     CompressionSpec(bits=4, sparsity=0.55),
 )
-#: A little more than the paper's headline, 50% + 4 bits, which leaves this model over half of what it knows.
+#: Slightly stronger than the paper's headline (50% + 4 bits), at which this model keeps over half of its knowledge.
 SHOWCASE = "w4-s55"
 CORPORA = ("atlas-web", "atlas-wiki", "atlas-news", "docs")
 LEARNED_ON = "atlas-web"
-#: General English, as compressed models are calibrated on: whoever learns a prompt has seldom compressed the model.
+#: General English, as for most compressed models: the user who learns a prompt has seldom compressed the model.
 CALIBRATED_ON = "docs"
 SEQ_LEN = 128
 WINDOWS = 96
-#: All KL: what the full model would say carries over to other text better than one register's next tokens do.
+#: All KL: the full model's predictions transfer to other text better than the next tokens of one register.
 PROMPT = PromptSpec(
     tokens=100,
     steps=350,
@@ -61,7 +62,7 @@ FIGURE_1 = (("us_cities", "Long Beach", "state"), ("us_cities", "Tulsa", "state"
 
 
 def ten_questions() -> list[Question]:
-    """The paper's three, then the first seven of the benchmark."""
+    """The paper's three questions, then the first seven of the benchmark."""
     known = {(q.fact.table, q.fact.name, q.fact.attribute): q for q in all_questions()}
     first = [known[key] for key in FIGURE_1]
     return first + [q for q in questions() if q not in first][:7]
@@ -204,12 +205,7 @@ def _share(right: list[bool]) -> dict[str, Any]:
 
 
 def _write(folder: Path, result: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    levels = {tag: level for tag, level in result["levels"].items() if tag != "full"}
-    plots.levels(levels, result["levels"]["full"], LEARNED_ON, folder / "levels.png")
-    plots.curve(result["prompt"]["curve"], folder / "curve.png")
-    plots.recovery(result["recovery"], LEARNED_ON, folder / "recovery.png")
-    plots.answers(result["questions"], folder / "questions.png")
-    plots.histogram(result["histogram"], folder / "cosines.png")
-    (folder / "report.md").write_text(report.markdown(result, CORPORA))
+    for name, figure in report.figures(result).items():
+        save(figure, folder / f"{name}.png")
+    write_text(report.markdown(result, CORPORA), folder / "report.md")
     write_json(result, folder / "demo.json")

@@ -35,12 +35,12 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def lasting(output: nbformat.NotebookNode) -> bool:
-    """No standard error, and no place where a live figure was and has gone."""
+    """Whether an output stays: standard error does not, nor does the empty place of a live figure that has gone."""
     return output.get("name") != "stderr" and output.get("data") != {"text/plain": ""}
 
 
 def tidied(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without what differs from run to run (times, Python's version, standard error) or needs a kernel (widgets)."""
+    """The notebook without what differs from run to run (times, Python's version, standard error) or needs a kernel."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

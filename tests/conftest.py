@@ -45,7 +45,7 @@ SHARED = Path(os.environ.get("CTPLAB_SHARED", Path(__file__).parents[2] / "share
 
 
 def scored(nll: torch.Tensor, targets: int = 1) -> ctp.WindowScores:
-    """Scores of windows with these sums and ``targets`` targets each."""
+    """Scores of windows with these summed NLLs and ``targets`` targets each."""
     return ctp.WindowScores(nll.double(), torch.full((len(nll),), targets))
 
 
@@ -80,14 +80,14 @@ def tiny(family: str):
                 vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
             )
         )
-    with torch.no_grad():  # the usual 0.02 gives nearly uniform outputs: too flat to tell right from wrong
+    with torch.no_grad():  # the usual 0.02 gives nearly uniform outputs, which hide errors
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(4)
     return model.eval().requires_grad_(False)
 
 
-#: Architectures that the walk must take without knowing them, as config class -> what differs from the common shape.
+#: Architectures that the walk must handle without naming them: config class -> settings of a tiny model.
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPE |= {"intermediate_size": 64, "max_position_embeddings": 256, "pad_token_id": 0}
 GROUPED = {"num_key_value_heads": 2}
@@ -117,7 +117,7 @@ MORE_FAMILIES = {
 
 
 def from_config(config):
-    """A random model of a configuration, with weights large enough to tell right from wrong."""
+    """A random model of a configuration, with weights large enough to make errors visible."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -205,7 +205,7 @@ def quiet():
 
 @pytest.fixture(scope="session")
 def chromium():
-    """A headless Chromium. One for all tests: playwright runs once in a process."""
+    """A headless Chromium, one for all tests, because playwright runs only once in a process."""
     playwright = pytest.importorskip("playwright.sync_api", reason=INSTALL)
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:

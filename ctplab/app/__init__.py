@@ -1,10 +1,11 @@
-"""The dashboard: Gradio tabs over ctplab, one file a tab. No mathematics there, no torch.
+"""The dashboard: Gradio tabs over ctplab, one file a tab. No file of it imports torch or computes a number itself.
 
-Its modules lie in the folder ``app/`` of the repository; an installation has them beside this file.
+An installation has the other modules beside this file. In a checkout they lie in its folder ``app/``, so that the
+page and its style are found beside ``README.md`` and not inside the library.
 """
 
 from pathlib import Path
 
-_checkout = Path(__file__).parents[2] / "app"
-if (_checkout / "server.py").is_file():
-    __path__.append(str(_checkout))
+_here = Path(__file__).parent
+if not (_here / "server.py").is_file():
+    __path__.append(str(_here.parents[1] / "app"))

@@ -9,11 +9,15 @@ from ctplab.cli.shared import add_command, at_least, corpora_option, finish, say
 from ctplab.disk import write_json
 from ctplab.errors import InputError
 from ctplab.measure.latency import LatencyPoint
-from ctplab.paper import printed
+from ctplab.paper import figures, printed
 from ctplab.paper.perplexities import cells
 from ctplab.paper.recipes import CORPORA, EMBEDDED, PAPER, PERPLEXITIES, TASKS, Scale, chosen, needs
 from ctplab.paper.reproduce import reproduce as recipe
 from ctplab.show import tables
+from ctplab.show.axes import save
+from ctplab.show.latency import draw_latency
+from ctplab.show.matrices import draw_transfer
+from ctplab.show.nearness import draw_nearness
 
 
 def reproduce(options: argparse.Namespace) -> None:
@@ -48,7 +52,7 @@ def reproduce(options: argparse.Namespace) -> None:
     folder = Path(options.out) / "reproduce" / options.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(f"# {options.name}: {captions[options.name]}\n\n{text}\n")
-    _draw(options.name, found, folder / "figure.png")
+    save(_figure(options.name, found), folder / "figure.png")
     result = {"name": options.name, "caption": captions[options.name], "rows": found}
     write_json(result, folder / "result.json")
     tell(f"table, figure and JSON in {folder}")
@@ -65,24 +69,20 @@ def _table(name: str, found: Any) -> str:
     return tables.records_table(found)
 
 
-def _draw(name: str, found: Any, path: Path) -> None:
-    from ctplab.paper import figures  # matplotlib is slow to import
-    from ctplab.show import measured, plots
-
+def _figure(name: str, found: Any) -> Any:
     if name == "figure8":
-        plots.histogram(found, path)
-    elif name == "figure5":
-        measured.latency([LatencyPoint.from_json(row) for row in found], path)
-    elif name == "figure4":
-        measured.transfer_matrix(cells(found), path)
-    elif name == "figure1":
-        figures.answers(name, found, path)
-    elif name == "table8":
-        figures.accuracies(name, found, path)
-    elif name in ("figure2", "figure3"):
-        figures.by_level(name, found, path)
-    else:
-        figures.beside_the_paper(name, found, path)
+        return draw_nearness(found, ceiling=True)
+    if name == "figure5":
+        return draw_latency([LatencyPoint.from_json(row) for row in found])
+    if name == "figure4":
+        return draw_transfer(cells(found))
+    if name == "figure1":
+        return figures.answers(name, found)
+    if name == "table8":
+        return figures.accuracies(name, found)
+    if name in ("figure2", "figure3"):
+        return figures.by_level(name, found)
+    return figures.beside_the_paper(name, found)
 
 
 def _scale(options: argparse.Namespace) -> Scale:

@@ -13,9 +13,9 @@ def load(
 ) -> tuple[Model, Tokenizer]:
     """Load ``atlas``, a Hugging Face folder, a hub id, a GPTQ folder, or a folder that ``save`` wrote.
 
-    ``device`` and ``dtype`` as for ``load_dense``: without ``dtype`` every model on one device has the same.
+    ``device`` and ``dtype`` are as for ``load_dense``: without ``dtype`` all models on one device have the same.
     ``packed``: a compressed model runs from its packed weights (small in memory, slower) instead of dense ones.
-    Raises InputError if ``name`` is no model, or not a packed one.
+    Raises InputError if ``name`` is no model, or if ``packed`` is set and it is not packed.
     """
     folder = Path(resolve(name))
     device = usable(device)

@@ -1,8 +1,8 @@
-"""Which vocabulary tokens are nearest to learned rows? Exact search with FAISS (torch where it is missing).
+"""Find the vocabulary tokens nearest to learned rows: exact search with FAISS, or with torch if FAISS is missing.
 
-Three measures: ``cosine``, ``dot`` (inner product; larger is nearer) and ``l2`` (Euclidean distance; smaller is
-nearer). Centred: after the vocabulary's mean row is taken off both sides, which removes the direction that all
-rows share. Rows of the vocabulary are those that the model itself embeds (scaled where its embedding scales).
+There are three measures: ``cosine``, ``dot`` (inner product; larger is nearer) and ``l2`` (Euclidean distance; smaller
+is nearer). Centring subtracts the mean of the searched rows from both sides, which removes the direction that all rows
+share. Vocabulary rows are as the model itself embeds them (scaled if its embedding module scales).
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ METRICS = ("cosine", "dot", "l2")
 
 
 def _prepare(table: Tensor, queries: Tensor, metric: str, centre: bool) -> tuple[Tensor, Tensor]:
-    """Both sides in fp32 on the CPU, centred and normalised as the measure asks."""
+    """Convert both sides to fp32 on the CPU, centre them if asked, and normalise them for cosines."""
     if metric not in METRICS:
         raise InputError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
     table, queries = table.float().cpu(), queries.float().cpu()
@@ -52,14 +52,14 @@ def search(
 
 
 def ranks_of(table: Tensor, queries: Tensor, ids: Tensor, metric: str = "cosine", centre: bool = False) -> Tensor:
-    """How many rows of ``table`` are nearer to query i than row ``ids[i]``: (k,); 0 = that row is the nearest."""
+    """Number of rows of ``table`` that are nearer to query i than row ``ids[i]``: (k,); 0 = that row is the nearest."""
     table, queries = _prepare(table, queries, metric, centre)
     nearness = -torch.cdist(queries, table) if metric == "l2" else queries @ table.T  # (k, V)
     return (nearness > nearness.gather(1, ids[:, None])).sum(1)
 
 
 def vocabulary(model: Model) -> Tensor:
-    """All rows as the model embeds them, (V, d) fp32 on the CPU."""
+    """All vocabulary rows as the model embeds them, (V, d) fp32 on the CPU."""
     return embed(model, torch.arange(len(embeddings(model)))).detach().float().cpu()
 
 
@@ -71,10 +71,10 @@ def searched_rows(
     drop_unused: bool = False,
     seen: Tensor | None = None,
 ) -> Tensor:
-    """Ids of the rows to search among ``rows`` of them.
+    """Ids of the rows to search, out of ``rows`` rows. Raises InputError if none is left.
 
-    Unused are rows that no token of the tokenizer has (padding of the matrix), and with ``seen`` (token ids of a
-    text) also those that never occur in it.
+    Unused rows belong to no token of the tokenizer (padding of the matrix). With ``seen`` (token ids of a text), rows
+    that never occur in the text are unused too.
     """
     keep = torch.ones(rows, dtype=torch.bool)
     if drop_special:
@@ -92,16 +92,16 @@ def searched_rows(
 
 @dataclass(frozen=True)
 class RowReport:
-    """One prompt token seen from the vocabulary."""
+    """One prompt row compared with the vocabulary."""
 
     row: int
     nearest: list[tuple[str, float]]
     """(token, value of the chosen measure), nearest first."""
     norm: float
     init: str | None
-    """The token it started from."""
+    """The token that it started from; None if it did not start from tokens."""
     init_rank: int | None
-    """That token's rank among the nearest now; 0 = still the nearest. None where it is not searched."""
+    """That token's rank among the nearest now; 0 = still the nearest. None if it is not searched."""
     drift: float
     """||E - E_init|| / ||E_init||."""
 
@@ -119,7 +119,7 @@ def inspect_prompt(
     drop_unused: bool = False,
     seen: Tensor | None = None,
 ) -> list[RowReport]:
-    """Nearest tokens, norm, init and drift of every row; the options are those of the two functions above."""
+    """Nearest tokens, norm, init and drift of every row; options as in :func:`search` and :func:`searched_rows`."""
     table = vocabulary(model)
     kept = searched_rows(len(table), tokenizer, drop_special=drop_special, drop_unused=drop_unused, seen=seen)
     values, found = search(table[kept], prefix.rows, top, metric, centre)
@@ -150,9 +150,9 @@ def inspect_prompt(
 def nearest_hard_prompt(
     model: Model, tokenizer: Tokenizer, prefix: Prefix, *, metric: str = "cosine", drop_special: bool = False
 ) -> Prefix:
-    """The nearest-token hard prompt: every learned row replaced by its nearest real token.
+    """Build the nearest-token hard prompt: replace every learned row by its nearest real token.
 
-    An arm like any other: its perplexity says how much of a prompt survives being written down in words.
+    As an arm, its perplexity shows how much of a prompt survives as plain text.
     """
     table = vocabulary(model)
     kept = searched_rows(len(table), tokenizer, drop_special=drop_special, drop_unused=True)

@@ -1,4 +1,4 @@
-"""How learned rows lie among the vocabulary: cosines against their nulls (Figure 8), and a map in two dimensions."""
+"""Learned rows among the vocabulary's: cosines against their nulls (Figure 8), and a map in two dimensions."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from ctplab.models import Model
 from ctplab.prompts.prefix import Prefix
 
 PAPER_LARGEST = 0.16
-"""Figure 8: nearly all cosines to the 100 nearest tokens lie below (appendix D, a prompt at 50% sparsity)."""
+"""Nearly all cosines to the 100 nearest tokens in Figure 8 are smaller (appendix D, a prompt at 50% sparsity)."""
 
 
 def _but_own(table: Tensor, rows: Tensor, own: Tensor, top: int, metric: str, centre: bool) -> Tensor:
-    """(k, top) values of ``rows``, which are rows ``own`` (k,) of ``table``, to the nearest others."""
+    """Nearness (k, top) of ``rows``, which are rows ``own`` (k,) of ``table``, to the nearest other rows."""
     values, ids = search(table, rows, top + 1, metric, centre)
     other = ids != own[:, None]
-    other[other.all(1), -1] = False  # its own token was not among the nearest: one too many
+    other[other.all(1), -1] = False  # if a row did not find itself, drop its last value
     return values[other].view(len(rows), -1)
 
 
@@ -31,10 +31,11 @@ def nearness(
     centre: bool = False,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Nearness of the learned rows to their ``top`` nearest rows of ``table`` (V, d), beside its nulls: (k, top) each.
+    """Nearness of the learned rows (``soft``) and of three nulls to their ``top`` nearest rows of ``table`` (V, d).
 
-    ``real``: real tokens and ``init``: the untrained rows, both without themselves; ``random``: Gaussian rows of the
-    learned rows' norms. Metrics and centring as in :func:`ctplab.inspect.nearest.search`.
+    Each is (k, top). The nulls are ``real`` (real tokens) and ``init`` (the untrained rows), both without themselves,
+    and ``random`` (Gaussian rows with the learned rows' norms). Metrics and centring: as in
+    :func:`ctplab.inspect.nearest.search`.
     """
     generator = torch.Generator().manual_seed(seed)
     middle = table.mean(0) if centre else torch.zeros(table.shape[1])
@@ -53,7 +54,7 @@ def nearness(
 
 
 def binned(sets: dict[str, Tensor], low: float, high: float, bins: int) -> dict[str, Any]:
-    """{"edges": [...], "counts": {name: [...]}, "mean": {name: x}} of the values of each set."""
+    """Histogram of the values of each set: {"edges": [...], "counts": {name: [...]}, "mean": {name: x}}."""
     edges = torch.linspace(low, high, bins + 1)
     return {
         "edges": [round(float(edge), 4) for edge in edges],
@@ -67,7 +68,7 @@ def binned(sets: dict[str, Tensor], low: float, high: float, bins: int) -> dict[
 def cosine_histogram(
     model: Model, prefix: Prefix, initial: Prefix, *, top: int = 100, bins: int = 40, seed: int = 0
 ) -> dict[str, Any]:
-    """Cosines of each row to its ``top`` nearest tokens (Figure 8), beside their nulls: see :func:`nearness`.
+    """Cosines of each row to its ``top`` nearest tokens (Figure 8), with the nulls of :func:`nearness`.
 
     Returns {"edges": [...], "counts": {name: [...]}, "mean": {name: x}}.
     """
@@ -95,7 +96,7 @@ def project(
     sample: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """A map: ``sample`` vocabulary rows, ``extra_ids``, the untrained and the learned rows on two principal axes.
+    """Map ``sample`` vocabulary rows, ``extra_ids``, the untrained and the learned rows onto two principal axes.
 
     Returns {"explained": [x, y], "vocabulary": points, "extra": points, "init": points, "learned": points}; points
     are {"ids": [...] or None, "x": [...], "y": [...]}, rows of ``init`` and ``learned`` in the prompt's order.

@@ -1,8 +1,8 @@
 """Keys and values in front of every layer, learned or taken from the full model.
 
 Prefix tuning (arXiv 2101.00190) learns them freely: k·layers·2·width numbers instead of k·d, at the inference cost of
-a compiled prompt. They belong to one checkpoint. IntactKV (arXiv 2403.01241) computes them with the full model, so
-that the prompt at least is read without compression's error.
+a compiled prompt. They fit one checkpoint only. IntactKV (arXiv 2403.01241) computes them with the full model, so that
+at least the prompt is free of compression error.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ from ctplab.text.corpora import Split
 
 
 class KeysValues:
-    """The keys and values (1, heads, k, head_dim) of every layer as something to learn, in fp32."""
+    """The keys and values (1, heads, k, head_dim) of every layer as fp32 parameters to learn."""
 
     def __init__(self, initial: KVPrefix, model: Model) -> None:
         self.k = initial.k
@@ -48,13 +48,13 @@ class KeysValues:
 
 @torch.no_grad()
 def as_keys_and_values(model: Model, prefix: AnyPrefix, name: str) -> KVPrefix:
-    """The keys and values that ``model`` computes for a prefix, fp32 on the CPU."""
+    """Compute the keys and values of a prefix with ``model``; they are in fp32 on the CPU."""
     pairs = compile_prefix(model, prefix)
     return KVPrefix(name, tuple((keys.float().cpu(), values.float().cpu()) for keys, values in pairs))
 
 
 def intact(full: Model, prefix: Prefix) -> KVPrefix:
-    """The prefix as the *full* model reads it, to stand in front of the compressed one."""
+    """Compute the prefix's keys and values with the *full* model, for use in front of the compressed one."""
     return as_keys_and_values(full, prefix, "intact")
 
 
@@ -70,10 +70,10 @@ def learn_kv(
     state: Path | None = None,
     progress: Progress = bar,
 ) -> Learned[KVPrefix]:
-    """Learn keys and values; the recipe is :meth:`PromptSpec.kv_prefix`'s.
+    """Learn keys and values; :meth:`PromptSpec.kv_prefix` gives the recipe.
 
-    They start from a compiled prompt: ``earlier`` as it is (a soft or hard prompt, an :func:`intact` one, or keys and
-    values), else from the rows that ``spec.init`` names. Random keys learn worse.
+    They start from a compiled prompt: from ``earlier`` if given (a soft or hard prompt, an :func:`intact` one, or keys
+    and values), else from the rows that ``spec.init`` names. Random keys learn worse.
     """
     start = initial_rows(model, spec, tokenizer, train) if earlier is None else earlier
     initial = as_keys_and_values(model, start, "init")

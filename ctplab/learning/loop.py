@@ -1,8 +1,8 @@
-"""The loop that learns whatever stands in front of, or is added to, frozen models: rows, keys and values, adapters.
+"""The loop that learns rows, keys and values, or adapters through frozen models.
 
-One step: each process takes its part of the batch, works through it piece by piece, gradients are summed, AdamW moves
-the parameters (fp32 whatever the model's dtype). The iterator yields a :class:`Step` a step, which is all that a bar,
-a notebook or an app needs.
+In one step each process takes its share of the batch and works through it piece by piece. The processes sum their
+gradients, and AdamW updates the parameters (fp32 whatever the model's dtype). The iterator yields a :class:`Step` after
+each step. A progress bar, a notebook or an app needs nothing else.
 """
 
 import math
@@ -38,28 +38,28 @@ P_co = TypeVar("P_co", covariant=True)
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of learning tells."""
+    """The measurements of one learning step."""
 
     step: int
     loss: float
     lr: float
     seconds: float
-    """Wall time, the validation included."""
+    """Wall time, including the validation."""
     tokens_per_second: float
-    """Text tokens learned from, over the time without the validation."""
+    """Text tokens of the batch, divided by the time without the validation."""
     validation: float | None = None
-    """NLL a token on the validation windows, where this step measured it."""
+    """NLL per token on the validation windows; None if this step did not validate."""
 
     @property
     def note(self) -> str:
-        """For a progress bar."""
+        """A line for the progress bar."""
         measured = "" if self.validation is None else f", validation {self.validation:.3f}"
         return f"loss {self.loss:.3f}{measured}, {self.tokens_per_second:.0f} tokens/s"
 
 
 @dataclass
 class Learned(Generic[P]):
-    """The best so far and the way there."""
+    """The best result so far, the initial one and the learning curve."""
 
     prefix: P
     initial: P
@@ -77,27 +77,27 @@ class Learned(Generic[P]):
 
     @property
     def stale(self) -> int:
-        """Validations since the best one."""
+        """Number of validations since the best one."""
         return sum(s.validation is not None and s.step >= self.best_step for s in self.steps)
 
 
 class Learnable(Protocol[P_co]):
-    """What is learned, and how it stands in front of a model."""
+    """Parameters to learn, and the keys and values that they put in front of a model."""
 
     k: int
-    """Positions it takes."""
+    """Number of positions that they take."""
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
-        """fp32 leaves by name."""
+        """The fp32 leaf tensors by name."""
         ...
 
     def kv(self, model: Model) -> KV:
-        """Keys and values in front of every text, differentiable in the parameters."""
+        """Compute the keys and values in front of every text, differentiable in the parameters."""
         ...
 
     def frozen(self, values: dict[str, Tensor]) -> P_co:
-        """The result with these values of the parameters."""
+        """Build the result from these values of the parameters."""
         ...
 
 
@@ -168,10 +168,10 @@ def take_steps(
     teacher: Model | Teacher | None = None,
     state: Path | None = None,
 ) -> Iterator[Step]:
-    """Learn step by step; ``result`` always holds the best so far. Several models take turns, a step each.
+    """Learn step by step; ``result`` always holds the best so far. Several models take turns, one step each.
 
-    ``state``: a file to save to at every validation and to resume from; a resumed run gives the same curve.
-    Raises InputError where recipe, text and models do not fit each other.
+    ``state``: the loop saves to this file at every validation and resumes from it. A resumed run gives the same curve.
+    Raises InputError if recipe, text and models do not fit together.
     """
     if spec.kl == 0:
         teacher = None
@@ -202,7 +202,7 @@ def take_steps(
     else:
         best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
         result.best_validation = _validate(learnable, cuts, held_out, spec.batch)
-    parallel.wait()  # nobody writes the state before all have read it
+    parallel.wait()  # no process writes the state before all have read it
 
     for step, numbers in enumerate(schedule.batches(len(text.ids), spec, first), first):
         if spec.patience is not None and result.stale >= spec.patience:

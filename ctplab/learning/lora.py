@@ -1,6 +1,6 @@
-"""The paper's LoRA baseline (section 5.5) through PEFT, learned by the same loop on the same tokens as prompts are.
+"""The paper's LoRA baseline (section 5.5) through PEFT, learned by the same loop on the same tokens as the prompts.
 
-PEFT is an optional extra. The base weights are frozen; :meth:`Adapter.remove` puts the model back as it was.
+PEFT is an optional extra. The base weights are frozen; :meth:`Adapter.remove` restores the model.
 """
 
 import warnings
@@ -23,14 +23,14 @@ from ctplab.prompts.compiled import KV
 from ctplab.specs import LoraSpec, PromptSpec
 from ctplab.text.corpora import Split
 
-#: Names of the query and value projections: apart, or fused with the keys (BLOOM, GPT-NeoX, Falcon; GPT-2; Phi-3).
+#: Names of the query and value projections: separate, or fused with the keys (BLOOM, GPT-NeoX, Falcon; GPT-2; Phi-3).
 APART = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"))
 FUSED = ("query_key_value", "c_attn", "qkv_proj", "Wqkv")
 MANIFEST = "adapter.json"
 
 
 def targets(model: Model) -> list[str]:
-    """Names of the query and value projections in the model's blocks. Raises InputError where none is known."""
+    """Names of the query and value projections in the model's blocks. Raises InputError if none is known."""
     found = {name.rpartition(".")[2] for name in linears(blocks(model)[0][1])}
     for pair in APART:
         if set(pair) <= found:
@@ -50,7 +50,7 @@ class Weights:
 
 
 class Adapter:
-    """A LoRA adapter inside ``model``, as something to learn. Its A is random and its B zero: no effect at first."""
+    """A LoRA adapter inside ``model``, to be learned. A is random and B is zero, so it has no effect at first."""
 
     k = 0
 
@@ -71,7 +71,7 @@ class Adapter:
             task_type="CAUSAL_LM", r=spec.r, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=names
         )
         with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT asks transformers by old names, and notes that GPT-2 is transposed
+            warnings.simplefilter("ignore")  # PEFT uses old names of transformers, and notes GPT-2's transposed layers
             torch.manual_seed(seed)
             self._peft = get_peft_model(model, config)
         self.model: Model = model
@@ -88,7 +88,7 @@ class Adapter:
         self._peft.eval()
 
     def kv(self, model: Model) -> KV:
-        """Nothing stands in front. Dropout belongs to learning only, which is where gradients are recorded."""
+        """Return no keys and values. Dropout is active only while gradients are recorded, that is, in learning."""
         for module in self._dropouts:
             module.train(torch.is_grad_enabled())
         return []
@@ -97,7 +97,7 @@ class Adapter:
         return Weights("lora", {name: value.float().cpu().clone() for name, value in values.items()})
 
     def put(self, weights: Weights) -> Model:
-        """The model with these weights in its adapter, for an arm with no prefix."""
+        """Put these weights into the adapter and return its model, for an arm without a prefix."""
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(weights.tensors[name])
@@ -106,7 +106,7 @@ class Adapter:
         return self.model
 
     def save(self, folder: Path, made_from: dict[str, Any], learned: Learned[Weights]) -> None:
-        """Write PEFT's own files, and last ``adapter.json``: what it was made from, and how learning went."""
+        """Write PEFT's own files, then ``adapter.json``: the inputs that the adapter was made from, and its curve."""
         info = {
             "made_from": made_from,
             "best_step": learned.best_step,
@@ -115,18 +115,18 @@ class Adapter:
             "curve": [vars(step) for step in learned.steps],
         }
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a base without a name
+            warnings.simplefilter("ignore")  # PEFT warns if the base has no name
             self._peft.save_pretrained(str(folder), save_embedding_layers=False)
         write_json(info, folder / MANIFEST)
 
     def load(self, folder: Path) -> None:
-        """Put the weights of a saved adapter into this one."""
+        """Load the weights of a saved adapter into this one."""
         from peft import set_peft_model_state_dict
 
         set_peft_model_state_dict(self._peft, load_file(folder / "adapter_model.safetensors"))
 
     def remove(self) -> Model:
-        """The model without the adapter: the very modules and weights it had before."""
+        """Remove the adapter and return the model, with the same modules and weights as before."""
         self._peft.unload()
         return self.model.requires_grad_(False)
 
@@ -141,8 +141,10 @@ def learn_lora(
     state: Path | None = None,
     progress: Progress = bar,
 ) -> Learned[Weights]:
-    """Learn an adapter that is already in its model, and leave the best weights in it. The paper's recipe:
-    :meth:`PromptSpec.lora`; ``spec.tokens`` and ``spec.init`` have no meaning here."""
+    """Learn an adapter that is already in its model, and leave the best weights in it.
+
+    :meth:`PromptSpec.lora` gives the paper's recipe. ``spec.tokens`` and ``spec.init`` have no effect here.
+    """
     initial = adapter.frozen({name: p.detach() for name, p in adapter.parameters.items()})
     result = Learned(initial, initial)
     steps = take_steps(adapter, [adapter.model], train, validation, spec, result, teacher=teacher, state=state)
@@ -152,15 +154,15 @@ def learn_lora(
 
 
 def same_budget(spec: PromptSpec) -> PromptSpec:
-    """The recipe for an adapter beside a prompt's ``spec``: the same steps, tokens, loss and validations.
+    """The recipe of an adapter to compare with a prompt of ``spec``: the same steps, text, loss and validations.
 
-    The rate is a fifth, which is how the paper's two rates differ (2e-4 and 1e-3).
+    The learning rate is a fifth of the prompt's, which is the ratio of the paper's two rates (2e-4 and 1e-3).
     """
     return replace(spec, tokens=1, lr=spec.lr / 5, weight_decay=0.0, init="vocab-random", init_text=None)
 
 
 def made_from(folder: Path) -> dict[str, Any] | None:
-    """What a saved adapter was made from; None where there is no finished one."""
+    """The inputs that a saved adapter was made from, or None if ``folder`` holds no finished adapter."""
     try:
         return read_json(folder / MANIFEST)["made_from"]
     except (InputError, KeyError):

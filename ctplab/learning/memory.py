@@ -1,10 +1,10 @@
-"""What learning a prompt needs in memory, on paper: bytes of tensors by kind, from a model's shape and the settings.
+"""Estimate the memory for learning a prompt: bytes of tensors by kind, from a model's shape and the settings.
 
-Counted as ``prompts/loop.py`` does it through LLaMA-shaped blocks (RMSNorm, attention without a mask, gated MLP): what
-autograd keeps, what one block's backward pass adds, and logits a chunk at a time. Not counted: the process itself, a
-GPU's context (about half a GB), the allocator's slack, the training text, a teacher.
+The estimate follows ``learning/loop.py`` through LLaMA-shaped blocks (RMSNorm, attention without a mask, gated MLP). It
+counts the tensors that autograd keeps, those that one block's backward pass adds, and one chunk of logits. It does not
+count the process itself, a GPU's context (about half a GB), the allocator's slack, the training text or a teacher.
 
-Symbols: d width, f MLP width, V vocabulary, k prompt rows, n tokens a window, B windows at a time, s bytes a number.
+Symbols: d width, f MLP width, V vocabulary, k prompt rows, n tokens per window, B windows at once, s bytes per number.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder-only model as numbers."""
+    """The sizes of a decoder-only model."""
 
     layers: int
     width: int
@@ -26,7 +26,7 @@ class Shape:
     """Width of the MLP."""
     vocabulary: int
     kv_width: int
-    """Width of keys and of values: less than ``width`` where several queries share a key."""
+    """Width of the keys, and of the values; less than ``width`` if several query heads share a key head."""
     gated: bool = True
     """Three MLP matrices instead of two."""
     tied: bool = False
@@ -34,12 +34,12 @@ class Shape:
 
     @property
     def block_weights(self) -> int:
-        """Numbers in the linears of one block."""
+        """Number of weights in the linear layers of one block."""
         return self.width * (2 * self.width + 2 * self.kv_width + (3 if self.gated else 2) * self.inner)
 
     @property
     def embedding_weights(self) -> int:
-        """Numbers in embeddings and head."""
+        """Number of weights in embeddings and head."""
         return self.vocabulary * self.width * (1 if self.tied else 2)
 
     @property
@@ -47,7 +47,7 @@ class Shape:
         return self.layers * self.block_weights + self.embedding_weights
 
 
-#: TinyLlama's, and LLaMA's of arXiv 2302.13971 and 2307.09288.
+#: TinyLlama, and LLaMA as in arXiv 2302.13971 and 2307.09288.
 SHAPES = {
     "1b": Shape(22, 2048, 5632, 32_000, 256),
     "7b": Shape(32, 4096, 11_008, 32_000, 4096),
@@ -57,7 +57,7 @@ SHAPES = {
 
 
 def shape_of(config: Any) -> Shape:
-    """The shape in a Hugging Face configuration. Raises InputError where it names no width or layers."""
+    """Read the shape from a Hugging Face configuration. Raises InputError if it gives no width or number of layers."""
     config = config.get_text_config()
     width, layers = getattr(config, "hidden_size", None), getattr(config, "num_hidden_layers", None)
     if not width or not layers:
@@ -80,10 +80,10 @@ class Settings:
     seq_len: int = 1024
     """n"""
     batch: int = 4
-    """B: windows that go through the model at a time (batch / accumulate)."""
+    """B: windows in one forward pass (batch / accumulate)."""
     dtype: str = "bfloat16"
     bits: int | None = None
-    """Packed weights of so many bits; None: dense ones."""
+    """Bits of packed weights. None: dense weights."""
     group_size: int | None = 128
     recompute: bool = True
 
@@ -103,24 +103,24 @@ class Memory:
 
     weights: int
     prompt: int
-    """E in fp32, and as the model reads it."""
+    """E in fp32 and in the model's dtype."""
     optimizer: int
     """E's gradient and AdamW's two moments."""
     kept: int
-    """What the forward pass leaves for the backward pass."""
+    """Tensors that the forward pass keeps for the backward pass."""
     block: int
-    """What the backward pass of one block adds, a weight matrix unpacked there included."""
+    """Tensors that the backward pass of one block adds, including a weight matrix that it unpacks."""
     logits: int
-    """One chunk of logits with its softmax and gradient. Gone before the backward pass."""
+    """One chunk of logits with its softmax and gradient. They are freed before the backward pass."""
 
     @property
     def total(self) -> int:
-        """At the peak: either the loss or the last block's backward pass."""
+        """Bytes at the peak, which is either in the loss or in the last block's backward pass."""
         return self.weights + self.prompt + self.optimizer + self.kept + max(self.block, self.logits)
 
 
 def learning(shape: Shape, settings: Settings) -> Memory:
-    """What one step of learning needs at its peak."""
+    """The memory of one learning step at its peak."""
     s, k, d = SIZES[settings.dtype], settings.tokens, shape.width
     text = settings.batch * settings.seq_len
     one = _saved(shape, settings.batch, settings.seq_len, k, s) + _saved(shape, 1, k, 0, s)
@@ -145,10 +145,10 @@ def _weights(shape: Shape, settings: Settings, s: int) -> int:
 
 
 def _saved(shape: Shape, batch: int, n: int, k: int, s: int) -> int:
-    """What autograd saves in one block for ``n`` positions behind ``k``.
+    """Bytes that autograd saves in one block for ``n`` positions behind ``k`` others.
 
-    The inputs of both norms in fp32; queries (with k rows of padding), keys, values and the attention's output; in the
-    MLP the gate, its activation and what that multiplies. Frozen weights' inputs are not saved.
+    These are the inputs of both norms in fp32; queries (with k padding rows), keys, values and the attention's output;
+    and in the MLP the gate, its activation and the up projection. Autograd does not save the inputs of frozen weights.
     """
     norms = 2 * 4 * shape.width * n
     attention = s * 2 * (shape.width + shape.kv_width) * (k + n)
@@ -156,16 +156,16 @@ def _saved(shape: Shape, batch: int, n: int, k: int, s: int) -> int:
 
 
 def _backward(shape: Shape, settings: Settings, s: int) -> int:
-    """Gradients alive at one time in the MLP, where they are widest; or one of them and an unpacked matrix."""
+    """Bytes of the gradients alive at once in the MLP, the widest part, or of one gradient and an unpacked matrix."""
     text = settings.batch * settings.seq_len
     gradients = text * s * (3 if shape.gated else 2) * shape.inner
     if settings.bits is None:
         return text * s * shape.width + gradients
-    unpacked = shape.width * shape.inner * (4 + (s if s < 4 else 1))  # in fp32, beside its codes or its copy in dtype
+    unpacked = shape.width * shape.inner * (4 + (s if s < 4 else 1))  # in fp32, plus its codes or its copy in dtype
     return text * s * shape.width + max(gradients, text * s * shape.inner + unpacked)
 
 
 def _logits(shape: Shape, text: int, s: int) -> int:
-    """In the model's dtype, in fp32 where that is another, and the softmax, which becomes the gradient."""
+    """Bytes of a chunk in the model's dtype, in fp32 if that differs, and as the softmax that becomes the gradient."""
     rows = min(text, max(1, CHUNK // shape.vocabulary))
     return rows * shape.vocabulary * (s + (4 if s < 4 else 0) + 4)

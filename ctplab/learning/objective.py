@@ -1,8 +1,8 @@
-"""The loss and its gradient, a few rows of logits at a time. Tensors only.
+"""Compute the loss and its gradient for a few rows of logits at a time. Tensors only.
 
-Logits are the largest thing in a step: (B·T, V) values, and as many again in fp32 for the softmax and for the
-gradient. The head is frozen, so each chunk of rows can give its loss and the gradient of its hidden states at once
-and be forgotten: nothing of size (B·T, V) ever exists, forward or backward.
+Logits are the largest tensor in a step: (B·T, V) values, and as many again in fp32 for the softmax and for the
+gradient. The head is frozen, so each chunk of rows gives its loss and the gradient of its hidden states at once, and
+its logits are freed. No tensor of size (B·T, V) ever exists, forward or backward.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-#: Values of the largest (rows, V) buffer: 16 MB in fp32.
+#: Number of values in the largest (rows, V) buffer: 16 MB in fp32.
 CHUNK = 1 << 22
 
 Head = Callable[[Tensor], Tensor]
@@ -23,12 +23,12 @@ Target = Callable[[slice, Tensor], Tensor]
 
 
 def _wide(x: Tensor) -> Tensor:
-    """At least fp32."""
+    """Convert to fp32 unless ``x`` is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def chunks(n: int, vocabulary: int) -> list[slice]:
-    """Rows 0 .. n - 1 in pieces whose logits hold at most ``CHUNK`` values."""
+    """Split rows 0 .. n - 1 into pieces whose logits hold at most ``CHUNK`` values (at least one row each)."""
     rows = max(1, CHUNK // vocabulary)
     return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
@@ -36,9 +36,9 @@ def chunks(n: int, vocabulary: int) -> list[slice]:
 def loss_and_gradient(logp: Tensor, targets: Tensor, kl: float, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sum over rows of (1 - kl)·NLL + kl·KL(teacher || student), and its gradient on the student's logits (n, V).
 
-    ``logp``, ``teacher``: log-probabilities (n, V) of student and teacher; ``targets`` (n,). The gradient takes
-    ``logp``'s place in memory. Both losses are cross-entropies up to a constant, with the targets' one-hot rows and
-    with the teacher's q, so the gradient is p - ((1 - kl)·onehot + kl·q).
+    ``logp``, ``teacher``: log-probabilities (n, V) of student and teacher; ``targets`` (n,). The gradient
+    overwrites ``logp``. Up to a constant both losses are cross-entropies, one with the targets' one-hot rows and one
+    with the teacher's q. So the gradient is p - ((1 - kl)·onehot + kl·q).
     """
     loss = (kl - 1) * logp.gather(1, targets[:, None]).sum()
     wanted = None
@@ -54,19 +54,19 @@ def loss_and_gradient(logp: Tensor, targets: Tensor, kl: float, teacher: Tensor 
 
 
 def with_tail(top: Tensor, ids: Tensor, student: Tensor) -> Tensor:
-    """Top-K log-probabilities ``top`` (n, K) of tokens ``ids`` (n, K) as a whole distribution (n, V), in logs.
+    """Extend top-K log-probabilities ``top`` (n, K) of tokens ``ids`` (n, K) to log-probabilities of all tokens (n, V).
 
-    What is left of the mass lies on the other tokens in the ``student``'s own proportions (n, V). KL to the result is
-    KL over K + 1 outcomes, the last one "any other token": the tail's mass is asked for, its shape is not. K = V is
+    The other tokens share the remaining mass in the proportions of the ``student`` (log-probabilities (n, V)). So the
+    KL is over K + 1 outcomes, the last one "any other token": it covers the tail's mass and not its shape. K = V gives
     the exact KL.
     """
     rest = (1 - top.exp().sum(-1, keepdim=True)).clamp(min=torch.finfo(top.dtype).eps)  # (n, 1)
-    own = student.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)  # (n, 1): -inf where nothing is left
+    own = student.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)  # (n, 1): -inf if no token is left
     return (student + (rest.log() - own)).scatter(1, ids, top)
 
 
 class _Chunked(torch.autograd.Function):
-    """Sum of ``loss_of`` over chunks of rows; their gradient is made in the same pass."""
+    """Sum ``loss_of`` over chunks of rows and compute the gradient in the same pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Head, loss_of: Callable, pieces: list[slice]) -> Tensor:

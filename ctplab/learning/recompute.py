@@ -1,7 +1,7 @@
-"""Learning through large models: a block keeps its input only, and is run again when its gradient is asked for.
+"""Learning through large models: a block keeps only its input, and the backward pass runs the block again.
 
-Activations of all blocks become one block's, and learning takes a forward pass more. transformers' own gradient
-checkpointing cannot be used: it drops the cache that the prefix stands in, and asks for training mode.
+Memory then holds the activations of one block instead of all, and a step takes one more forward pass. transformers' own
+gradient checkpointing cannot be used: it drops the cache that holds the prefix, and it needs training mode.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from ctplab.models.anatomy import blocks
 
 
 def recompute(model: Model) -> Model:
-    """From now on ``model`` recomputes its blocks in backward passes. Losses and gradients stay the same bits."""
+    """Make ``model`` recompute its blocks in backward passes. Losses and gradients stay the same to the bit."""
     for _, block in blocks(model):
         block.forward = _twice(block.forward, model.config)
     return model
@@ -36,7 +36,7 @@ def _twice(forward: Callable, config: Any) -> Callable:
 
 @contextmanager
 def _attention(config: Any, name: str) -> Iterator[None]:
-    """Attend as the first pass did: behind a prefix that is not the model's own way (see ``attention``)."""
+    """Use the attention of the first pass, which behind a prefix is not the model's own (see ``prompts/attention``)."""
     before = config._attn_implementation
     config._attn_implementation = name
     try:

@@ -1,9 +1,9 @@
 """Learning a soft prompt through frozen weights: Eq. (1) of arXiv 2305.11186.
 
-    min over E (k, d) of  Σ_t -log p_θ̃(x_t | E, x_0 .. x_{t-1}),  t = 1 .. n      (the first token is no target)
+    min over E (k, d) of  Σ_t -log p_θ̃(x_t | E, x_0 .. x_{t-1}),  t = 1 .. n      (the first token is not a target)
 
-optionally mixed with KL(p_θ || p_θ̃) to the full model. θ̃ is never changed. E's keys and values do not depend on
-the text, so they are computed once a step for one row and shared by the batch: the gradient is that of plain
+The loss can be mixed with KL(p_θ || p_θ̃) to the full model. θ̃ never changes. E's keys and values do not depend on
+the text, so a step computes them once for one row, and the batch shares them. The gradient equals that of plain
 concatenation, at a fraction of its cost. With several θ̃ one E is learned for all of them.
 """
 
@@ -28,7 +28,7 @@ __all__ = ["Learned", "Step", "initial_rows", "learn", "learn_steps", "start"]
 
 
 class Rows:
-    """E, the rows (k, d) of a soft prompt, as something to learn."""
+    """E, the rows (k, d) of a soft prompt, as parameters to learn."""
 
     def __init__(self, initial: Prefix, model: Model) -> None:
         check_width(model, initial)
@@ -50,7 +50,7 @@ def initial_rows(
     train: Split | None = None,
     earlier: Prefix | None = None,
 ) -> Prefix:
-    """The rows that E starts from. Raises InputError where what the init needs is not given."""
+    """Build the rows that E starts from. Raises InputError if an argument that ``spec.init`` needs is missing."""
     if spec.init == "vocab-random":
         return prefix.random_rows(model, spec.tokens, spec.seed, "init")
     if spec.init == "vocab-first":
@@ -76,7 +76,7 @@ def start(
     train: Split | None = None,
     earlier: Prefix | None = None,
 ) -> Learned[Prefix]:
-    """An empty result: the untrained prompt."""
+    """Make a result that holds the untrained prompt and no steps."""
     first = model[0] if isinstance(model, list) else model
     initial = initial_rows(first, spec, tokenizer, train, earlier)
     return Learned(Prefix("soft", initial.rows.clone(), initial.ids), initial)
@@ -96,9 +96,9 @@ def learn_steps(
 ) -> Iterator[Step]:
     """Learn step by step; ``result`` (make one with :func:`start`) always holds the best prompt so far.
 
-    ``model``: one, or a list that takes turns, a step each, and is validated by its mean. ``teacher``: the full
-    model, or its cached log-probabilities. ``earlier``: the prompt that the init 'prompt' starts from. ``state``: a
-    file to save to at every validation and to resume from; a resumed run gives the same curve.
+    ``model``: one model, or a list of models that take turns, one step each, and validate by their mean. ``teacher``:
+    the full model, or its cached log-probabilities. ``earlier``: the prompt that the init 'prompt' starts from.
+    ``state``: learning saves to this file at every validation and resumes from it. A resumed run gives the same curve.
     """
     models = model if isinstance(model, list) else [model]
     if not models:

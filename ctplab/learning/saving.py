@@ -1,4 +1,4 @@
-"""A learned prompt goes to disk, with the recipe and the way it was learned."""
+"""Save a learned prompt with its recipe and its learning curve."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ def save_prompt(
 ) -> dict[str, Any]:
     """Write the best prompt of ``learned`` as a folder and return its manifest.
 
-    ``provenance`` adds facts such as base, tag and corpus fingerprint. Raises InputError if the disk refuses.
+    ``provenance`` adds facts such as base, tag and corpus fingerprint. Raises InputError if the disk refuses to write.
     """
     info = {
         **provenance,

@@ -1,4 +1,4 @@
-"""What happens at which step: learning rate, batches, validations. Functions of the recipe and the step alone."""
+"""The schedule of learning: learning rate, batches and validations, as functions of the recipe and the step alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from torch import Tensor
 
 from ctplab.specs import PromptSpec
 
-#: Most of all windows seen that may be validation windows, unless the recipe fixes its validations itself.
+#: Largest share of validation windows among all windows seen, unless the recipe itself fixes its validations.
 VALIDATION_SHARE = 0.1
 #: More windows than this tell little more about which step is best.
 MOST_WINDOWS = 64
 
 
 def rate(spec: PromptSpec, step: int) -> float:
-    """Learning rate: linear warm-up, then linear to zero."""
+    """Learning rate: linear warm-up, then linear decay to zero."""
     if step < spec.warmup:
         return spec.lr * (step + 1) / spec.warmup
     return spec.lr * (spec.steps - step) / max(1, spec.steps - spec.warmup)
 
 
 def batches(n: int, spec: PromptSpec, first: int) -> Iterator[Tensor]:
-    """Window numbers (batch,) of each step from ``first`` on. Every epoch is a fresh permutation of the n windows."""
+    """Yield window numbers (batch,) for each step from ``first`` on. Every epoch is a new permutation of n windows."""
     per_epoch = max(1, n // spec.batch)
     epoch, order = -1, torch.arange(n)
     for step in range(first, spec.steps):
@@ -42,21 +42,21 @@ class Validations:
     steps: int
 
     def due(self, step: int) -> bool:
-        """After this step (counted from 0)? Always after the last."""
+        """Whether to validate after this step (counted from 0). Always true for the last step."""
         return (step + 1) % self.every == 0 or step == self.steps - 1
 
     @property
     def count(self) -> int:
-        """Validations in all, the one before the first step included."""
+        """Number of validations, including the one before the first step."""
         return 1 + sum(self.due(step) for step in range(self.steps))
 
 
 def validations(spec: PromptSpec, train: int, held_out: int, models: int = 1) -> Validations:
-    """Fill in what the recipe leaves open, so that at most a tenth of all windows are validation windows.
+    """Choose the settings that the recipe leaves open, so that at most a tenth of all windows are validation windows.
 
-    ``train`` and ``held_out``: windows there are; ``models``: each validation runs on that many. A validation window
-    is counted like a training window though it has no backward pass. There are always two validations, before the
-    first step and after the last, of at least one window: a recipe of under 18 windows in all exceeds its tenth.
+    ``train`` and ``held_out``: numbers of windows; ``models``: number of models that each validation runs on. A
+    validation window counts like a training window, although it has no backward pass. There are always two validations
+    of at least one window, before the first step and after the last: a recipe of under 18 windows exceeds its tenth.
     """
     seen = spec.steps * min(spec.batch, train)
     budget = int(seen * VALIDATION_SHARE / (1 - VALIDATION_SHARE)) // models

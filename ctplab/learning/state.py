@@ -1,7 +1,6 @@
-"""What learning needs to go on after it was killed: parameters, optimiser, the best so far and the curve.
+"""The state that learning resumes from after a kill: parameters, optimiser, the best so far and the curve.
 
-One safetensors file, replaced atomically. It says which recipe, text and model it belongs to; nothing else resumes
-from it.
+It is one safetensors file, replaced atomically. It names its recipe, text and model, and no other run resumes from it.
 """
 
 import json
@@ -26,7 +25,7 @@ def save_state(
     identity: dict[str, Any],
     record: dict[str, Any],
 ) -> None:
-    """Write everything; ``identity`` is compared at loading, ``record`` (plain JSON) is given back."""
+    """Write the state. Loading compares ``identity`` and returns ``record`` (plain JSON)."""
     tensors = {f"now.{name}": p.detach() for name, p in parameters.items()}
     tensors |= {f"best.{name}": p for name, p in best.items()}
     for name, p in parameters.items():
@@ -39,7 +38,7 @@ def save_state(
 def load_state(
     path: Path, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, identity: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Put parameters and optimiser back; returns (best, record). Raises InputError where the file is another run's."""
+    """Restore parameters and optimiser; returns (best, record). Raises InputError if the file is another run's."""
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:

@@ -1,7 +1,7 @@
-"""The full model as teacher: in memory, or as its top-K log-probabilities kept on disk.
+"""The full model as teacher: in memory, or as its top-K log-probabilities on disk.
 
-A teacher's :meth:`target` gives, for a batch, a function from rows of the batch to log-probabilities (n, V), so that
-they too exist only a few rows at a time (see :mod:`ctplab.learning.objective`).
+For a batch, a teacher's :meth:`target` returns a function from rows of the batch to log-probabilities (n, V). So these
+too exist for only a few rows at a time (see :mod:`ctplab.learning.objective`).
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from ctplab.text.corpora import Split
 
 
 class MemoryTeacher:
-    """A model that is run on every batch."""
+    """A teacher that runs its model on every batch."""
 
     def __init__(self, model: Model) -> None:
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
@@ -47,7 +47,7 @@ class MemoryTeacher:
 
 @dataclass(frozen=True)
 class TopKTeacher:
-    """The K likeliest next tokens at every position of a split, and how likely they are."""
+    """The K most likely next tokens at every position of a split, with their log-probabilities."""
 
     top: Tensor  # (N, T - 1, K) fp16 log-probabilities
     ids: Tensor  # (N, T - 1, K) int32
@@ -75,9 +75,9 @@ Teacher = MemoryTeacher | TopKTeacher
 def cached_teacher(
     model: Model, split: Split, folder: Path, *, k: int = 64, batch: int = 16, progress: Progress = silent
 ) -> TopKTeacher:
-    """The teacher of ``split`` from ``folder``, computed there once for this model, these windows and this K.
+    """Load the teacher of ``split`` from ``folder``, or compute it once for this model, these windows and this K.
 
-    6 K bytes a token. Raises InputError where K is no number of tokens or the file cannot be written.
+    It takes 6 K bytes per token. Raises InputError if K is not in 1 .. V or the file cannot be written or read.
     """
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
     if not 1 <= k <= vocabulary:
@@ -100,7 +100,7 @@ def cached_teacher(
 
 @torch.no_grad()
 def _top(model: Model, windows: Tensor, k: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(log-probabilities, ids) of a batch of windows, each (B, T - 1, k)."""
+    """Yield (log-probabilities, ids) of every batch of windows, each (B, T - 1, k)."""
     cut = halves(model)
     for ids in windows.split(batch):
         states = cut.states([], ids.to(embeddings(model).device))[:, :-1]

@@ -1,4 +1,4 @@
-"""Which hard prompt helps most: every candidate against no prompt, on the same validation windows."""
+"""Rank hard prompts: compare every candidate with no prompt, on the same validation windows."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from ctplab.text.corpora import Split
 
 @dataclass(frozen=True)
 class Candidate:
-    """A hard prompt and what it is worth."""
+    """A hard prompt and its measured effect."""
 
     text: str
     k: int
-    """Tokens."""
+    """Number of tokens."""
     nll: float
-    """Nats a target token."""
+    """Nats per target token."""
     difference: Interval
-    """NLL a token minus that of no prompt, paired over windows, with its 95% interval; below 0 it helps."""
+    """NLL per token minus that without a prompt, paired over windows, with its 95% interval; below 0 it helps."""
 
 
 def rank_hard_prompts(
@@ -42,8 +42,8 @@ def rank_hard_prompts(
 ) -> list[Candidate]:
     """``texts`` by validation NLL, best first, on the first ``limit`` windows of ``text``, a validation split.
 
-    Each result is kept as soon as it is known. This is a search: the winner's own number is too good by its luck, so
-    report it on a test split.
+    Each result is kept as soon as it is known. The search makes the winner's own number too optimistic, so report the
+    winner on a test split.
     """
     arms = {wording: Arm("hard", model, prefix.hard(model, tokenizer, wording)) for wording in texts}
     for arm in arms.values():  # all are checked before the first is scored

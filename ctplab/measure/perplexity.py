@@ -5,8 +5,8 @@ is no target, whatever stands in front; prefix rows are never targets and never 
 evaluator divides by k more positions than it scores. So its prompted perplexities are the true ones to the power
 (L-1)/(L-1+k): ``Score.ppl_as_published``.
 
-The path of every number: an arm, :func:`window_scores`, and from its sums a score, a change or a recovery with its
-interval (``stats``).
+Every number takes the same path: :func:`window_scores` sums the NLL of an arm by window, and the sums give a score, or
+a change or recovery with its interval (``stats``).
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ from ctplab.text.corpora import Split
 
 
 def windows_of(text: Split | Tensor, limit: int | None = None) -> Tensor:
-    """(N, T): the first ``limit`` windows of a split, or of windows."""
+    """The first ``limit`` windows (N, T) of a split or of windows. Raises InputError if there are none."""
     windows = (text.windows if isinstance(text, Split) else text)[:limit]
     if len(windows) == 0:
         raise InputError("there are no windows to score")
@@ -52,10 +52,10 @@ def window_scores(
     name: str = "",
     progress: Progress = silent,
 ) -> WindowScores:
-    """Score an arm window by window on a split, or on windows (N, T); ``limit`` takes the first ones only.
+    """Score an arm window by window on a split, or on windows (N, T); ``limit`` takes only the first windows.
 
-    ``keep`` keeps the result under ``name`` for this arm and these windows. Several processes share the batches, each
-    of which gives the same bits wherever it is computed. Raises InputError for NaN and for a full context.
+    ``keep`` stores the result under ``name`` for this arm and these windows. Several processes share the batches; a
+    batch gives the same bits in every process. Raises InputError if a loss is not finite or the context is too short.
     """
     windows, masks = windows_of(text, limit), masks_of(text, limit)
     key = {"arm": arm.fingerprint, "windows": tensor_fingerprint(windows), "shape": list(windows.shape)}
@@ -93,5 +93,5 @@ def _summed_nll(arm: Arm, windows: Tensor, masks: Tensor | None, batch: int, pro
 def perplexity(
     arm: Arm, text: Split | Tensor, *, batch: int = 16, limit: int | None = None, progress: Progress = silent
 ) -> Score:
-    """Score an arm on a split, or on windows (N, T); ``limit`` takes the first windows only."""
+    """Score an arm on a split, or on windows (N, T); ``limit`` takes only the first windows."""
     return window_scores(arm, text, batch=batch, limit=limit, progress=progress).score

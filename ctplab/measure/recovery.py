@@ -1,13 +1,12 @@
-"""Recovery told honestly: how much of what compression took a prompt gives back, beside everything that could pass
-for it.
+"""Recovery: the share of compression's NLL increase that a prompt undoes, with controls for other explanations.
 
     recovery = (NLL_compressed - NLL_arm) / (NLL_compressed - NLL_full)         nats over the same targets
 
-0 is the compressed model, 1 the full one. The controls: ``bos`` (the start token alone), ``random`` (k random
-vocabulary rows), ``init`` (the untrained prompt) and ``text`` (k tokens of real text) show what any rows in front do;
+0 is the compressed model, 1 the full one. The controls ``bos`` (the start token alone), ``random`` (k random vocabulary
+rows), ``init`` (the untrained prompt) and ``text`` (k tokens of real text) show the effect of arbitrary rows in front.
 ``full+soft`` (the same prompt on the full model) and ``full+own`` (a prompt learned on the full model with the same
-budget) show how much of the gain the full model enjoys as well: that is adaptation to the text, not recovery. ``lora``
-is what as many steps buy in the weights. ``runs/controls.py`` learns the last two.
+budget) show how much the full model gains too: that gain is adaptation to the text, not recovery. ``lora`` shows the
+gain if as many steps change weights. ``runs/controls.py`` learns ``full+own`` and ``lora``.
 """
 
 import statistics
@@ -47,7 +46,7 @@ class ArmRecovery:
 
 
 Recovery = dict[str, ArmRecovery]
-"""Arm name -> its result; ``full`` and ``compressed`` are always there."""
+"""Arm name -> its result; ``full`` and ``compressed`` are always present."""
 
 
 def recover(
@@ -60,10 +59,10 @@ def recover(
     keep: Keep = compute_always,
     progress: Progress = silent,
 ) -> Recovery:
-    """NLL, perplexity and recovery of every arm on the same windows; each arm is kept as soon as it is scored.
+    """Measure NLL, perplexity and recovery of every arm on the same windows. Each arm is kept as soon as it is scored.
 
-    ``arms`` from :func:`ctplab.prompts.arms.arms` with its controls; more may follow (an adapter such as LoRA is an arm
-    with a model of its own and no prefix). Raises InputError without the arms ``full`` and ``compressed``.
+    ``arms``: those of :func:`ctplab.prompts.arms.arms` with its controls, and any others (an adapter such as LoRA is an
+    arm with its own model and no prefix). Raises InputError if ``full`` or ``compressed`` is missing.
     """
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
@@ -80,17 +79,14 @@ def arm_scores(
     keep: Keep = compute_always,
     progress: Progress = silent,
 ) -> dict[str, WindowScores]:
-    """Every arm's scores on the first ``limit`` windows, each kept as soon as it is known."""
+    """Score every arm on the first ``limit`` windows. Each result is kept as soon as it is known."""
     label = text.name if isinstance(text, Split) else "windows"
     settings: dict[str, Any] = {"batch": batch, "limit": limit, "keep": keep, "progress": progress}
     return {arm.name: window_scores(arm, text, name=f"{label}--{arm.name}", **settings) for arm in arms}
 
 
 def from_scores(scores: dict[str, WindowScores], *, seed: int = 0) -> Recovery:
-    """The same from the scores of every arm, however they were had.
-
-    Raises InputError without the arms ``full`` and ``compressed``.
-    """
+    """Compute the same from the scores of every arm. Raises InputError if ``full`` or ``compressed`` is missing."""
     if not {"full", "compressed"} <= set(scores):
         raise InputError("recovery needs the arms 'full' and 'compressed'")
     full, compressed = scores["full"], scores["compressed"]
@@ -102,16 +98,16 @@ def from_scores(scores: dict[str, WindowScores], *, seed: int = 0) -> Recovery:
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """Recovery of one arm over several prompts that differ in their seed only."""
+    """Recovery of one arm over several prompts that differ only in their seed."""
 
     mean: float
     sd: float
-    """Sample standard deviation; how much the seed of learning matters, which no bootstrap over windows shows."""
+    """Sample standard deviation: the effect of the learning seed, which a bootstrap over windows does not show."""
     n: int
 
 
 def over_seeds(runs: Sequence[Recovery]) -> dict[str, OverSeeds]:
-    """Mean and spread of recovery by arm, for the arms that all runs have."""
+    """Mean and spread of recovery for each arm that all runs contain. Raises InputError for fewer than two runs."""
     if len(runs) < 2:
         raise InputError("a spread over seeds needs at least two runs")
     shared = [name for name in runs[0] if all(name in run for run in runs)]
@@ -120,7 +116,7 @@ def over_seeds(runs: Sequence[Recovery]) -> dict[str, OverSeeds]:
 
 
 def in_words(found: Recovery) -> list[str]:
-    """What the numbers say, a sentence each: the gap, what the prompt closes, what the controls leave of that."""
+    """State the results in sentences: the gap, the share that the prompt closes, and what the controls explain."""
     gap = _nats(found, "compressed") - _nats(found, "full")
     if gap <= 0:
         return ["Compression did not raise the NLL here: there is nothing to recover."]
@@ -153,7 +149,7 @@ def in_words(found: Recovery) -> list[str]:
 
 
 def _recovery_and_adaptation(found: Recovery) -> list[str]:
-    """The prompt's gain in two parts: what the full model gains from the same treatment, and the rest."""
+    """Split the prompt's gain in two: the full model's gain from the same treatment, and the rest."""
     full, small, soft, own = (_nats(found, name) for name in ("full", "compressed", "soft", "full+own"))
     gain, adaptation, left = small - soft, max(0.0, full - own), (soft - own) / (small - full)
     lines = []

@@ -1,4 +1,4 @@
-"""Intervals: paired bootstrap over windows or questions, McNemar, Wilson for shares. Pure tensors, seeded."""
+"""Intervals and tests: paired bootstrap over windows or questions, Wilson for shares, McNemar. Pure and seeded."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Interval:
 
     @property
     def percent(self) -> str:
-        """``+45% [+42, +48]``."""
+        """The interval in percent, such as ``+45% [+42, +48]``."""
         return f"{100 * self.value:+.0f}% [{100 * self.low:+.0f}, {100 * self.high:+.0f}]"
 
 
@@ -37,7 +37,7 @@ def wilson(hits: int, n: int) -> Interval:
 
 
 def mcnemar(first: list[bool], second: list[bool]) -> float:
-    """Two-sided exact McNemar test (1947): p of the questions that only one of two arms gets right being so uneven."""
+    """p value of the two-sided exact McNemar test (1947) on the questions that only one of two arms gets right."""
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
     n = only_first + only_second
@@ -46,7 +46,7 @@ def mcnemar(first: list[bool], second: list[bool]) -> float:
 
 
 def resample(n: int, draws: int, seed: int) -> Tensor:
-    """(draws, n) indices drawn with replacement: the same ones for everything that is compared."""
+    """Draw indices (draws, n) with replacement. One seed gives the same indices to everything that is compared."""
     return torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
 
 
@@ -61,16 +61,16 @@ def paired_mean(first: Tensor, second: Tensor, *, draws: int = 2000, seed: int =
 
 
 def change(arm: WindowScores, other: WindowScores, *, draws: int = 2000, seed: int = 0) -> Interval:
-    """NLL a token of ``arm`` minus that of ``other``, with its paired 95% interval over windows; below 0 is better.
+    """NLL per token of ``arm`` minus that of ``other``, with its paired 95% interval over windows; below 0 is better.
 
-    Raises InputError if they are not of the same windows.
+    Raises InputError if the scores are of different windows.
     """
     arm.check_same_windows(other)
     return _ratio_of_sums(arm.nll.double() - other.nll.double(), arm.n_tokens, draws, seed)
 
 
 def _ratio_of_sums(values: Tensor, counts: Tensor, draws: int, seed: int) -> Interval:
-    """Σ values / Σ counts, (N,) each, and the same of N drawn with replacement."""
+    """Σ values / Σ counts, (N,) each, with its bootstrap interval over the N items."""
     counts, picks = counts.double(), resample(len(values), draws, seed)
     sample = values[picks].sum(1) / counts[picks].sum(1)
     return Interval(float(values.sum() / counts.sum()), *_limits(sample))
@@ -81,9 +81,9 @@ def recovery(
 ) -> Interval:
     """Share of the NLL gap that an arm closes, (compressed - arm) / (compressed - full), with its 95% interval.
 
-    Windows are drawn with replacement, the same ones for all three, so the window-to-window spread that they share
-    cancels. 1 = the full model's NLL; above 1 = better; not clipped. NaN if compression left no gap. Raises InputError
-    if they are not of the same windows.
+    The bootstrap draws the same windows for all three, so the window-to-window spread that they share cancels. 1 is the
+    full model's NLL, above 1 is better; values are not clipped. NaN if compression left no gap. Raises InputError if
+    the scores are of different windows.
     """
     full.check_same_windows(compressed, arm)
 

@@ -1,8 +1,8 @@
-"""The transfer matrix: prompts learned at a source, put in front of targets they were not learned on.
+"""The transfer matrix: prompts learned on one model (the source) in front of other models (the targets).
 
-One cell is (source, target, corpus): the target's NLL behind the source's prompt, beside the same target without a
-prompt (the source ``none``) on the same windows. Targets are loaded one at a time, and every cell is kept as soon as
-it is known. A pair that does not fit (another tokenizer, another width, too little context) is a cell that says why.
+A cell is (source, target, corpus): the target's NLL with the source's prompt, next to that of the same target without a
+prompt (the source ``none``) on the same windows. Targets are loaded one at a time, and every cell is kept as soon as it
+is known. If a pair does not fit (another tokenizer, another width, too little context), its cell says why.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ from ctplab.text.corpora import corpus
 
 @dataclass(frozen=True)
 class Target:
-    """A model that prompts are tried on. ``home`` names it as prompts name the model they were learned on."""
+    """A model to try prompts on. ``home`` names it as prompts name the model that they were learned on."""
 
     name: str
     home: str
@@ -36,17 +36,17 @@ class Target:
 
 @dataclass(frozen=True)
 class TransferCell:
-    """One cell of the matrix. ``refused`` says why a pair was not measured; then there are no numbers."""
+    """One cell of the matrix. If a pair was not measured, ``refused`` says why and there are no numbers."""
 
     source: str
     target: str
     corpus: str
     diagonal: bool
-    """The prompt was learned on this target."""
+    """True if the prompt was learned on this target."""
     nll: float | None = None
     n_tokens: int = 0
     change: Interval | None = None
-    """NLL a token with the prompt minus without it, paired over windows; below 0 the prompt helps. None for ``none``"""
+    """NLL per token with the prompt minus without it, paired over windows; below 0 it helps. None for ``none``."""
     refused: str | None = None
 
     @property
@@ -59,12 +59,12 @@ class TransferCell:
 
 
 def home(info: Mapping[str, Any]) -> str:
-    """What a prompt's or a model's manifest says about the compressed model: base and tag."""
+    """The compressed model as a prompt's or a model's manifest names it: base and tag."""
     return f"{info.get('base', 'unknown')} {info.get('tag', 'full')}"
 
 
 def check_names(sources: Mapping[str, SavedPrompt], targets: Sequence[Target]) -> None:
-    """Raise InputError where names do not tell the cells apart."""
+    """Raise InputError if the names do not tell the cells apart."""
     if len({target.name for target in targets}) < len(targets) or "none" in sources:
         raise InputError("every target needs a name of its own, and 'none' is no name for a source")
 
@@ -82,7 +82,7 @@ def transfer(
     keep: Keep = compute_always,
     progress: Progress = silent,
 ) -> list[TransferCell]:
-    """All cells, target by target: first each target without a prompt, then behind every source.
+    """Measure all cells, target by target: first each target without a prompt, then with every source's prompt.
 
     ``corpora``: names as in :func:`ctplab.text.corpora.corpus`, scored on their test splits in windows of ``seq_len``
     (the first ``limit``), the same windows for every source; ``loss`` as there.

@@ -48,6 +48,11 @@ def tensor_fingerprint(*tensors: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
+def text_fingerprint(*texts: str) -> str:
+    """16 hex digits over texts, their order and their borders."""
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
 def weights_fingerprint(model: Model) -> str:
     """16 hex digits over all parameters and buffers: packed codes and adapters too. Computed again once one changed."""
     tensors = [*model.parameters(), *model.buffers()]

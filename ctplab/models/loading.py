@@ -28,7 +28,7 @@ def default_device() -> str:
 
 
 def usable(device: str | None) -> str:
-    """``device``, or the default one; ``auto`` means all GPUs, or the CPU if there are none.
+    """Check ``device``; None stands for the default one, and ``auto`` for the CPU on a machine without a GPU.
 
     Raises InputError if this machine has no such device.
     """
@@ -45,9 +45,9 @@ def usable(device: str | None) -> str:
 
 
 def default_dtype(device: str) -> str:
-    """The dtype of all that is loaded onto ``device`` (a :func:`usable` one): arms that are compared must share one.
+    """The dtype of all that is loaded onto ``device``, a :func:`usable` one. Arms that are compared must share it.
 
-    ``float32`` on a CPU, ``bfloat16`` on a GPU, or ``float16`` if a card does not have that.
+    It is ``float32`` on a CPU and ``bfloat16`` on a GPU, or ``float16`` if a card has no bfloat16.
     """
     if device.startswith("cpu"):
         return "float32"
@@ -56,7 +56,7 @@ def default_dtype(device: str) -> str:
 
 
 def dtype_on(device: str, dtype: str | None) -> torch.dtype:
-    """``dtype``, or the default one of ``device``, as torch names it. Raises InputError for a dtype not in DTYPES."""
+    """Give ``dtype``, or the default one of ``device``, as torch's. Raises InputError if it is none of DTYPES."""
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     return getattr(torch, dtype or default_dtype(device))
@@ -109,7 +109,7 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     """Load an uncompressed causal LM and its tokenizer from a folder or the hub.
 
     ``device``: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for all GPUs together. ``dtype``: ``float32``, ``bfloat16``
-    or ``float16``; by default as :func:`default_dtype` says, whatever the file's own.
+    or ``float16``. The default is :func:`default_dtype`, whatever the file's own dtype.
     No code from the repository is run. Raises InputError with one line if nothing can be loaded.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer

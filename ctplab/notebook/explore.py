@@ -1,6 +1,6 @@
 """What the notebooks let you play with: each function hands a figure and its controls to ``widgets.Explorer``.
 
-Controls start where the figure says something by itself: that one is what a code host shows.
+Controls start at values whose figure says something by itself, for that is the picture that a code host shows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,15 @@ from ctplab.inspect.similarity import binned, nearness
 from ctplab.measure.lens import changes, lens
 from ctplab.measure.stats import change
 from ctplab.models import Model, Tokenizer
-from ctplab.notebook import figures
 from ctplab.notebook.widgets import Explorer
 from ctplab.prompts import prefix
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.prefix import AnyPrefix, Prefix
 from ctplab.runs.study import Study
-from ctplab.show import plots
+from ctplab.show.compression import draw_weights
+from ctplab.show.learning import draw_saved
+from ctplab.show.nearness import draw_nearness
+from ctplab.show.shares import draw_shares
 from ctplab.specs import CompressionSpec
 from ctplab.text.corpora import Split
 
@@ -40,7 +42,7 @@ def layer(W: Tensor, H: Tensor) -> Explorer:
         lost = obs.output_loss(W, W_hat, H) / whole
         parts = {"W": W, "compressed": W_hat, "error": W_hat - W}
         title = f"{spec.tag}: {lost:.2%} of the output lost, {float((W_hat == 0).float().mean()):.0%} zeros"
-        return figures.weights({name: part[CORNER, CORNER].numpy() for name, part in parts.items()}, title), ""
+        return draw_weights({name: part[CORNER, CORNER].numpy() for name, part in parts.items()}, title), ""
 
     sparsities = [round(0.05 * i, 2) for i in range(19)]
     return Explorer(draw, bits=(2, 3, 4, 8, UNCOMPRESSED), sparsity=sparsities)
@@ -59,7 +61,7 @@ def first_rows(full: Model, compressed: Model, tokenizer: Tokenizer, soft: Prefi
         saved = {change.position: change.nats for change in helped}
         n = len(saved)
         title = f"{k} of {soft.k} rows save {sum(saved.values()) / n:.3f} of {sum(lost.values()) / n:.3f} nats a token"
-        figure = figures.saved_by_token([lost[t] for t in sorted(lost)], [saved[t] for t in sorted(saved)], title)
+        figure = draw_saved([lost[t] for t in sorted(lost)], [saved[t] for t in sorted(saved)], title)
         ends = [("most", helped[:6]), ("least", helped[:-7:-1])]
         said = [f"{name:5}  " + "  ".join(f"{c.token!r} {c.nats:+.1f}" for c in found) for name, found in ends]
         return figure, "\n".join(["saved", *said, "", texts[text]])
@@ -79,8 +81,8 @@ def carried(
         for split in splits:
             with_it, without = (study.scores(level, arm, split, windows) for arm in arms)
             found[split.name] = change(with_it, without)
-        figure = plots.shares(found, f"{prompt} in front of {level}: change of NLL, nats a token (below 0 it helps)")
-        return figure, "\n".join(f"{name:12} {change}" for name, change in found.items())
+        figure = draw_shares(found, f"{prompt} in front of {level}: change of NLL, nats a token (below 0 it helps)")
+        return figure, "\n".join(f"{name:12} {share}" for name, share in found.items())
 
     return Explorer(draw, prompt=list(prompts), level=list(models))
 
@@ -106,10 +108,10 @@ def nearest(model: Model, tokenizer: Tokenizer, soft: Prefix, initial: Prefix) -
             sets |= {name: sets[name][int(row)][None] for name in ("soft", "init")}
         values = torch.cat([found.flatten() for found in sets.values()])
         low, high = values.min().item(), values.max().item()
-        margin = 1e-3 * (abs(low) + abs(high)) + 1e-6  # an interval even where all are equal
+        margin = 1e-3 * (abs(low) + abs(high)) + 1e-6  # an interval even if all are equal
         which = "all rows" if row == every else f"row {row}"
         title = f"{which}: {metric}{', centred' if centred else ''}, to the {top} nearest tokens"
-        figure = figures.nearness(binned(sets, low - margin, high + margin, 40), metric, title)
+        figure = draw_nearness(binned(sets, low - margin, high + margin, 40), metric, title)
         shown = named(metric, centred)[:8] if row == every else [named(metric, centred)[int(row)]]
         few = 5 if row == every else 10
         lines = [

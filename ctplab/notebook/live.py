@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TypeVar
 
 from ctplab.learning.loop import Step
-from ctplab.show import plots
+from ctplab.show.learning import draw_curve
 
 T = TypeVar("T")
 SECONDS = 2.0  # between two drawings, each of which takes about a tenth of a second
@@ -15,8 +15,8 @@ SECONDS = 2.0  # between two drawings, each of which takes about a tenth of a se
 def live_curve(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
     """A progress (see ``ctplab.progress``): one figure, redrawn in place, with the rate and the time left.
 
-    It draws steps of learning and is silent about everything else. It goes when learning is done (the finished curve
-    is in the saved prompt), and stays where learning was interrupted.
+    It draws steps of learning and is silent about everything else. The figure goes when learning is done (the finished
+    curve is in the saved prompt), and stays if learning was interrupted.
     """
     from IPython.display import display
 
@@ -30,7 +30,7 @@ def live_curve(items: Iterable[T], *, total: int | None = None, label: str = "")
             if shown is None or now - drawn > SECONDS:
                 rate, drawn = len(steps) / (now - began), now
                 left = "" if total is None else f" of {total}, {(total - item.step - 1) / rate:.0f} s left"
-                figure = plots.curve(steps)
+                figure = draw_curve(steps)
                 figure.axes[0].set_title(f"Learning: step {item.step + 1}{left}, {rate:.1f} steps/s")
                 if all(step["validation"] is None for step in steps):
                     figure.axes[1].set_yticks([])  # nothing is measured yet

@@ -13,9 +13,10 @@ from ctplab.prompts.prefix import none
 
 
 def table_8(bench: Bench, limit: int | None) -> list[dict[str, Any]]:
-    """A dict for every level, method and task, in the paper's order; prompted ones with the paired test against none.
+    """Return a dict for every level, method and task, in the paper's order.
 
-    The paper's accuracies stand beside ours where the task is one of its four. ``limit``: the first questions only.
+    Prompted rows include the paired test against no prompt. The paper's four tasks include its accuracies. ``limit``
+    takes only the first questions.
     """
     rows = []
     for level in ("full", *(row.level for row in OTHER["table8"])):
@@ -32,7 +33,7 @@ def table_8(bench: Bench, limit: int | None) -> list[dict[str, Any]]:
 
 
 def _ask(bench: Bench, tag: str, arm: Arm, limit: int | None) -> dict[str, TaskResult]:
-    """The arm's results, task by task, each kept in the run folder when it is known."""
+    """The arm's results, task by task. Each is kept in the run folder as soon as it is known."""
     keep, tokenizer = kept_in(bench.study.store.tasks(tag)), bench.study.tokenizer
     found: dict[str, TaskResult] = {}
     for task in bench.scale.tasks:

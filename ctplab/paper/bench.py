@@ -1,6 +1,6 @@
-"""What the recipes work with: one base model, its compressed versions, its prompts and adapters.
+"""The material of the recipes: one base model, its compressed versions, its prompts and adapters.
 
-Each is made when first asked for and kept in the run folder, so a killed run goes on.
+Each is made on first use and kept in the run folder, so a killed run resumes.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from ctplab.text.corpora import corpus
 
 
 class Bench:
-    """One of the paper's models by name, or the one that ``scale`` puts in its place."""
+    """One of the paper's models by name, or the model that ``scale`` uses instead."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Bench:
         self._last: tuple[str, Model] = ("full", full)
 
     def model(self, level: str) -> tuple[str, Model]:
-        """(tag, model) of a level. The last one is held, not more: each may fill the memory."""
+        """(tag, model) of a level. Only the last compressed model is held, because each may fill the memory."""
         if level in ("fp16", "full"):
             return "full", self.study.full
         spec = LEVELS[level]
@@ -58,11 +58,12 @@ class Bench:
         text = self.texts[what]
         self.say(f"{self.name} {level}: a prompt of {spec.tokens} tokens on {text.name}, {spec.steps} steps")
         tag, model = self.model(level)
-        return self.study.prompt(tag, f"{text.name}-k{spec.tokens}", model, text.train, text.validation, spec)
+        name = f"{text.name}-k{spec.tokens}-s{self.seed}"
+        return self.study.prompt(tag, name, model, text.train, text.validation, spec)
 
     def adapted(self, level: str, what: str = LEARNED_ON) -> AbstractContextManager[Model]:
-        """The level's model with a LoRA adapter in it, learned with the prompts' budget, while the context lasts."""
+        """Put a LoRA adapter, learned with the prompts' budget, into the level's model while the context lasts."""
         spec, text = same_budget(replace(self.scale.prompt, seed=self.seed)), self.texts[what]
         self.say(f"{self.name} {level}: a LoRA adapter on {text.name}, {spec.steps} steps")
         tag, model = self.model(level)
-        return self.study.adapted(tag, f"{text.name}-lora", model, text.train, text.validation, spec)
+        return self.study.adapted(tag, f"{text.name}-lora-s{self.seed}", model, text.train, text.validation, spec)

@@ -1,17 +1,22 @@
 """The paper's tables and figures drawn from our rows: dots beside the printed numbers, lines over compression levels,
-accuracies, answers. Data in, file out; nothing is computed here."""
+accuracies, answers. Data in, figure out; nothing is computed here.
+
+The paper's own numbers are black and grey, so that no colour of an arm is taken for them.
+"""
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from ctplab.show.plots import COLOURS, new_axes, new_panels, plain_log
+from ctplab.measure.stats import Interval
+from ctplab.show.axes import new_axes, new_panels, plain_log, whiskers
+from ctplab.show.colours import GREY, colour
 
 PRINTED = {"marker": "o", "facecolors": "none", "edgecolors": "#000000", "zorder": 3, "label": "paper, as printed"}
-CORRECTED = {"marker": "o", "color": "#E69F00", "label": "paper, as corrected"}
-ARMS = {"none": ("compressed", "o", "compressed"), "soft": ("soft", "s", "with a prompt")}
-"""Method -> colour's name, marker, label."""
+CORRECTED = {"marker": "o", "color": GREY, "label": "paper, as corrected"}
+OURS = {"marker": "D", "color": "#000000", "label": "here"}
+METHODS = {"none": ("compressed", "o", "compressed"), "soft": ("soft", "s", "with a prompt")}
+"""The paper's word for it -> the arm, its marker and its label."""
 BITS, SPARSITIES = ("4-bit", "3-bit", "2-bit"), ("50%", "62.5%", "75%")
 PLACES = {level: i for i, level in enumerate(BITS)} | {level: 3.5 + i for i, level in enumerate(SPARSITIES)}
 """Where a level stands on the x axis: bits, a gap, sparsities."""
@@ -19,15 +24,11 @@ PLACES = {level: i for i, level in enumerate(BITS)} | {level: 3.5 + i for i, lev
 Rows = Sequence[dict[str, Any]]
 
 
-def beside_the_paper(name: str, rows: Rows, path: Path) -> None:
+def beside_the_paper(name: str, rows: Rows) -> Any:
     """A line a row, with the paper's number as printed and as corrected, and ours."""
     figure, axes = new_axes(7.2, 0.27 * len(rows) + 1.6)
     axes.grid(axis="x", alpha=0.3)
-    marks = {
-        "printed": PRINTED | {"s": 70},
-        "corrected": CORRECTED | {"s": 26},
-        "ours": {"marker": "D", "color": "#0072B2", "s": 30, "label": "here"},
-    }
+    marks = {"printed": PRINTED | {"s": 70}, "corrected": CORRECTED | {"s": 26}, "ours": OURS | {"s": 30}}
     for key, style in marks.items():
         found = [(i, row[key]) for i, row in enumerate(rows) if row[key] is not None]
         if found:
@@ -41,7 +42,7 @@ def beside_the_paper(name: str, rows: Rows, path: Path) -> None:
     axes.title.set_fontsize(11)
     plain_log(axes.xaxis)
     figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center")
-    figure.savefig(path)
+    return figure
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -50,7 +51,7 @@ def _label(row: dict[str, Any]) -> str:
     return f"{model}{corpus}  {row['level']}  {row['method']}"
 
 
-def by_level(name: str, rows: Rows, path: Path) -> None:
+def by_level(name: str, rows: Rows) -> Any:
     """Perplexity against bits and sparsity, with and without a prompt: a row of panels a model, one a corpus."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     corpora = list(dict.fromkeys(row["corpus"] for row in rows))
@@ -63,20 +64,20 @@ def by_level(name: str, rows: Rows, path: Path) -> None:
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="outside lower center", fontsize=9)
     figure.suptitle(f"{name}: perplexity against the compression level", fontsize=11)
-    figure.savefig(path)
+    return figure
 
 
 def _levels(axes: Any, rows: Rows) -> None:
     full = [row["ours"] for row in rows if row["level"] == "fp16"]
     if full:
-        axes.axhline(full[0], color=COLOURS["full"], ls="--", lw=1.2, label="full")
-    for method, (arm, marker, label) in ARMS.items():
+        axes.axhline(full[0], color=colour("full"), ls="--", lw=1.2, label="full")
+    for method, (arm, marker, label) in METHODS.items():
         for kind in (BITS, SPARSITIES):
             mine = sorted(
                 (PLACES[row["level"]], row["ours"]) for row in rows if row["method"] == method and row["level"] in kind
             )
             if mine:
-                axes.plot(*zip(*mine, strict=True), color=COLOURS[arm], marker=marker, ms=5, label=label)
+                axes.plot(*zip(*mine, strict=True), color=colour(arm), marker=marker, ms=5, label=label)
                 label = None  # one entry in the legend for both lines
     printed = [row for row in rows if row["printed"] is not None and row["model"] == row["paper_model"]]
     if printed:  # another model's numbers would not belong on this axis
@@ -86,26 +87,22 @@ def _levels(axes: Any, rows: Rows) -> None:
     plain_log(axes.yaxis)
 
 
-def accuracies(name: str, rows: Rows, path: Path) -> None:
+def accuracies(name: str, rows: Rows) -> Any:
     """Share of right answers against bits and sparsity, with and without a prompt, 95% intervals: a panel a task."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure, panels = new_panels(1, len(tasks), 4.6, 3.4)
     for task, axes in zip(tasks, panels[0], strict=True):
         mine = [row for row in rows if row["task"] == task]
         full = next(row for row in mine if row["level"] == "full")["ours"]
-        axes.axhspan(100 * full["low"], 100 * full["high"], color=COLOURS["full"], alpha=0.12, lw=0)
-        axes.axhline(100 * full["value"], color=COLOURS["full"], ls="--", lw=1.2, label="full")
-        for offset, (method, (arm, marker, label)) in zip((-0.12, 0.12), ARMS.items(), strict=True):
+        axes.axhspan(100 * full["low"], 100 * full["high"], color=colour("full"), alpha=0.12, lw=0)
+        axes.axhline(100 * full["value"], color=colour("full"), ls="--", lw=1.2, label="full")
+        for offset, (method, (arm, marker, label)) in zip((-0.12, 0.12), METHODS.items(), strict=True):
             found = [row for row in mine if row["method"] == method and row["level"] != "full"]
             x = [PLACES[row["level"]] + offset for row in found]
-            shares = [row["ours"] for row in found]
-            error = [
-                [100 * (s["value"] - s["low"]) for s in shares],
-                [100 * (s["high"] - s["value"]) for s in shares],
-            ]
+            shares = [Interval(**row["ours"]) for row in found]
             axes.errorbar(
-                x, [100 * s["value"] for s in shares], error, fmt=marker, ms=5, capsize=3, color=COLOURS[arm],
-                label=label,
+                x, [100 * share.value for share in shares], whiskers(shares, 100), fmt=marker, ms=5, capsize=3,
+                color=colour(arm), label=label,
             )  # fmt: skip
             printed = [(at, 100 * row["printed"]) for at, row in zip(x, found, strict=True) if row["printed"]]
             if printed:
@@ -117,10 +114,10 @@ def accuracies(name: str, rows: Rows, path: Path) -> None:
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="outside lower center", fontsize=9)
     figure.suptitle(f"{name}: accuracy, 95% intervals", fontsize=11)
-    figure.savefig(path)
+    return figure
 
 
-def answers(name: str, rows: Rows, path: Path, width: int = 30) -> None:
+def answers(name: str, rows: Rows, width: int = 30) -> Any:
     """What every arm answers: a block a level, a column an arm, a line a question."""
     levels, names, asked = (list(dict.fromkeys(row[key] for row in rows)) for key in ("level", "arm", "question"))
     text = {
@@ -140,7 +137,7 @@ def answers(name: str, rows: Rows, path: Path, width: int = 30) -> None:
     for level in levels:
         axes.text(-0.85, y, level, weight="bold", va="top", fontsize=9)
         for x, arm in enumerate(names):
-            axes.text(x, y, arm, weight="bold", va="top", fontsize=9, color=COLOURS[arm])
+            axes.text(x, y, arm, weight="bold", va="top", fontsize=9, color=colour(arm))
         y += 1.6
         for question in asked:
             axes.axhline(y - 0.3, color="#DDDDDD", lw=0.8)
@@ -149,7 +146,7 @@ def answers(name: str, rows: Rows, path: Path, width: int = 30) -> None:
                 axes.text(x, y, text[level, arm, question], va="top", fontsize=8, parse_math=False)
             y += heights[level, question]
     axes.set_title(f"{name}: the same questions to every arm", fontsize=11)
-    figure.savefig(path)
+    return figure
 
 
 def _printable(text: str) -> str:

@@ -17,7 +17,7 @@ QUESTIONS = ("Where is Long Beach?", "Where is Tulsa?", "What is asparagus?")
 
 
 def figure_1(bench: Bench) -> list[dict[str, Any]]:
-    """Three questions to four arms at 62.5% sparsity (Figures 1, 6) and at 4 bits (Figure 7)."""
+    """Ask four arms three questions at 62.5% sparsity (Figures 1, 6) and at 4 bits (Figure 7)."""
     rows = []
     for level in (row.level for row in OTHER["figure1"]):
         soft = bench.prompt(level).prefix
@@ -44,6 +44,6 @@ def figure_5(
 
 
 def figure_8(bench: Bench) -> dict[str, Any]:
-    """The histogram at 50% sparsity, against its nulls."""
+    """The histogram of cosines at 50% sparsity, with its nulls."""
     prompt = bench.prompt("50%")
     return cosine_histogram(bench.model("50%")[1], *prompt.rows())

@@ -1,6 +1,6 @@
-"""Run the rows of a recipe: our perplexities beside the paper's, printed and corrected.
+"""Run the rows of a recipe: our perplexities next to the paper's, printed and corrected.
 
-A row with something in front, or with LoRA, also says by how much it changes the loss of the same model alone.
+A row with a prompt or LoRA also gives the change in loss against the same model alone.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def measure(
     say: Callable[[str], None] = print,
     progress: Progress = bar,
 ) -> list[dict[str, Any]]:
-    """Run the recipe ``name``, model by model and level by level: a dict for every row, in the paper's order."""
+    """Run the recipe ``name`` by model and level. Returns a dict for every row, in the paper's order."""
     rows = chosen(name, scale)
     found: dict[Row, dict[str, Any]] = {}
     for model in dict.fromkeys("" if scale.model else row.model for row in rows):
@@ -43,7 +43,7 @@ def measure(
 
 
 Source = tuple[str, str, int]
-"""Where a prompt comes from: level, corpus, the paper's k."""
+"""The origin of a prompt: level, corpus, the paper's k."""
 
 
 def _source(row: Row) -> Source | None:
@@ -58,7 +58,7 @@ def _prompt(bench: Bench, source: Source) -> AnyPrefix:
 
 
 def _level(bench: Bench, rows: list[Row], prompts: dict[Source, AnyPrefix]) -> dict[Row, dict[str, Any]]:
-    """The rows of one model at one level."""
+    """Measure the rows of one model at one level."""
     scale = bench.scale
     scores: dict[Row, WindowScores] = {}
     results: dict[Row, dict[str, Any]] = {}

@@ -1,10 +1,10 @@
-"""The printed numbers of arXiv 2305.11186 (ICML 2024), with table and section, beside what they mean.
+"""The printed numbers of arXiv 2305.11186 (ICML 2024), with table and section, next to the corrected numbers.
 
 The released evaluator divides the summed loss of prompted models by k more positions than it scores, so that it prints
-true^((L-1)/(L-1+k)). ``Value.corrected`` undoes this if a prompt was in front: true = printed^((L-1+k)/(L-1)). That
-the tables came from this code is inferred, not proven: three fingerprints agree (docs/method.md). Both columns are
-given. Unprompted and LoRA rows, and accuracies, stand as printed. Places are given by table and section: the text that
-the numbers were entered from has no page numbers.
+true^((L-1)/(L-1+k)). ``Value.corrected`` undoes this if a prompt was in front: true = printed^((L-1+k)/(L-1)). We infer
+that the tables came from this code and cannot prove it: three fingerprints agree (docs/method.md). So both columns are
+given. Unprompted rows, LoRA rows and accuracies stand as printed. The sources are tables and sections, because the text
+that the numbers were entered from has no page numbers.
 """
 
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ class Value:
     """Corpus or task."""
     printed: float
     k: int = 0
-    """Prompt tokens in front when it was measured."""
+    """Prompt tokens in front during the measurement."""
     stderr: float | None = None
 
     @property
     def corrected(self) -> float:
-        """The true perplexity, if the released evaluator made this number; as printed where no prompt was."""
+        """The true perplexity if the released evaluator made this number; as printed if there was no prompt."""
         if self.stderr is not None:  # an accuracy
             return self.printed
         return undo(self.printed, self.k, SEQ_LEN)
@@ -53,7 +53,7 @@ def undo(printed: float, k: int, seq_len: int = SEQ_LEN) -> float:
 
 
 def _ppl(what: str, model: str, rows: dict[tuple[str, str], float], k: int = K) -> tuple[Value, ...]:
-    """Perplexities by (level, method); k tokens in front of everything but ``none`` and ``lora``."""
+    """Perplexities by (level, method), with k tokens in front except for ``none`` and ``lora``."""
     return tuple(
         Value(model, level, method, what, printed, 0 if method in ("none", "lora") else k)
         for (level, method), printed in rows.items()
@@ -164,7 +164,7 @@ FIGURES = {
     "figure5": "Latency against the number of prompt tokens",
     "figure8": "Cosine of learned rows to their nearest tokens",
 }
-"""The figures; the paper prints no numbers for them beyond those below."""
+"""The figures. The paper prints no numbers for them except ``IN_TEXT``."""
 
 IN_TEXT = (
     Value("LLaMA-7B", "62.5%", "none", "C4", 14),
@@ -174,4 +174,4 @@ IN_TEXT = (
     Value("OPT-1.3B", "2-bit", "none", "C4", 2337.8),
     Value("OPT-1.3B", "2-bit", "soft", "C4", 59, K),
 )
-"""Numbers that sections 3.1 and 5.2 read off figures 2 and 3, rounded as there."""
+"""Numbers from figures 2 and 3 that sections 3.1 and 5.2 state, rounded as printed."""

@@ -1,7 +1,7 @@
-"""Recipes for the paper's tables and figures: which numbers to measure, at what size, and what that takes.
+"""Recipes for the paper's tables and figures: the numbers to measure, the size of the runs, and their cost.
 
-A recipe is a list of rows: model, compression level, what stands in front, corpus. A row's prompt is learned through
-the weights of its own level, or of ``source`` (Figure 4). What is no perplexity stands in :data:`OTHER`.
+A recipe is a list of rows: model, compression level, method, corpus. A row's prompt is learned through the weights of
+its own level, or of ``source`` (Figure 4). :data:`OTHER` holds the recipes that measure other things than perplexity.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ LEVELS = {
     "75%": CompressionSpec(sparsity=0.75),
     "50% + 4-bit": CompressionSpec(bits=4, sparsity=0.5),
 }
-"""The paper's levels; ``fp16`` is the model as it is."""
+"""The paper's levels; ``fp16`` is the uncompressed model."""
 HUB = {
     "LLaMA-7B": ("huggyllama/llama-7b", 6.7),
     "LLaMA-2-13B": ("meta-llama/Llama-2-13b-hf", 13.0),
@@ -29,7 +29,7 @@ HUB = {
     "OPT-2.7B": ("facebook/opt-2.7b", 2.7),
     "OPT-6.7B": ("facebook/opt-6.7b", 6.7),
 }
-"""The paper's models: where they are today, and their size in billions of parameters."""
+"""The paper's models: their hub id today, and their size in billions of parameters."""
 CORPORA = ("C4", "Wikitext2", "PTB")
 LEARNED_ON = "C4"
 TASKS = ("openbookqa", "hellaswag", "piqa", "european_history_2023")
@@ -38,20 +38,20 @@ TASKS = ("openbookqa", "hellaswag", "piqa", "european_history_2023")
 
 @dataclass(frozen=True)
 class Scale:
-    """At what size a recipe is run."""
+    """The size at which a recipe runs."""
 
     corpora: dict[str, str]
-    """The paper's corpus -> ours; rows on a corpus that is not here are left out."""
+    """The paper's corpus -> ours. Rows on a corpus that is missing here are left out."""
     seq_len: int
     windows: int | None
     prompt: PromptSpec
     model: str | None = None
     """None: each row's own model, from the hub."""
     tasks: tuple[str, ...] = TASKS
-    """What Table 8 asks."""
+    """The tasks of Table 8."""
 
     def tokens(self, k: int) -> int:
-        """The paper's k, scaled as the prompt is."""
+        """Scale the paper's k in proportion to the prompt's length."""
         return max(1, k * self.prompt.tokens // printed.K)
 
 
@@ -78,11 +78,11 @@ class Row:
     source: str | None = None
     """Level whose prompt is used; None: this row's own."""
     value: printed.Value | None = None
-    """What the paper prints, where it prints it."""
+    """The number that the paper prints, if any."""
 
     @property
     def learned_on(self) -> str | None:
-        """The corpus that the row's prompt or adapter is learned on; None where nothing is learned."""
+        """The corpus that the row's prompt or adapter is learned on; None if nothing is learned."""
         if self.method == "none":
             return None
         if self.method.startswith("learned on "):
@@ -95,7 +95,7 @@ def _table(name: str) -> list[Row]:
 
 
 def _in_text(row: Row) -> Row:
-    """The row with the number that the text gives for it, if any."""
+    """The row with the number that the paper's text gives for it, if any."""
     keys = ("model", "level", "method", "what", "k")
     same = [v for v in printed.IN_TEXT if all(getattr(v, key) == getattr(row, key) for key in keys)]
     return replace(row, value=same[0]) if same else row
@@ -135,14 +135,14 @@ OTHER: dict[str, list[Row]] = {
     "figure5": [Row(m, "fp16", "none", LEARNED_ON, 0) for m in ("OPT-1.3B", "OPT-2.7B", "OPT-6.7B", "LLaMA-7B")],
     "figure8": [Row("LLaMA-7B", "50%", "soft", LEARNED_ON, printed.K)],
 }
-"""Accuracies, answers, latency and cosines, each a function of its own: here are the models and prompts they take."""
+"""The models and prompts for accuracies, answers, latency and cosines. Each of these has its own function."""
 ROWS = PERPLEXITIES | OTHER
 
 
 def chosen(name: str, scale: Scale) -> list[Row]:
-    """The rows of a recipe that a scale measures: with the corpora it has, each once where one model stands for all.
+    """The rows of a recipe that a scale measures: those on its corpora, each once if one model stands for all.
 
-    Raises InputError where no row is left.
+    Raises InputError if no row is left.
     """
     given = {None, *scale.corpora}
     rows = [row for row in ROWS[name] if row.what in given and row.learned_on in given]
@@ -158,7 +158,7 @@ def chosen(name: str, scale: Scale) -> list[Row]:
 
 
 def needs(rows: Sequence[Row], scale: Scale) -> str:
-    """What a run takes, said beforehand: what to learn, memory, disk, and time on one 100-teraflop GPU."""
+    """Describe the cost of a run before it starts: learning, memory, disk, and time on one 100-teraflop GPU."""
     prompts = {(r.model, r.source or r.level, r.learned_on, r.k) for r in rows if r.learned_on and r.method != "lora"}
     adapters = {(r.model, r.level, r.learned_on) for r in rows if r.method == "lora"}
     levels = {(r.model, r.level) for r in rows if r.level != "fp16"}
@@ -175,7 +175,7 @@ def needs(rows: Sequence[Row], scale: Scale) -> str:
     disk = sum(2 * size for size in sizes.values()) + sum(0.6 * 2 * sizes[model] for model, _ in levels)
     tokens = scale.prompt.steps * scale.prompt.batch * (scale.seq_len + printed.K)
     learned = [model for model, *_ in (*prompts, *adapters)]
-    hours = sum(4e9 * sizes[model] * tokens for model in learned) / 1e14 / 3600  # forward, and back to the rows
+    hours = sum(4e9 * sizes[model] * tokens for model in learned) / 1e14 / 3600  # forward, and backward to the rows
     return (
         f"{work}; about {memory:.0f} GB of GPU memory, {disk:.0f} GB of disk, and {hours:.0f} hours of learning on one "
         f"GPU that does 100 teraflops (estimates). Models: {', '.join(HUB[model][0] for model in sorted(sizes))}"

@@ -1,4 +1,4 @@
-"""One table or figure of the paper, by name."""
+"""Reproduce one table or figure of the paper by name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +24,9 @@ def reproduce(
     say: Callable[[str], None] = print,
     progress: Progress = bar,
 ) -> Any:
-    """The data of a table or figure: rows as plain dicts, or the histogram of Figure 8. Run again, it resumes.
+    """Compute the data of a table or figure: rows as plain dicts, or the histogram of Figure 8. A second run resumes.
 
-    ``limit`` takes the first questions of every task of Table 8 only.
+    ``limit`` takes only the first questions of every task of Table 8.
     """
     if name in PERPLEXITIES:
         return measure(name, scale, root, device=device, dtype=dtype, seed=seed, say=say, progress=progress)

@@ -20,7 +20,7 @@ USUAL = ("full", "compressed", "hard", "soft")
 CONTROLS = ("bos", "random", "init", "text", "full+soft", "full+own")
 """Other explanations of a recovery: rows that were not learned, and the full model behind a prompt."""
 ALONE = ("bos", "random")
-"""The controls that a model alone makes."""
+"""The controls that need no learned prompt."""
 
 
 @dataclass(frozen=True)

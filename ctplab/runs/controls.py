@@ -1,10 +1,10 @@
-"""One prompt's recovery with every control in one call, those included that have to be learned themselves:
+"""One prompt's recovery with every control in one call, including the two controls that are learned:
 
     full+own    the full model behind a prompt of its own: the same recipe, steps and text
     lora        the compressed model with a LoRA adapter, learned for as many steps on the same text
 
-Both are learned from what the prompt's file says about its recipe and corpus, and kept in the run folder. A recipe
-that is all KL to the full model leaves the full model's own prompt nothing to gain: its target is what it does already.
+Both use the recipe and corpus that the prompt's file names, and both are kept in the run folder. If the recipe is all
+KL to the full model, the full model's own prompt has nothing to gain, because its target is the model's own output.
 """
 
 from collections.abc import Collection, Sequence
@@ -25,12 +25,12 @@ from ctplab.text.corpora import Corpus, Split, corpus
 
 LEARNED = ("full+own", "lora")
 USUAL_LENGTHS = (128, 256, 512, 1024)
-"""Window lengths tried where a prompt's file does not name its own."""
+"""Window lengths to try if a prompt's file does not name its own."""
 
 
 @dataclass(frozen=True)
 class Controlled:
-    """Recovery by corpus, and the learned controls that could not be had, with the reason."""
+    """Recovery by corpus, and the learned controls that could not be made, with the reason."""
 
     corpora: dict[str, Recovery]
     left_out: dict[str, str]
@@ -39,7 +39,7 @@ class Controlled:
 def recipe_of(saved: SavedPrompt, tokenizer: Tokenizer) -> tuple[PromptSpec, Split, Split]:
     """(recipe, training split, validation split) of a learned prompt.
 
-    Raises InputError where the file does not tell, or the text here is not the one it was learned on.
+    Raises InputError if the file does not name them, or if the text here is not the text that it was learned on.
     """
     info = saved.info
     if not isinstance(info.get("spec"), dict) or not info.get("corpus"):
@@ -73,9 +73,9 @@ def recover_with_controls(
     batch: int = 16,
     seed: int = 0,
 ) -> Controlled:
-    """Every arm on the test splits of ``corpora``: ``small`` is ``study.full`` compressed, ``tag`` names its level.
+    """Score every arm on the test splits of ``corpora``. ``small`` is ``study.full`` compressed to the level ``tag``.
 
-    ``own``: a prompt that was learned on the full model already. ``skip``: learned controls to do without.
+    ``own``: a prompt already learned on the full model. ``skip``: learned controls to leave out.
     """
     wanted = [name for name in LEARNED if name not in skip and not (name == "full+own" and own is not None)]
     left_out: dict[str, str] = {}
@@ -102,7 +102,7 @@ def recover_with_controls(
             with study.adapted(tag, _name(spec, train), small, train, validation, same_budget(spec)) as adapted:
                 for text in corpora:
                     scores[text.name] |= arm_scores([Arm("lora", adapted, none(adapted))], text.test, **settings)
-        except InputError as error:  # PEFT is optional, and knows not every model
+        except InputError as error:  # PEFT is optional and does not know every model
             left_out["lora"] = str(error)
     found = {text.name: from_scores(scores[text.name], seed=seed) for text in corpora}
     return Controlled(found, left_out)

@@ -1,15 +1,15 @@
-"""Run folders: the only place that builds paths.
+"""Run folders. Only this module builds their paths.
 
 <runs>/<model>/<tag>/                        a compressed model (or tag ``full``: results only)
     prompts/<name>/                          a prompt folder; ``state.safetensors`` while it is learned
     adapters/<name>/                         a LoRA adapter, likewise
-    scores/<arm>--<corpus>.json              results, each written when it is known
+    scores/<arm>--<corpus>.json              results, each written as soon as it is known
     tasks/<arm>--<task>.json                 marks question by question, likewise
-    recovery/<prompt>/                       sums of every arm beside one prompt, likewise
+    recovery/<prompt>/                       summed NLL of every arm compared with one prompt, likewise
 <runs>/<model>/transfer/                     cells of the transfer matrix
 <runs>/<model>/report/                       figures, report.md, demo.json
-<runs>/sweeps/<name>.json                    what a sweep found
-<runs>/sweeps/completed.jsonl                cells of all sweeps: a line each, written when it is done
+<runs>/sweeps/<name>.json                    results of a sweep
+<runs>/sweeps/completed.jsonl                done cells of all sweeps, a line each
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from ctplab.disk import slug
 
 
 def sweeps(root: Path) -> Path:
-    """Folder of what the sweeps found."""
+    """Folder of the sweeps' results."""
     return root / "sweeps"
 
 
 def sweep(root: Path, name: str) -> Path:
-    """File of what the sweep ``name`` found."""
+    """File of the results of the sweep ``name``."""
     return sweeps(root) / f"{slug(name)}.json"
 
 
@@ -53,7 +53,7 @@ class Store:
         return self._home / tag / "prompts" / slug(name)
 
     def prompt_state(self, tag: str, name: str) -> Path:
-        """Where learning keeps what it needs to resume."""
+        """File that learning resumes from."""
         return self.prompt(tag, name) / "state.safetensors"
 
     def adapter(self, tag: str, name: str) -> Path:
@@ -69,7 +69,7 @@ class Store:
         return self._home / tag / "tasks"
 
     def recovery(self, tag: str, prompt: str) -> Path:
-        """Folder of the arms beside one prompt."""
+        """Folder of the arms compared with one prompt."""
         return self._home / tag / "recovery" / slug(prompt)
 
     def report(self) -> Path:

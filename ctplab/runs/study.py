@@ -1,4 +1,4 @@
-"""The pipeline compress -> learn -> measure as steps that are kept on disk and resumed."""
+"""The pipeline compress -> learn -> measure. Every step is kept on disk and can be resumed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from ctplab.learning.saving import save_prompt
 from ctplab.measure.perplexity import window_scores
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.models import Model, Tokenizer
-from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
+from ctplab.models.fingerprints import tensor_fingerprint, text_fingerprint, weights_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.arms import Arm
 from ctplab.runs.store import Store
@@ -36,7 +36,7 @@ class Study:
     progress: Progress
 
     def compressed(self, spec: CompressionSpec, calibration: Tensor) -> tuple[Model, dict[str, Any]]:
-        """The compressed model and its manifest; made at the first call, loaded afterwards."""
+        """Return the compressed model and its manifest. The first call makes them; later calls load them."""
         folder = self.store.compressed(spec.tag)
         made_from = {
             "spec": spec.to_json(),
@@ -65,7 +65,7 @@ class Study:
         *,
         how: Callable[..., Learned] = rows.learn,
     ) -> prompt_file.SavedPrompt:
-        """The learned prompt; resumes where it was killed. Ctrl-C stops and leaves it resumable.
+        """Return the learned prompt. The first call learns it; after a kill or Ctrl-C the next call resumes.
 
         ``how``: ``learn`` for rows, ``learn_kv`` for keys and values.
         """
@@ -101,7 +101,7 @@ class Study:
     def adapted(
         self, tag: str, name: str, model: Model, train: Split, validation: Split, spec: PromptSpec
     ) -> Iterator[Model]:
-        """``model`` with a learned LoRA adapter in it while the context lasts; kept and resumed as prompts are."""
+        """Put a learned LoRA adapter into ``model`` while the context lasts. It is kept and resumed like a prompt."""
         folder = self.store.adapter(tag, name)
         made_from = {
             "spec": spec.to_json(),
@@ -109,13 +109,15 @@ class Study:
             "corpus": [train.fingerprint, validation.fingerprint],
             "model": weights_fingerprint(model),
         }
+        teacher = self.full if spec.kl > 0 else None
+        if teacher is not None:
+            made_from["teacher"] = weights_fingerprint(teacher)
         adapter = lora.Adapter(model, LoraSpec(), spec.seed)
         try:
             if lora.made_from(folder) == made_from:
                 adapter.load(folder)
             else:
                 state = folder / "state.safetensors"
-                teacher = self.full if spec.kl > 0 else None
                 learned = lora.learn_lora(
                     adapter, train, validation, spec, teacher=teacher, state=state, progress=self.progress
                 )
@@ -132,16 +134,16 @@ class Study:
         return window_scores(arm, split, limit=limit, keep=keep, progress=self.progress)
 
     def ask(self, tag: str, arm: Arm, questions: list[Question]) -> tuple[list[str], list[bool]]:
-        """The arm's answers, and which are right."""
+        """The arm's answers, and whether each is right."""
         result = once(
             self.store.score(tag, arm.name, "questions"),
-            {"arm": arm.fingerprint, "n": len(questions), "last": questions[-1].text},
+            {"arm": arm.fingerprint, "asked": text_fingerprint(*(question.text for question in questions))},
             lambda: {"answers": answers(arm, self.tokenizer, questions, progress=self.progress)},
         )
         return result["answers"], marks(result["answers"], questions)
 
 
 def _go_on(learned: rows.Learned) -> None:
-    """An interrupt ends the study, not only the learning."""
+    """Raise KeyboardInterrupt if learning was interrupted, so that the whole study ends."""
     if learned.stopped and learned.stopped.startswith("interrupted"):
         raise KeyboardInterrupt

@@ -1,9 +1,15 @@
-"""The demo's tables and its report as Markdown. Formats numbers; computes none."""
+"""The demo's tables, its figures, and its report as Markdown. Formats numbers; computes none."""
 
 from typing import Any
 
 from ctplab.inspect.nearest import RowReport
-from ctplab.show.tables import table
+from ctplab.measure.stats import Interval
+from ctplab.prompts.arms import USUAL
+from ctplab.show.compression import draw_levels
+from ctplab.show.learning import draw_curve
+from ctplab.show.nearness import draw_nearness
+from ctplab.show.shares import draw_questions, draw_recovery
+from ctplab.show.tables import share, table
 
 NEXT = """
 Next:
@@ -37,11 +43,7 @@ def answers_table(side_by_side: list[dict[str, Any]]) -> str:
 
 def questions_table(exact: dict[str, dict]) -> str:
     """Exact match with 95% intervals."""
-
-    def cell(part: dict[str, Any]) -> str:
-        return f"{100 * part['exact_match']:.1f} [{100 * part['low']:.1f}, {100 * part['high']:.1f}]"
-
-    rows = [[arm, cell(row), cell(row["seen"]), cell(row["held_out"])] for arm, row in exact.items()]
+    rows = [[arm, *(share(_right(part)) for part in (row, row["seen"], row["held_out"]))] for arm, row in exact.items()]
     n = next(iter(exact.values()))["n"]
     return table([f"exact match, % of {n}", "all [95%]", "seen form", "held-out form"], rows)
 
@@ -52,11 +54,9 @@ def recovery_table(perplexity: dict[str, dict], shares: dict[str, dict], learned
     for arm in next(iter(perplexity.values())):
         cells = []
         for corpus in perplexity:
-            share = shares[corpus].get(arm)
+            closed = shares[corpus].get(arm)
             text = f"ppl {perplexity[corpus][arm]:.2f}"
-            if share is not None:
-                text += f"  {100 * share['value']:+.0f}% [{100 * share['low']:+.0f}, {100 * share['high']:+.0f}]"
-            cells.append(text)
+            cells.append(text if closed is None else f"{text}  {Interval(**closed).percent}")
         rows.append([arm, *cells])
     names = [f"{corpus} (learned here)" if corpus == learned_on else corpus for corpus in perplexity]
     return table(["arm", *names], rows)
@@ -95,24 +95,42 @@ def plain_words(result: dict[str, Any]) -> str:
     q, on = result["questions"], result["learned_on"]
     soft, adapted = result["recovery"][on]["soft"], result["recovery"][on]["full+soft"]
     lines = [
-        "- Questions: "
-        + ", ".join(f"{arm} {100 * q[arm]['exact_match']:.1f}%" for arm in ("full", "compressed", "hard", "soft"))
-        + ".",
-        f"- On {on}, where it was learned, the prompt closes {100 * soft['value']:.0f}% "
-        f"[{100 * soft['low']:.0f}, {100 * soft['high']:.0f}] of the NLL gap.",
+        "- Questions: " + ", ".join(f"{arm} {q[arm]['exact_match']:.1%}" for arm in USUAL) + ".",
+        f"- On {on}, where it was learned, the prompt closes {Interval(**soft).percent} of the NLL gap.",
     ]
     for corpus, row in result["recovery"].items():
         if corpus != on:
-            share = 100 * row["soft"]["value"]
-            does = f"closes {share:.0f}% of the gap" if share > 0 else f"widens the gap by {-share:.0f}%"
+            closed = row["soft"]["value"]
+            does = f"closes {closed:.0%} of the gap" if closed > 0 else f"widens the gap by {-closed:.0%}"
             lines.append(f"- On {corpus}, where it was not learned, it {does}.")
-    share = f"{100 * adapted['value']:.0f}% [{100 * adapted['low']:.0f}, {100 * adapted['high']:.0f}] of the gap"
     if adapted["low"] > 1:
         verdict = "it gains from it too, so that much is adaptation to the corpus, not recovery"
     else:
         verdict = "it gains nothing from it, so what the compressed model gains is recovery, not adaptation"
-    lines.append(f"- Control: the full model with this prompt is at {share} on {on}: {verdict}.")
+    reached = f"{Interval(**adapted).percent} of the gap"
+    lines.append(f"- Control: the full model with this prompt is at {reached} on {on}: {verdict}.")
     return "\n".join(lines)
+
+
+def figures(result: dict[str, Any]) -> dict[str, Any]:
+    """The report's figures by name, from ``demo.json``."""
+    levels = {tag: level for tag, level in result["levels"].items() if tag != "full"}
+    recovered = {c: {arm: Interval(**found) for arm, found in arms.items()} for c, arms in result["recovery"].items()}
+    seen, held_out = (
+        {arm: _right(row[form]) for arm, row in result["questions"].items()} for form in ("seen", "held_out")
+    )
+    return {
+        "levels": draw_levels(levels, result["levels"]["full"], result["learned_on"]),
+        "curve": draw_curve(result["prompt"]["curve"]),
+        "recovery": draw_recovery(recovered, result["learned_on"]),
+        "questions": draw_questions(seen, held_out),
+        "cosines": draw_nearness(result["histogram"], ceiling=True),
+    }
+
+
+def _right(part: dict[str, Any]) -> Interval:
+    """Share of right answers, from JSON."""
+    return Interval(part["exact_match"], part["low"], part["high"])
 
 
 def markdown(result: dict[str, Any], corpora: tuple[str, ...]) -> str:

@@ -25,9 +25,9 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(header), rule, *(line(row) for row in rows)])
 
 
-def percent(share: Interval) -> str:
-    """``+45% [+42, +48]``."""
-    return f"{100 * share.value:+.0f}% [{100 * share.low:+.0f}, {100 * share.high:+.0f}]"
+def share(found: Interval) -> str:
+    """A share of right answers in %: ``58.3 [55.0, 61.5]``."""
+    return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def memory_table(found: dict[str, Memory]) -> str:
@@ -43,7 +43,7 @@ def memory_table(found: dict[str, Memory]) -> str:
 def arms_table(found: Recovery) -> str:
     """NLL, perplexity and recovery of every arm."""
     rows = [
-        [name, f"{arm.nll / arm.n_tokens:.4f}", f"{arm.ppl:.2f}", percent(arm.recovery)] for name, arm in found.items()
+        [name, f"{arm.nll / arm.n_tokens:.4f}", f"{arm.ppl:.2f}", arm.recovery.percent] for name, arm in found.items()
     ]
     return table(["arm", "NLL/token", "perplexity", "recovery [95%]"], rows)
 
@@ -69,9 +69,8 @@ def task_matrix_table(cells: Sequence[TaskCell]) -> str:
     """Source x target of one task: right answers in %, the difference to no prompt in points, and McNemar's p."""
 
     def text(cell: TaskCell) -> str:
-        found, paired = cell.share, cell.against_none
-        share = "" if found is None else f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-        return share if paired is None else f"{share}  {100 * paired.difference.value:+.1f}, p {paired.p:.2g}"
+        right, paired = "" if cell.share is None else share(cell.share), cell.against_none
+        return right if paired is None else f"{right}  {100 * paired.difference.value:+.1f}, p {paired.p:.2g}"
 
     return _matrix(cells, text)
 
@@ -101,7 +100,7 @@ def latency_table(points: Sequence[LatencyPoint]) -> str:
 
 
 def lens_table(seen: Lens) -> str:
-    """A row a token: surprisal of every arm, and KL to the full model where there is one."""
+    """A row a token: surprisal of every arm, and KL to the full model if that is among them."""
     names = list(seen.arms)
     others = [name for name in names if name != "full" and seen.arms[name].kl is not None]
     rows = []
@@ -130,18 +129,18 @@ def reproduced_table(rows: Sequence[dict[str, Any]]) -> str:
     return table([*header, "change [95%]"], body)
 
 
-def _bounds(share: dict[str, float] | None) -> str:
+def _bounds(change: dict[str, float] | None) -> str:
     """A change with its interval, from JSON."""
-    return "-" if share is None else f"{share['value']:+.3f} [{share['low']:+.3f}, {share['high']:+.3f}]"
+    return "-" if change is None else f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
     """Table 8: right answers in %, the paper's beside them, and the paired difference of prompted to unprompted."""
     body = []
     for row in rows:
-        share, paired = row["ours"], row.get("against_none")
+        paired = row.get("against_none")
         printed = "-" if row["printed"] is None else f"{100 * row['printed']:.1f} ± {100 * row['printed_stderr']:.1f}"
-        ours = f"{100 * share['value']:.1f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+        ours = share(Interval(**row["ours"]))
         against = "-" if paired is None else f"{_bounds(paired['difference'])}, p {paired['p']:.2g}"
         body.append([row["level"], row["method"], row["task"], row["metric"], printed, ours, against])
     header = ["level", "prompt", "task", "metric", "printed, %", "ours, % [95%]", "against none [95%], McNemar"]
@@ -183,8 +182,8 @@ def sweep_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[st
     body = []
     for row in rows:
         names = ["-" if row[key] is None else str(row[key]) for key in settings]
-        share = "-" if row["recovery"] is None else percent(Interval(**row["recovery"]))
-        body.append([*names, *(cell(row[arm]) for arm in arms), share])
+        closed = "-" if row["recovery"] is None else Interval(**row["recovery"]).percent
+        body.append([*names, *(cell(row[arm]) for arm in arms), closed])
     header = ["model", "level", "prompt", "learned on", "seed", "scored on", *arms, "recovery [95%]"]
     return header, body
 

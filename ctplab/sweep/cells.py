@@ -1,4 +1,4 @@
-"""A grid as cells. A cell is one step: done once, needed by any number of others, and needing at most one itself."""
+"""A grid as cells. A cell is one step: it is done once, it needs at most one other, and any number may need it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,13 +11,13 @@ STEPS = ("compress", "learn", "score")
 
 
 def short(name: str) -> str:
-    """A model or corpus for reading: paths by their last part."""
+    """Shorten the name of a model or corpus for display: a path becomes its last part."""
     return Path(name.removeprefix("file:").split(",")[0]).name if "/" in name else name
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Compress ``model``; learn a prompt on it; or score one arm on the corpus ``text``."""
+    """One step: compress ``model``, learn a prompt on it, or score one arm on the corpus ``text``."""
 
     step: str
     model: str
@@ -26,36 +26,36 @@ class Cell:
     prompt: str | None = None
     """The prompt's name in the sweep file; None: no prompt."""
     recipe: PromptSpec | None = None
-    """How it is learned, its seed included."""
+    """The prompt's recipe, with its seed."""
     corpus: str | None = None
-    """What it is learned on."""
+    """The corpus that the prompt is learned on."""
     text: str | None = None
 
     @property
     def tag(self) -> str:
-        """Compression level, as folders are named."""
+        """Compression level, as in folder names."""
         return self.spec.tag if self.spec else "full"
 
     @property
     def folder(self) -> str:
-        """What the prompt's folder is called: prompt, corpus and seed."""
+        """Name of the prompt's folder: prompt, corpus and seed."""
         return f"{self.prompt}-{self.corpus}-s{self.recipe.seed if self.recipe else 0}"
 
     @property
     def arm(self) -> str:
-        """Which arm is scored: ``full``, ``compressed``, or the prompt's folder."""
+        """Name of the arm to score: ``full``, ``compressed``, or the prompt's folder."""
         return self.folder if self.prompt else "compressed" if self.spec else "full"
 
     @property
     def name(self) -> str:
-        """One line that no other cell of the sweep has."""
+        """A line that is unique in the sweep."""
         parts = [self.step, self.model, self.tag]
         parts += [self.arm] if self.step != "compress" else []
         return " ".join([*parts, "on", self.text] if self.text else parts)
 
     @property
     def needs(self) -> "Cell | None":
-        """The cell that must be done before."""
+        """The cell that must be done first, or None."""
         if self.step == "score" and self.prompt:
             return replace(self, step="learn", text=None)
         if self.step == "compress" or self.spec is None:
@@ -65,10 +65,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all cells of a sweep share."""
+    """Settings that all cells of a sweep share."""
 
     root: Path
-    """The runs; absolute."""
+    """Absolute path of the runs."""
     seq_len: int
     windows: int | None
     calibration: Calibration
@@ -77,7 +77,7 @@ class Settings:
 
 
 def cells(grid: SweepGrid) -> Iterator[Cell]:
-    """All cells, each behind what it needs, those of one model and level together."""
+    """Yield all cells, each after the cell it needs, and those of one model and level together."""
     for model in grid.models:
         yield from (Cell("score", model, text=text) for text in grid.score)
         for spec in grid.specs:

@@ -1,6 +1,6 @@
 """A sweep's TOML file as a validated grid: models x specs x prompts x corpora x seeds.
 
-Knows settings only; that models and texts exist is checked by ``plan.py``.
+This module checks settings only. ``plan.py`` checks that models and texts exist.
 """
 
 import tomllib
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Calibration:
-    """The windows that all compressions of a sweep are calibrated on."""
+    """The windows that calibrate all compressions of a sweep."""
 
     corpus: str
     samples: int = 128
@@ -30,20 +30,20 @@ class Calibration:
 
 @dataclass(frozen=True)
 class SweepGrid:
-    """Every model with every spec; on each of these every prompt from every corpus with every seed."""
+    """Every model with every spec, and on each of these every prompt on every corpus with every seed."""
 
     models: tuple[str, ...]
     specs: tuple[CompressionSpec, ...]
     prompts: Mapping[str, PromptSpec]
     corpora: tuple[str, ...]
-    """Prompts learn on each of them."""
+    """Prompts are learned on each of them."""
     score: tuple[str, ...]
     """Every arm is scored on the test split of each."""
     seeds: tuple[int, ...]
-    """Of the prompts."""
+    """Seeds of the prompts."""
     seq_len: int
     windows: int | None
-    """Scored windows a corpus; None: all."""
+    """Scored windows per corpus. None: all."""
     calibration: Calibration
 
     def __str__(self) -> str:
@@ -57,9 +57,9 @@ KEYS = tuple(field.name for field in fields(SweepGrid))
 
 
 def read(path: Path, seed: int = 0) -> SweepGrid:
-    """The grid in a TOML file. Raises InputError, in one line, for all that can be wrong in it.
+    """Read the grid from a TOML file. Raises InputError, in one line, if anything in the file is wrong.
 
-    ``seed`` stands in where the file has no ``seeds``. Relative paths are taken from the working directory.
+    ``seed`` is used if the file has no ``seeds``. Relative paths start at the working directory.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ def _known(data: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
 
 
 def _list(data: dict[str, Any], key: str, kind: type[T]) -> list[T]:
-    """A list of distinct things, at least one."""
+    """A list of at least one item, without duplicates."""
     what = {str: "texts", int: "whole numbers", dict: "tables such as {bits = 4}"}[kind]
     found = data.get(key)
     if not isinstance(found, list) or not found or not all(type(item) is kind for item in found):
@@ -133,7 +133,7 @@ def _positive(data: dict[str, Any], key: str) -> int:
 
 
 def _spec(cls: type[T], entry: dict[str, Any], where: str) -> T:
-    """``cls`` from a table; keys and types are checked here, values by ``cls`` itself."""
+    """Build ``cls`` from a table. This function checks keys and types; ``cls`` itself checks values."""
     hints = get_type_hints(cls)
     _known(entry, tuple(hints), where)
     for key, value in entry.items():
@@ -160,12 +160,12 @@ def _prompt(name: str, entry: Any) -> PromptSpec:
 
 
 def _absolute_model(name: str) -> str:
-    """A folder by its whole path: a worker may stand elsewhere."""
+    """Make a folder's path absolute, because a worker may run in another directory."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _absolute_text(name: str) -> str:
-    """``file:`` paths by their whole paths."""
+    """Make the paths of a ``file:`` corpus absolute."""
     if not name.startswith("file:"):
         return name
     return "file:" + ",".join(str(Path(part).resolve()) for part in name.removeprefix("file:").split(","))

@@ -1,4 +1,4 @@
-"""Cells one after the other, in this process."""
+"""Run cells one after the other in this process."""
 
 from collections.abc import Generator, Sequence
 
@@ -7,7 +7,7 @@ from ctplab.sweep.steps import Job, Outcome, left_out, run_cell
 
 
 def run_here(jobs: Sequence[Job], progress: Progress = bar) -> Generator[Outcome]:
-    """Do the jobs in order; those whose need failed are left out. ``progress`` shows what goes on inside a cell."""
+    """Do the jobs in order and leave out those whose need failed. ``progress`` shows the work inside a cell."""
     failed = set()
     for job in jobs:
         outcome = left_out(job) if job.cell.needs in failed else run_cell(job, progress)

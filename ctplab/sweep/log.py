@@ -1,6 +1,6 @@
-"""The log of done cells: one line of JSON each, appended by whoever did it.
+"""The log of done cells: one line of JSON each, appended by the process that did the cell.
 
-It proves that every cell was done once, says what is done already, and how fast cells of a kind go.
+It shows that every cell was done once, which cells are done already, and how fast cells of a kind run.
 """
 
 import json
@@ -19,7 +19,7 @@ from ctplab.runs import store
 
 
 def read(root: Path) -> list[dict[str, Any]]:
-    """All lines; half a line, as a killed machine leaves it, is passed over."""
+    """Return all lines. A partial line, which a killed machine can leave, is skipped."""
     try:
         lines = store.completed(root).read_text().splitlines()
     except FileNotFoundError:
@@ -44,7 +44,7 @@ def append(root: Path, line: dict[str, Any]) -> None:
 
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Hold the runs for one sweep: two at once would compute the same cells. Raises InputError where one runs."""
+    """Lock the runs for one sweep, because two would compute the same cells. Raises InputError if one is running."""
     try:
         store.sweeps(root).mkdir(parents=True, exist_ok=True)
         with FileLock(store.sweeps(root) / "lock", timeout=0):

@@ -1,6 +1,6 @@
-"""What a sweep will do and cost, known before it starts; and that it can be done at all.
+"""Plan a sweep before it starts: its cells, its cost, and whether it can be done at all.
 
-Reads texts and model files, loads no model and computes nothing.
+Planning reads texts and model files. It loads no model and computes nothing.
 """
 
 import hashlib
@@ -25,19 +25,19 @@ PAGE, PAGES = 4096, 64
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell and where it stands."""
+    """A cell and its status."""
 
     job: Job
     done: bool
     replaces: bool
-    """Its result would take the place of one made with other settings."""
+    """True if its result would replace one made with other settings."""
     seconds: float | None
-    """Estimated from done cells of the same step and model; None where there are none."""
+    """Estimated from done cells of the same step and model; None if there are none."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a sweep, each behind what it needs."""
+    """All cells of a sweep, each after the cell it needs."""
 
     name: str
     grid: SweepGrid
@@ -46,11 +46,11 @@ class Plan:
 
     @property
     def jobs(self) -> list[Job]:
-        """What is to do."""
+        """The jobs that are not done."""
         return [each.job for each in self.planned if not each.done]
 
     def by_step(self) -> dict[str, dict[str, Any]]:
-        """Cells, done ones, tokens and estimated seconds of those to do (None: not measured) for each step."""
+        """By step: numbers of cells and done cells; tokens and estimated seconds still to do (None: not measured)."""
         found = {}
         for step in STEPS:
             mine = [each for each in self.planned if each.job.cell.step == step]
@@ -66,9 +66,9 @@ class Plan:
 
 
 def make_plan(name: str, grid: SweepGrid, settings: Settings, progress: Progress = silent) -> Plan:
-    """Check the grid against models and texts, and say what is done.
+    """Check the grid against models and texts, and find the cells that are done.
 
-    Raises InputError for models and corpora that cannot be had, for texts too short and prompts too long.
+    Raises InputError if a model or corpus cannot be read, a text is too short, or a prompt is too long.
     """
     forget()
     for model in grid.models:
@@ -106,11 +106,11 @@ def _check_model(model: str, grid: SweepGrid) -> None:
             raise InputError(f"prompts.{name} on {model}: {error}") from None
     check_context(empty, 0, grid.seq_len)
     for name in {*grid.corpora, *grid.score, grid.calibration.corpus}:
-        text(model, name, grid.seq_len)  # unknown names and missing files are refused here
+        text(model, name, grid.seq_len)  # refuses unknown names and missing files
 
 
 def _job(cell: Cell, settings: Settings, before: Any) -> tuple[Job, dict[str, Any]]:
-    """The cell's job, and what its result must say that it was made from; ``before``: what it needs, as JSON."""
+    """The cell's job, and the inputs that its result must record. ``before``: its need's key or the model's content."""
     calibration, seq_len = settings.calibration, settings.seq_len
     texts: dict[tuple[str, str], str] = {}
 
@@ -125,7 +125,7 @@ def _job(cell: Cell, settings: Settings, before: Any) -> tuple[Job, dict[str, An
         tokens = windows.numel()
     elif cell.step == "learn" and cell.recipe and cell.corpus:
         train, validation = split(cell.corpus, "train"), split(cell.corpus, "validation")
-        _ = train.windows, validation.windows  # refused where the text is too short for one
+        _ = train.windows, validation.windows  # raises InputError if the text is too short for one
         made_from = {"spec": cell.recipe.to_json(), "corpus_fingerprint": train.fingerprint}
         tokens = cell.recipe.steps * cell.recipe.batch * seq_len
     else:
@@ -138,7 +138,7 @@ def _job(cell: Cell, settings: Settings, before: Any) -> tuple[Job, dict[str, An
 
 
 def _content(folder: Path) -> list[list[Any]]:
-    """Names, sizes and sampled pages of a model's files: other weights differ, a copy elsewhere does not."""
+    """Names, sizes and hashed sample pages of a model's files. Other weights change them; a copy elsewhere does not."""
     found = []
     for path in sorted(folder.glob("*.safetensors")):
         size, digest = path.stat().st_size, hashlib.sha256()
@@ -151,7 +151,7 @@ def _content(folder: Path) -> list[list[Any]]:
 
 
 def _made_from(path: Path, made_from: dict[str, Any]) -> bool:
-    """Whether the result in ``path`` says of itself that it was made from that."""
+    """Whether the result in ``path`` records that it was made from ``made_from``."""
     try:
         kept = json.loads(path.read_text())
         return made_from.items() <= kept.get("key", kept).items()
@@ -160,7 +160,7 @@ def _made_from(path: Path, made_from: dict[str, Any]) -> bool:
 
 
 def _rates(lines: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
-    """Tokens a second by (step, model), over the cells that were computed."""
+    """Tokens per second by (step, model), over the cells that were computed."""
     sums: dict[tuple[str, str], list[float]] = {}
     for line in lines:
         if line.get("computed") and line["seconds"] > 0:

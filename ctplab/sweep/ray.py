@@ -1,6 +1,6 @@
-"""Cells on a Ray cluster. Ray places them, waits for what they need, and repeats those whose worker was lost.
+"""Run cells on a Ray cluster. Ray places them, waits for their needs, and repeats those whose worker was lost.
 
-All machines must see the runs, models and texts under the same paths, and have this ctplab installed.
+All machines must see the runs, models and texts under the same paths, and must have the same ctplab installed.
 """
 
 import logging
@@ -17,16 +17,17 @@ from ctplab.sweep.steps import Job, Outcome, failed, left_out, run_cell
 
 RETRIES = 3
 REACH_SECONDS = 5
-#: Variables that say where texts and models are found; workers get the values of here.
+#: Environment variables that locate texts and models. Workers get their values from this process.
 ENVIRONMENT = ("CTPLAB_DATA", "CTPLAB_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
-#: With "0" Ray keeps to 127.0.0.1, as it does by itself on other systems than Linux; else the network can reach it.
+#: With "0" Ray listens on 127.0.0.1 only, which is its default outside Linux. Otherwise the network can reach it.
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Be a driver of the cluster at ``address``: ``host:port``, ``auto`` (the one on this machine), or ``local``: one
-    on this machine for this sweep only. Raises InputError where there is none, or no Ray.
+    """Connect to the cluster at ``address``: ``host:port``, ``auto`` (the cluster on this machine) or ``local``.
+
+    ``local`` starts a cluster on this machine for this sweep only. Raises InputError without a cluster or without Ray.
     """
     _prepare(address)
     try:
@@ -41,7 +42,7 @@ def connected(address: str) -> Iterator[None]:
         options["include_dashboard"] = False
     try:
         ray.init(address, **options)
-    except Exception as error:  # a dozen types, by what is wrong with the cluster
+    except Exception as error:  # a dozen types, depending on the fault
         said = str(error).strip().split("\n")[0]
         token = "" if "RAY_AUTH_MODE" in os.environ else " (RAY_AUTH_MODE=token where it asks for a token)"
         raise InputError(f"cannot join the Ray cluster {address!r}: {said}{token}") from None
@@ -52,7 +53,7 @@ def connected(address: str) -> Iterator[None]:
 
 
 def _prepare(address: str) -> None:
-    """What Ray reads when it is imported; and that somebody listens at ``address``: Ray itself tries for minutes."""
+    """Set what Ray reads at import, and check that ``address`` answers, because Ray itself would try for minutes."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == "local" or address.startswith(("127.0.0.1:", "localhost:")):
         os.environ.setdefault(LOOPBACK, "0")
@@ -73,7 +74,7 @@ def _reach(address: str) -> None:
 
 
 def slots() -> int:
-    """Cells that run at the same time: one a GPU, or one a core where there is no GPU. Raises InputError for none."""
+    """Number of cells that run at once: one per GPU, or per core without a GPU. Raises InputError without cores."""
     import ray
 
     found = ray.cluster_resources()
@@ -87,7 +88,7 @@ def _task(job: Job, need: Outcome | None) -> Outcome:
 
 
 def run_on_ray(jobs: Sequence[Job]) -> Generator[Outcome]:
-    """Do the jobs on the cluster this process is connected to; yields outcomes as they come."""
+    """Do the jobs on the cluster that this process is connected to; yields outcomes as they come."""
     import ray
     from ray.exceptions import RayError
 
@@ -99,13 +100,13 @@ def run_on_ray(jobs: Sequence[Job]) -> Generator[Outcome]:
         refs[job.cell] = task.options(name=job.cell.name).remote(job, need)
     waiting = {refs[job.cell]: job for job in jobs}
     try:
-        with redirect_stdout(sys.stderr):  # Ray tells there of lost workers
+        with redirect_stdout(sys.stderr):  # Ray reports lost workers there
             while waiting:
                 (ref, *_), _ = ray.wait(list(waiting), num_returns=1)
                 job = waiting.pop(ref)
                 try:
                     outcome = ray.get(ref)
-                except RayError as error:  # its worker, or that of its need, was lost again and again
+                except RayError as error:  # its worker, or that of its need, was lost repeatedly
                     outcome = failed(job, error)
                 yield outcome
     finally:

@@ -1,4 +1,4 @@
-"""What a sweep found: a row for every prompt (or level without one) and scored corpus."""
+"""The results of a sweep: a row for every prompt (or level without a prompt) and scored corpus."""
 
 import math
 from collections.abc import Set
@@ -16,8 +16,8 @@ from ctplab.sweep.steps import result_path
 
 
 def rows(plan: Plan, done: Set[Cell]) -> list[dict[str, Any]]:
-    """Perplexity of the full model, the compressed one and, where learned, the prompt; with the share of the NLL gap
-    that it closes. None where a cell is not among the done ones, or where compression left no gap.
+    """Perplexity of the full model, the compressed model and the prompt (if any), and the share of the NLL gap that the
+    prompt closes. A value is None if its cell is not done, or if compression left no gap.
     """
     cells = [each.job.cell for each in plan.planned if each.job.cell.step == "score" and each.job.cell.spec]
     prompted = {(cell.model, cell.tag, cell.text) for cell in cells if cell.prompt}
@@ -47,12 +47,12 @@ def _row(cell: Cell, plan: Plan, done: Set[Cell]) -> dict[str, Any]:
 
 
 def _scores(cell: Cell, plan: Plan) -> WindowScores:
-    """What the cell kept."""
+    """Read the scores that the cell kept."""
     return WindowScores.from_json(read_json(result_path(cell, plan.settings.root))["result"])
 
 
 def write(plan: Plan, found: list[dict[str, Any]], failures: dict[str, str]) -> Path:
-    """Keep the rows where the dashboard and scripts find them."""
+    """Write the rows to the file that the dashboard and scripts read; returns its path."""
     path = store.sweep(plan.settings.root, plan.name)
     write_json({"name": plan.name, "grid": str(plan.grid), "rows": found, "failed": failures}, path)
     return path

@@ -1,4 +1,4 @@
-"""Doing one cell, in this process or in a worker of a cluster. What it makes is kept by ``study.py``."""
+"""Do one cell, in this process or in a worker of a cluster. ``runs/study.py`` keeps its result."""
 
 import time
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ from ctplab.text.corpora import Corpus, Split, corpus
 
 @dataclass(frozen=True)
 class Job:
-    """A cell with all that a worker must know."""
+    """A cell with everything that a worker needs to know."""
 
     cell: Cell
     settings: Settings
     key: str
     """Changes with anything that changes the result."""
     tokens: int
-    """To process."""
+    """Number of tokens to process."""
     texts: dict[tuple[str, str], str]
-    """(corpus, split) -> fingerprint, of what the cell reads: no worker takes other text."""
+    """(corpus, split) -> fingerprint of the text that the cell reads. A worker refuses any other text."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class Outcome:
 
     cell: Cell
     size: int
-    """Tokens processed; 0 where the cell failed."""
+    """Tokens processed; 0 if the cell failed."""
     seconds: float = 0.0
     computed: bool = False
-    """False where the result was there already."""
+    """False if the result existed already."""
     error: str | None = None
     """Why it failed or was left out."""
 
     @property
     def note(self) -> str:
-        """For a bar."""
+        """A line for the progress bar."""
         cell = self.cell
         return f"{cell.step} {short(cell.model)} {cell.tag} {'failed' if self.error else 'done'}"
 
@@ -66,7 +66,7 @@ def result_path(cell: Cell, root: Path) -> Path:
 
 
 def failed(job: Job, error: Exception) -> Outcome:
-    """The outcome of a cell that ended with ``error``, told in one line."""
+    """The outcome of a cell that ended with ``error``, as one line."""
     said = str(error).strip().split("\n")[0]
     return Outcome(job.cell, 0, error=said if isinstance(error, InputError) else f"{type(error).__name__}: {said}")
 
@@ -78,7 +78,7 @@ def left_out(job: Job) -> Outcome:
 
 
 def run_cell(job: Job, progress: Progress = silent) -> Outcome:
-    """Do the cell, or find that it is done. Errors become part of the outcome; an interrupt goes through."""
+    """Do the cell unless it is done. The outcome holds any error; an interrupt propagates."""
     began, cell, root = time.perf_counter(), job.cell, job.settings.root
     path = result_path(cell, root)
     before = _stamp(path)
@@ -87,13 +87,13 @@ def run_cell(job: Job, progress: Progress = silent) -> Outcome:
         computed, seconds = _stamp(path) != before, time.perf_counter() - began
         about = {"key": job.key, "cell": cell.name, "step": cell.step, "model": cell.model, "tokens": job.tokens}
         log.append(root, {**about, "seconds": round(seconds, 3), "computed": computed})
-    except Exception as error:  # whatever it is: the other cells go on
+    except Exception as error:  # after any error the other cells go on
         return failed(job, error)
     return Outcome(cell, job.tokens, seconds, computed)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Changes whenever the file is replaced; None where there is none."""
+    """A stamp that changes whenever the file is replaced; None if there is no file."""
     try:
         about = path.stat()
     except OSError:
@@ -112,7 +112,7 @@ def _learn(job: Job, progress: Progress) -> None:
     cell = job.cell
     assert cell.recipe is not None and cell.corpus is not None
     model = _model_of(job)
-    base = _full(job) if cell.recipe.kl > 0 else model  # asked for as the teacher only
+    base = _full(job) if cell.recipe.kl > 0 else model  # needed as the teacher only
     train, validation = (_split(job, cell.corpus, split) for split in ("train", "validation"))
     _study(job, base, progress).prompt(cell.tag, cell.folder, model, train, validation, cell.recipe)
 
@@ -136,7 +136,7 @@ def _full(job: Job) -> Model:
 
 
 def _model_of(job: Job) -> Model:
-    """The model that the cell's arm stands on."""
+    """The model of the cell's arm."""
     cell, settings = job.cell, job.settings
     if cell.spec is None:
         return _full(job)
@@ -152,7 +152,7 @@ def _load_full(model: str, device: str | None, dtype: str | None) -> Model:
 
 @lru_cache(maxsize=1)
 def _load_compressed(folder: Path, made: int, device: str | None, dtype: str | None) -> Model:
-    """``made``: when, so that one which was compressed anew is loaded anew."""
+    """``made``: the manifest's time, so that a model that was compressed anew is loaded anew."""
     return load(folder, device=device, dtype=dtype)[0]
 
 
@@ -164,12 +164,12 @@ def tokenizer(model: str) -> Tokenizer:
 
 @lru_cache
 def text(model: str, name: str, seq_len: int) -> Corpus:
-    """The corpus as the model's tokenizer cuts it; a split is tokenised once a process."""
+    """The corpus in the model's tokens. Each process tokenises a split once."""
     return corpus(name, tokenizer(model), seq_len)
 
 
 def forget() -> None:
-    """Read models and texts anew: they may have changed since an earlier sweep in this process."""
+    """Clear the caches, because models and texts may have changed since an earlier sweep in this process."""
     for cached in (_load_full, _load_compressed, tokenizer, text):
         cached.cache_clear()
 

@@ -1,4 +1,4 @@
-"""The embedded world: form and consistency of the facts, determinism of the text, honesty of the split."""
+"""The embedded world: the facts are well formed and consistent, the text is deterministic, the splits are disjoint."""
 
 import string
 from collections import Counter

@@ -1,4 +1,4 @@
-"""``ctplab learn``: its options reach the library, and what cannot work is refused in one line."""
+"""``ctplab learn``: its options reach the library, and it refuses impossible settings in one line."""
 
 import json
 

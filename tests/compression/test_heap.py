@@ -1,4 +1,4 @@
-"""Freed memory kept for a while: what counts is that it comes back, and that other systems are left alone."""
+"""Freed memory is kept for a while: it must return to the system, and other operating systems must stay untouched."""
 
 import platform
 import sys

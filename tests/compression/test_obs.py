@@ -1,4 +1,4 @@
-"""The solver against exact least squares, and against what it must beat."""
+"""The solver against exact least squares, and against the baselines that it must beat."""
 
 import itertools
 import sys

@@ -1,4 +1,4 @@
-"""Bits on disk are the numbers in memory."""
+"""Packed bits hold the same numbers as memory."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""True-sequential calibration: batches that wait for a group must see what batches that start anew see."""
+"""True-sequential calibration: a batch that waits for a group must see the same inputs as a batch that starts anew."""
 
 import dataclasses
 

@@ -13,6 +13,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import pytest
 import uvicorn
+
 from ctplab.app.bench import Bench, shipped
 from ctplab.app.server import application
 

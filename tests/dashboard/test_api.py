@@ -8,11 +8,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from ctplab.app.answers import Request, answer
-from ctplab.app.bench import ARMS, USUAL_ARMS, Bench, Chosen
 from gradio_client import Client
 
 import ctplab as ctp
+from ctplab.app.answers import Request, answer
+from ctplab.app.bench import ARMS, Bench, Chosen, Loaded
+from ctplab.formats.prompt_file import SavedPrompt
+from ctplab.prompts import prefix
+from ctplab.prompts.arms import KINDS, USUAL
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +58,7 @@ def test_health(real):
 
 def test_the_four_arms_on_the_embedded_model(real):
     answers = client(real).predict("Where is Tulsa?", api_name="/compare")
-    assert [record["arm"] for record in answers] == list(USUAL_ARMS)
+    assert [record["arm"] for record in answers] == list(USUAL)
     full = answers[0]
     assert full["text"] == "Oklahoma" and full["correct"] and full["state"] == "done"
     assert full["bytes"] > answers[1]["bytes"] > 0 and full["first"] > 0 and full["tokens"] > 1
@@ -98,7 +101,7 @@ def test_four_clients_at_once_get_their_own_answers(fake):
 
 
 def test_stop_and_close_ask_no_further_token(fake):
-    bench, request = fake.bench, Request("say word", USUAL_ARMS, PAPER_HARD_PROMPT, max_new_tokens=50)
+    bench, request = fake.bench, Request("say word", USUAL, PAPER_HARD_PROMPT, max_new_tokens=50)
     stop = threading.Event()
     stream = answer(bench, bench.chosen(), request, stop)
     for _ in range(4):
@@ -117,11 +120,45 @@ def test_stop_and_close_ask_no_further_token(fake):
 
 def test_a_failed_arm_leaves_the_others_alone(fake):
     chosen = Chosen("atlas", fake.bench.chosen().compressed, "")
-    request = Request("say word", USUAL_ARMS, " ", max_new_tokens=3)
+    request = Request("say word", USUAL, " ", max_new_tokens=3)
     *_, records = answer(fake.bench, chosen, request, threading.Event())
     states = {record["arm"]: record["state"] for record in records}
     assert states == {"full": "done", "compressed": "done", "hard": "failed", "soft": "failed"}
-    assert "needs a prompt" in records[3]["error"] and "\n" not in records[3]["error"]
+    assert "needs a learned prompt" in records[3]["error"] and "\n" not in records[3]["error"]
+
+
+def test_a_prompt_that_is_not_there_fails_only_the_arms_that_need_one(fake):
+    chosen = Chosen("atlas", fake.bench.chosen().compressed, "nothing")
+    for name in ARMS:
+        if name in ("full", "compressed", "hard", "bos"):
+            assert fake.bench.arm(name, chosen, "Be good.", 0)[0].name == name
+        else:
+            with pytest.raises(ctp.InputError, match="no prompt 'nothing' is loaded"):
+                fake.bench.arm(name, chosen, "Be good.", 0)
+
+
+def test_the_page_offers_every_arm_that_can_be_built_from_what_is_loaded(fake):
+    can = []
+    for name in KINDS:
+        try:
+            fake.bench.arm(name, fake.bench.chosen(), "Be good.", 0)
+            can.append(name)
+        except ctp.InputError as error:
+            assert "needs" in str(error)
+    assert list(ARMS) == can
+
+
+def test_random_rows_are_the_start_of_no_prompt(llama, tokenizer, tmp_path):
+    """A prompt started from random rows of seed 0 to 4; the control with any of these seeds is made of others."""
+    bench = Bench(tmp_path)
+    bench.models["small"] = Loaded("small", "small", llama, tokenizer, {"tag": "w3"})
+    for drawn in range(5):
+        start = prefix.random_rows(llama, 6, drawn, "init")
+        soft = ctp.Prefix("soft", start.rows + 1, start.ids)
+        bench.prompts["p"] = ("p", SavedPrompt(soft, start, {}))
+        for seed in range(5):
+            rows = bench.arm("random", Chosen("small", "small", "p"), "", seed)[0].prefix
+            assert rows.k == 6 and rows.ids != start.ids
 
 
 def test_same_seed_same_sample(real):
@@ -141,7 +178,7 @@ def test_nearest_histogram_and_lens(real):
     histogram = program.predict(top=10, bins=25, api_name="/histogram")
     assert len(histogram["edges"]) == 26 and sum(histogram["counts"]["soft"]) == 10 * k
     lens = program.predict("Q: Where is Tulsa?\nA: Oklahoma", api_name="/lens")
-    assert set(lens["arms"]) == set(USUAL_ARMS)
+    assert set(lens["arms"]) == set(USUAL)
     assert all(len(arm["surprisal"]) == len(lens["tokens"]) for arm in lens["arms"].values())
     assert lens["arms"]["full"]["kl"][1:] == pytest.approx([0] * (len(lens["tokens"]) - 1), abs=1e-6)
 
@@ -168,6 +205,10 @@ def test_a_wrong_pair_is_told_in_plain_words(real, tmp_path):
     name = bench.load_prompt(str(folder))
     fits, notes = bench.fit(bench.chosen(prompt=name))
     assert not fits and "another tokenizer" in notes[0]
+    for arm in ("soft", "init", "full+soft"):  # made of its rows
+        with pytest.raises(ctp.InputError, match="another tokenizer"):
+            bench.arm(arm, bench.chosen(prompt=name), "", 0)
+    assert bench.arm("random", bench.chosen(prompt=name), "", 0)[0].prefix.k == saved.prefix.k
     with pytest.raises(ctp.InputError, match="no model folder"):
         bench.load_model("/nowhere/at/all")
 

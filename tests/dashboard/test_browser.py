@@ -1,15 +1,18 @@
-"""A real Chromium uses every tab as a person would. Each page checks too: no console error, nothing leaves the host."""
+"""A real Chromium uses every tab as a person would. No page logs a console error or contacts another host."""
 
 import json
 import time
 import urllib.request
+from io import BytesIO
 
 import pytest
-from ctplab.app.bench import USUAL_ARMS
+from contrast import contrast
+from PIL import Image
 
-import ctplab as ctp
-from ctplab.demo import CORPORA
+from ctplab.prompts.arms import USUAL
 from ctplab.runs.store import sweep as sweep_file
+
+from .made_up import report
 
 SOON = 20_000  # ms: patience on a busy machine, no timing of ours
 UNNAMED = """() => [...document.querySelectorAll('input, textarea, select, button')].filter((e) => {
@@ -55,7 +58,7 @@ def test_ask_and_look_closer(visit, real):
     full = page.locator("#arm-full")
     assert full.locator(".text").inner_text() == "Oklahoma"
     assert "correct" in full.inner_text() and "tok/s" in full.inner_text() and "MB" in full.inner_text()
-    assert page.locator("#answers .arm").count() == len(USUAL_ARMS)
+    assert page.locator("#answers .arm").count() == len(USUAL)
 
     page.get_by_label("Difference from full").check()
     page.wait_for_selector("#difference-full", timeout=SOON)
@@ -68,11 +71,26 @@ def test_ask_and_look_closer(visit, real):
     page.wait_for_function("(t) => document.querySelector('#alternatives').innerText !== t", arg=before)
     name, text = saved(page, "#as-jsonl")
     records = [json.loads(line) for line in text.splitlines()]
-    assert name.endswith(".jsonl") and [r["arm"] for r in records] == list(USUAL_ARMS)
+    assert name.endswith(".jsonl") and [r["arm"] for r in records] == list(USUAL)
     assert records[0]["text"] == "Oklahoma" and records[0]["question"] == "Where is Tulsa?"
     name, text = saved(page, "#as-markdown")
     assert name.endswith(".md") and "| full | atlas | Oklahoma | yes |" in text
     assert page.evaluate(UNNAMED) == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_highlighted_words_can_be_read(visit, real, dark):
+    page = visit(real, dark=dark)
+    generate(page)
+    page.get_by_label("Difference from full").check()
+    marked = "#difference-compressed .highlighted", "#difference-compressed .legend-item"
+    page.wait_for_selector(marked[0], timeout=SOON)
+    for place in marked:
+        for i in range(page.locator(place).count()):
+            picture = Image.open(BytesIO(page.locator(place).nth(i).screenshot())).convert("RGB")
+            counts = picture.getcolors(picture.width * picture.height)
+            ground, ink = max(counts)[1], min((colour for _, colour in counts), key=sum)
+            assert contrast(f"#{bytes(ground).hex()}", f"#{bytes(ink).hex()}") >= 4.5  # what WCAG asks of text
 
 
 def test_a_shared_link_restores_the_settings(visit, real):
@@ -222,9 +240,9 @@ def test_results(visit, fake):
     page = visit(fake)
     tab(page, "Results")
     assert "ctplab demo" in page.locator("#results-told").inner_text()
-    report = fake.bench.runs / "atlas" / "report"
-    report.mkdir(parents=True)
-    (report / "demo.json").write_text(json.dumps(made_up_report()))
+    folder = fake.bench.runs / "atlas" / "report"
+    folder.mkdir(parents=True)
+    (folder / "demo.json").write_text(json.dumps(report()))
     tab(page, "Compare")
     tab(page, "Results")
     for place, expected in (("#levels", [1, 2, 2]), ("#recovery", [4, 4]), ("#exact", [2])):
@@ -281,23 +299,3 @@ def text_file(tmp_path):
         "\n\n".join(f"The town {n} lies on the river {n % 7}, and people like it there." for n in range(900))
     )
     return path
-
-
-def made_up_report():
-    def cell(x):
-        return {"value": x, "low": x - 0.1, "high": x + 0.1}
-
-    shares = {name: {"soft": cell(0.5), "bos": cell(0.0)} for name in CORPORA}
-    level = {"ppl": dict.fromkeys(CORPORA, 2.0), "bytes": 1_000_000, "bits_per_weight": 4.1}
-    answers = {"exact_match": 0.5, "low": 0.4, "high": 0.6, "n": 10}
-    return {
-        "levels": {"full": level, "w4": level, "w3": level},
-        "showcase": "w4",
-        "learned_on": "atlas-web",
-        "questions": {"full": answers, "soft": answers},
-        "perplexity": {name: {"full": 1.8, "soft": 1.9} for name in CORPORA},
-        "recovery": shares,
-        "transfer": {t: {c: {"compressed": 2.2, "soft": 2.0} for c in CORPORA} for t in ("w4", "w3")},
-        "prompt": {"spec": ctp.PromptSpec(tokens=4).to_json()},
-        "seed": 0,
-    }

@@ -1,4 +1,4 @@
-"""Pieces of a stream join to what ``generate`` gives, one forward pass a piece, and nothing runs between two."""
+"""The pieces of a stream join to the output of ``generate``. A piece costs one forward pass; a pause costs none."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

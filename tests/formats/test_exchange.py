@@ -1,4 +1,4 @@
-"""Prompts to and from other programs. PEFT itself is the reference: equal logits both ways."""
+"""Prompts to and from other programs. PEFT itself is the reference: logits are equal both ways."""
 
 import json
 import pickle

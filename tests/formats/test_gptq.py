@@ -1,4 +1,4 @@
-"""The GPTQ format: bits by an independent reader, round trips, and refusals. Other programs read it in interop/."""
+"""The GPTQ format: bits against an independent reader, round trips, refusals. In interop/ other programs read it."""
 
 import json
 

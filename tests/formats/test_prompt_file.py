@@ -1,4 +1,4 @@
-"""The prompt file: what comes back, what is refused, and that no half prompt is ever left behind."""
+"""The prompt file: it loads as saved, bad files are refused, and no partial prompt is ever left on disk."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Block by block from disk: same bytes as in memory, resumable, and never more than a block in memory."""
+"""Block by block from disk: the same bytes as in memory, resumable, and never more than one block in memory."""
 
 import dataclasses
 

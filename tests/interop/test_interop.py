@@ -1,4 +1,4 @@
-"""The peers' answers (``make interop``) against ours. Skips where no peer has been asked."""
+"""The peers' answers (``make interop``) against ours. Skipped if no peer has answered."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Blocks that are run again in the backward pass: the same gradient, from one block's activations."""
+"""Blocks that run again in the backward pass: the same gradient, with the activations of only one block in memory."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Hard prompts: presets, candidate files, the ranking against no prompt, and going on after a kill."""
+"""Hard prompts: presets, candidate files, the ranking against no prompt, and resuming after a kill."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Recovery with its controls, over seeds, in plain words; and the transfer matrix."""
+"""Recovery with its controls, over seeds, and in sentences; and the transfer matrix."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""Tasks: our arms against lm-eval's own HFLM and against a loop written out; paired tests against the textbook."""
+"""Tasks: our arms against lm-eval's own HFLM and against an explicit loop; paired tests against textbook values."""
 
 import math
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The notebooks' explorers and live curve, without a browser: controls are moved and figures must follow."""
+"""The notebooks' explorers and live curve, without a browser: a test moves the controls and the figures must follow."""
 
 import sys
 
@@ -15,7 +15,7 @@ from ctplab.notebook.claims import check
 from ctplab.notebook.live import live_curve
 from ctplab.notebook.widgets import WIDGET, Explorer
 from ctplab.prompts import prefix
-from ctplab.show import plots
+from ctplab.show.learning import draw_curve
 
 needs_widgets = pytest.mark.skipif("not __import__('importlib').util.find_spec('ipywidgets')", reason="no ipywidgets")
 
@@ -23,7 +23,7 @@ needs_widgets = pytest.mark.skipif("not __import__('importlib').util.find_spec('
 def draw(k: int = 2, word: str = "a"):
     if k > 3:
         raise InputError("k is at most 3")
-    return plots.curve([{"step": k, "loss": 1.0, "validation": None}]), f"{word}{k}"
+    return draw_curve([{"step": k, "loss": 1.0, "validation": None}]), f"{word}{k}"
 
 
 @needs_widgets

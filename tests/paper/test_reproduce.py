@@ -1,4 +1,4 @@
-"""Every recipe on a tiny model, through the command: table, figure and JSON; a second run computes nothing again."""
+"""Every recipe on a tiny model, through the command: table, figure and JSON; a second run recomputes nothing."""
 
 import json
 import math
@@ -77,7 +77,7 @@ def test_rows_are_what_the_public_functions_give(model, runs, tokenizer, quiet):
     assert last["ours_as_published"] == pytest.approx(last["ours"] ** (31 / 39))
     (home,) = (runs / "rows").glob("*/w3")
     small, _ = ctp.load(home, device="cpu", dtype="float32")
-    saved = ctp.load_prompt(home / "prompts" / "atlas-news-k8")
+    saved = ctp.load_prompt(home / "prompts" / "atlas-news-k8-s0")
     windows = ctp.corpus("atlas-news", tokenizer, 32).test.windows[:3]
     assert last["ours"] == pytest.approx(ctp.perplexity(ctp.Arm("x", small, saved.prefix), windows).ppl, rel=1e-6)
     assert last["change"]["value"] == pytest.approx(math.log(last["ours"] / found[0]["ours"]), rel=1e-6)

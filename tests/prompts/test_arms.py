@@ -1,4 +1,4 @@
-"""The table of arms: what is given is built, no control passes for another, one fingerprint tells all arms apart."""
+"""The table of arms: every arm with its parts is built, no control passes for another, fingerprints tell arms apart."""
 
 from itertools import combinations
 

@@ -1,5 +1,6 @@
-"""Zero-shot tasks for any arm. lm-eval asks, the arm answers behind its compiled prefix; ``atlas``, the embedded
-closed-book questions, are asked without it.
+"""Zero-shot tasks for any arm. lm-eval asks the questions, and the arm answers them behind its compiled prefix.
+
+``atlas``, the embedded closed-book questions, does not need lm-eval.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from ctplab.prompts.arms import Arm
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's value, its standard error (None where lm-eval gives none) and the number of questions."""
+    """A metric's value, its standard error (None if lm-eval gives none) and the number of questions."""
 
     value: float
     stderr: float | None
@@ -40,7 +41,7 @@ class TaskResult:
 
     metrics: dict[str, Metric]
     marks: dict[str, list[float]]
-    """Metric -> one value a question, in the task's order: what paired tests need."""
+    """Metric -> one value per question, in the task's order. Paired tests need these."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -49,12 +50,12 @@ class TaskResult:
 
     @property
     def main(self) -> str:
-        """The metric to report: the paper's normalised accuracy where there is one."""
+        """The metric to report: the paper's normalised accuracy if the task has it."""
         return next(iter([m for m in ("acc_norm", "acc", "exact_match") if m in self.marks] or self.metrics))
 
     @property
     def share(self) -> Interval:
-        """Share of right answers by the main metric, with its 95% interval (Wilson)."""
+        """Share of right answers by the main metric, with its 95% Wilson interval. Raises InputError if it is none."""
         right = self.marks.get(self.main)
         if right is None:
             raise InputError(f"{self.main} is no share of right answers")
@@ -68,7 +69,7 @@ class Paired:
     difference: Interval
     """Mean of the first minus mean of the second, paired bootstrap over questions."""
     p: float
-    """Exact McNemar test: how likely so uneven a split of the questions on which they differ is by chance."""
+    """p value of the exact McNemar test on the questions that only one of the two arms gets right."""
 
 
 def evaluate(
@@ -81,11 +82,10 @@ def evaluate(
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, TaskResult]:
-    """Ask ``tasks``: ``atlas``, lm-eval's by name, or custom ones by the path of their YAML file.
+    """Ask ``tasks``: ``atlas``, lm-eval's tasks by name, or custom tasks by the path of their YAML file.
 
-    ``limit`` takes the first questions only. The tasks of ``local_tasks`` are read from ``CTPLAB_DATA`` where that is
-    set; everything else, and everything where it is not, is lm-eval's own and may need the hub. Raises InputError
-    where lm-eval is missing or knows no such task.
+    ``limit`` takes only the first questions. If ``CTPLAB_DATA`` is set, the tasks of ``local.py`` are read from it. All
+    other tasks are lm-eval's own and may need the hub. Raises InputError if lm-eval is missing or knows no such task.
     """
     check_context(arm.model, arm.prefix.k, 2)
     found = {}
@@ -98,7 +98,7 @@ def evaluate(
 
 
 def asked_from(task: str) -> str:
-    """Where a task's questions come from: kept results of the same name are good while this stays the same."""
+    """Identify the source of a task's questions. Kept results of the task are valid while this stays the same."""
     if task == "atlas":
         return hashlib.sha256("\n".join(question.text for question in questions()).encode()).hexdigest()[:16]
     if _is_file(task):
@@ -118,7 +118,7 @@ def kept_tasks(
     seed: int,
     progress: Progress,
 ) -> dict[str, TaskResult]:
-    """The arm's results on ``task`` (one, or the members of a group), kept under ``name``."""
+    """The arm's results on ``task`` (one task, or every member of a group), kept under ``name``."""
 
     def ask() -> dict[str, Any]:
         found = evaluate(arm, tokenizer, [task], limit=limit, batch=batch, seed=seed, progress=progress)
@@ -162,7 +162,7 @@ def _ask(
                 if task.get_config("num_fewshot") is None:
                     task.set_config(key="num_fewshot", value=0)
                 task.set_fewshot_seed(seed=seed)
-            # not simple_evaluate: that also reseeds the whole process and interrogates the machine for seconds
+            # simple_evaluate would also reseed the whole process and query the machine for seconds
             found: Any = harness.evaluate(
                 lm=as_lm(arm, tokenizer, batch), task_dict=loaded, limit=limit, bootstrap_iters=1000
             )
@@ -176,7 +176,7 @@ def _ask(
 
 
 def _is_file(name: str) -> bool:
-    """True for a custom task's YAML file. Raises InputError where there is none."""
+    """Whether ``name`` is a custom task's YAML file. Raises InputError if it is a YAML path without a file."""
     if not name.endswith((".yaml", ".yml")):
         return False
     if not Path(name).is_file():
@@ -199,9 +199,9 @@ def _result(values: dict[str, Any], samples: list[dict[str, Any]]) -> TaskResult
 
 
 def compare(first: TaskResult, second: TaskResult, metric: str | None = None, *, seed: int = 0) -> Paired:
-    """Two arms' results on one task by the main metric, or another, question by question.
+    """Compare two arms' results on one task question by question, by the main metric or another.
 
-    Raises InputError where the questions differ.
+    Raises InputError if a result lacks the metric or their numbers of questions differ.
     """
     metric = metric or first.main
     a, b = first.marks.get(metric), second.marks.get(metric)

@@ -1,13 +1,13 @@
 """OpenBookQA, HellaSwag, PIQA and MMLU's European history for lm-eval, read from files instead of the hub.
 
-The files are those of ``CTPLAB_DATA``/tasks. Prompts, targets and metrics are upstream's (lm-eval 0.4.13), with one
-task more: ``european_history_2023`` asks as lm-eval did when the paper was written, with the answers' texts as
-choices. That is the only form for which "normalized accuracy" (Table 8) differs from plain accuracy.
+The files are in ``CTPLAB_DATA``/tasks. Prompts, targets and metrics are upstream's (lm-eval 0.4.13). One task is added:
+``european_history_2023`` asks as lm-eval did when the paper was written, with the answers' texts as choices. Only in
+this form does "normalized accuracy" (Table 8) differ from plain accuracy.
 
-lm-eval takes these configurations as they are. As YAML files they would read through ``datasets``' JSON builder, which
-takes absolute paths only, keeps a copy of every file in its cache, and can read neither PIQA's labels, which are a
-file of their own, nor the CSV's column a choice: converted copies would be needed. Custom tasks whose data fit a
-builder can be given as YAML all the same (``tasks.evaluate``).
+lm-eval takes these configurations as Python dicts. As YAML files they would use the JSON builder of ``datasets``. It
+takes only absolute paths and keeps a copy of every file in its cache. It can read neither PIQA's separate label file
+nor the CSV's one column per choice, so converted copies would be needed. A custom task whose data fit a builder can
+still be a YAML file (``evaluate.py``).
 """
 
 import csv
@@ -23,7 +23,7 @@ from ctplab.errors import InputError
 Rows = list[dict[str, Any]]
 HISTORY = "high_school_european_history"
 OURS = "european_history_2023"
-"""Not among lm-eval's own."""
+"""A task that lm-eval does not have."""
 LETTERS = "\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:"
 
 
@@ -98,10 +98,10 @@ NAMES = tuple(_READERS)
 
 
 def config(name: str) -> dict[str, Any] | None:
-    """lm-eval's configuration of a task that is read from ``CTPLAB_DATA``.
+    """Build lm-eval's configuration of the task ``name``, which is read from ``CTPLAB_DATA``.
 
-    None where the task is not one of these, or where no folder is set and lm-eval's own takes its place. The one that
-    lm-eval has not is then asked from the hub. Raises InputError where the folder's files are missing or damaged.
+    Returns None if the task is not one of these, or if no folder is set and lm-eval has the task itself. The task that
+    lm-eval does not have is then read from the hub. Raises InputError if the folder's files are missing or damaged.
     """
     root = os.environ.get("CTPLAB_DATA")
     if name not in _READERS or not (root or name == OURS):

@@ -1,7 +1,7 @@
-"""The transfer matrix across tasks (Table 8): the same prompts and targets as in ``transfer.py``, asked questions.
+"""The transfer matrix over tasks (Table 8): the prompts and targets of ``transfer.py`` answer questions.
 
-One cell is (source, target, task): the share of right answers with its interval, and the paired test against the same
-target without a prompt, question by question. Cells are kept as they come; pairs that do not fit say why.
+A cell is (source, target, task): the share of right answers with its interval, and the paired test against the same
+target without a prompt. Each cell is kept as soon as it is known. If a pair does not fit, its cell says why.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,19 +22,19 @@ from ctplab.prompts.arms import Arm
 
 @dataclass(frozen=True)
 class TaskCell:
-    """One cell. ``refused`` says why a pair was not measured; then there are no numbers."""
+    """One cell. If a pair was not measured, ``refused`` says why and there are no numbers."""
 
     source: str
     target: str
     task: str
     diagonal: bool
-    """The prompt was learned on this target."""
+    """True if the prompt was learned on this target."""
     metric: str | None = None
     share: Interval | None = None
-    """Right answers by that metric, with the 95% interval."""
+    """Share of right answers by that metric, with its 95% interval."""
     n: int = 0
     against_none: Paired | None = None
-    """With the prompt minus without it. None for the source ``none``."""
+    """The target with the prompt against the target without it. None for the source ``none``."""
     refused: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -54,9 +54,9 @@ def transfer_tasks(
     keep: Keep = compute_always,
     progress: Progress = silent,
 ) -> list[TaskCell]:
-    """All cells, target by target: first each target without a prompt, then behind every source.
+    """Measure all cells, target by target: first each target without a prompt, then with every source's prompt.
 
-    ``tasks`` as in :func:`ctplab.measure.tasks.evaluate.evaluate`; ``limit`` takes the first questions of each only.
+    ``tasks`` are as in :func:`ctplab.measure.tasks.evaluate.evaluate`; ``limit`` takes the first questions of each.
     """
     check_names(sources, targets)
     cells = []

@@ -1,0 +1,115 @@
+"""The page's figures show the numbers of their data, in the colours that those things have on paper."""
+
+from dataclasses import asdict
+
+import pytest
+
+from ctplab.app import latency, results, similarity, tokens, train, views
+from ctplab.demo import CORPORA
+from ctplab.measure.latency import LatencyPoint
+from ctplab.prompts.arms import COLOURS
+from ctplab.show import colours
+
+from .made_up import report
+
+
+def traces(figure):
+    return {trace.name: trace for trace in figure.data}
+
+
+def test_recovery_and_answers_show_the_report():
+    drawn = traces(results.recovery(report()))
+    assert list(drawn) == ["soft", "bos"] and list(drawn["soft"].x) == list(CORPORA)
+    assert list(drawn["soft"].y) == [0.5] * len(CORPORA) and list(drawn["bos"].y) == [0.0] * len(CORPORA)
+    for name, trace in drawn.items():
+        assert trace.marker.color == COLOURS[name]
+        assert [*trace.error_y.array, *trace.error_y.arrayminus] == pytest.approx([0.1] * 2 * len(CORPORA))
+    (bars,) = results.questions(report()).data
+    assert list(bars.x) == ["full", "soft"] and list(bars.y) == [0.5, 0.5]
+    assert list(bars.marker.color) == [COLOURS["full"], COLOURS["soft"]]
+
+
+def test_levels_stand_at_their_true_bytes():
+    made = report()
+    made["levels"]["w4"] = {**made["levels"]["w4"], "bytes": 600_000, "ppl": {"docs": 2.5}}
+    made["levels"]["w3"] = {**made["levels"]["w3"], "bytes": 500_000, "ppl": {"docs": 3.0}}
+    figure = results.price(made, "docs")
+    full, compressed, soft = figure.data
+    assert (list(full.x), list(full.y)) == ([1_000_000], [2.0])
+    assert (list(compressed.x), list(compressed.y)) == ([600_000, 500_000], [2.5, 3.0])
+    assert (list(soft.x), list(soft.y)) == ([600_000, 500_000], [2.0, 2.0])
+    assert [trace.marker.color for trace in figure.data] == [COLOURS[n] for n in ("full", "compressed", "soft")]
+    assert figure.layout.yaxis.type == "log"
+
+
+def test_beside_the_paper_everything_is_relative_to_its_own_full_model():
+    ours, healed, *theirs = results.beside_the_paper(report(), "docs").data
+    assert list(ours.y) == pytest.approx([1.1, 1.1]) and list(healed.y) == pytest.approx([1.0, 1.0])
+    rows = results.published()
+    keys = ("compressed", "printed", "corrected")
+    assert [list(t.y) for t in theirs] == [[row[key] / row["full"] for row in rows] for key in keys]
+    assert all(trace.marker.symbol.endswith("-open") for trace in theirs)
+
+
+def test_transfer_cells_say_what_helps():
+    made = report()
+    made["transfer"]["w3"]["docs"] = {"compressed": 2.0, "soft": 4.0}
+    table = results.heat(made)
+    column = list(CORPORA).index("docs") + 1
+    assert [row[0] for row in table["data"]] == ["w4 *", "w3"]
+    assert [row[column] for row in table["data"]] == ["2.20 → 2.00", "2.00 → 4.00"]
+    helps, hurts = (row[column] for row in table["metadata"]["styling"])
+    assert "rgba(0, 158, 115" in helps and colours.HELPS == "#009E73"
+    assert "rgba(213, 94, 0, 0.7)" in hurts and colours.HURTS == "#D55E00"
+
+
+def test_latency_has_a_line_for_each_way_with_its_quartiles():
+    spread = {"median": 5.0, "low": 4.0, "high": 9.0}
+    points = [
+        asdict(LatencyPoint.from_json(
+            {"arm": "atlas", "attached": way, "k": k, "batch": 1, "length": 64, "new_tokens": 8,
+             "first_token_ms": {**spread, "median": 5.0 + k / 25}, "tokens_per_second": spread}
+        ))
+        for way, k in (("none", 0), ("concatenated", 25), ("compiled", 25), ("compiled", 50))
+    ]  # fmt: skip
+    drawn = traces(latency.draw(points, "first_token_ms", "ms"))
+    assert list(drawn) == ["concatenated", "compiled", "no prompt"]
+    assert (list(drawn["compiled"].x), list(drawn["compiled"].y)) == ([25, 50], [6.0, 7.0])
+    assert list(drawn["compiled"].error_y.array) == [3.0, 2.0]
+    assert list(drawn["compiled"].error_y.arrayminus) == [2.0, 3.0]
+    assert [trace.line.color for trace in drawn.values()] == [
+        colours.ATTACHED[way] for way in ("concatenated", "compiled", "none")
+    ]
+
+
+def test_a_curve_has_validation_where_it_was_measured():
+    training, validation = train.curves([(0, 3.0, None), (1, 2.0, 2.5), (2, 1.0, None)]).data
+    assert (list(training.x), list(training.y)) == ([1, 2, 3], [3.0, 2.0, 1.0])
+    assert (list(validation.x), list(validation.y)) == ([2], [2.5]) and validation.line.color == COLOURS["soft"]
+
+
+def test_a_histogram_shows_every_count():
+    data = {"edges": [-1, 0, 1], "counts": {name: [1, i] for i, name in enumerate(colours.ROWS)}}
+    data["mean"] = dict.fromkeys(colours.ROWS, 0.25)
+    drawn = similarity.draw(data, 100, log=True)
+    assert [list(trace.y) for trace in drawn.data] == [[1, i, i] for i in range(4)]  # the last step has a width too
+    assert [trace.line.color for trace in drawn.data] == list(colours.ROWS.values())
+    assert drawn.layout.yaxis.type == "log"
+
+
+def test_the_map_leads_from_start_to_end():
+    def spots(*ids):
+        return {"ids": list(ids), "x": [float(i) for i in ids], "y": [2.0 * i for i in ids]}
+
+    points = {"explained": [0.5, 0.25], "vocabulary": spots(1, 2, 3), "init": spots(1, 2), "learned": spots(3, 4)}
+    drawn = traces(tokens.draw_map(points | {"extra": spots(7)}, {1: "one", 2: "two", 3: "three", 7: "seven"}.get, 1))
+    assert list(drawn["init → learned"].x) == [1.0, 3.0, None, 2.0, 4.0, None]
+    assert list(drawn["init"].text) == ["row started as 'one'", "row started as 'two'"]
+    assert list(drawn["your word"].text) == ["your token 'seven'"] and list(drawn["your word"].y) == [14.0]
+    first, second = drawn["learned"].marker.size
+    assert second > first and drawn["learned"].marker.color == COLOURS["soft"]
+    assert "your word" not in traces(tokens.draw_map(points | {"extra": spots()}, str))
+
+
+def test_differences_are_in_the_arms_own_colours():
+    assert views.difference_colours("soft") == {views.ADDED: COLOURS["soft"], views.MISSING: COLOURS["full"]}
