@@ -180,6 +180,12 @@ def split_corpora(text: str) -> list[str]:
     return found
 
 
+def raw_options(sub: Parser) -> None:
+    """Add the options of a text that becomes a user's turn if the tokenizer has a chat template."""
+    sub.add_argument("--raw", action="store_true", help="no chat template: the text is continued as it stands")
+    sub.add_argument("--show-text", action="store_true", help="show what the model reads, template included")
+
+
 def loss_option(sub: Parser) -> None:
     """Add the option that says which tokens of a text are counted as targets."""
     sub.add_argument(
