@@ -27,7 +27,7 @@ class Batch:
 
 
 def written(tokenizer: Tokenizer, text: str, raw: bool = False) -> str:
-    """What is sent for ``text``: a user's turn in the tokenizer's chat template, if it has one and ``raw`` is not set."""
+    """What is sent for ``text``: a turn in the tokenizer's chat template, if it has one and ``raw`` is not set."""
     return text if raw or not chat.has_template(tokenizer) else chat.render(tokenizer, chat.question(text), reply=True)
 
 
@@ -81,7 +81,7 @@ def end_tokens(model: Model) -> list[int]:
 
 
 def answer_ends(model: Model, tokenizer: Tokenizer, raw: bool = False) -> list[int]:
-    """The ids that end an answer: :func:`end_tokens`, and the one that ends a turn in the chat template if it is used."""
+    """The ids that end an answer: :func:`end_tokens`, and the end of a turn if a chat template is used."""
     ends, turn = end_tokens(model), None if raw else chat.end_of_turn(tokenizer)
     return ends if turn is None or turn in ends else [*ends, turn]
 
