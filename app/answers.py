@@ -10,6 +10,7 @@ from typing import Any
 import ctplab as ctp
 from ctplab.app.bench import Bench, Chosen
 from ctplab.atlas.questions import FORM, Question, all_questions, is_correct
+from ctplab.decoding.inputs import written
 from ctplab.prompts.arms import USUAL
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.text.chat import has_template
@@ -76,6 +77,18 @@ def known_answers(question: str) -> list[Question]:
     return _wordings().get(question.strip(), [])
 
 
+def chats(request: Request, tokenizer: Any) -> bool:
+    """Whether the question is a turn of a conversation, in the tokenizer's chat template."""
+    return request.ask and not request.raw and has_template(tokenizer)
+
+
+def read_text(request: Request, tokenizer: Any, answer: str) -> str:
+    """What an arm has read when its ``answer`` is complete: question and answer as they were sent."""
+    if chats(request, tokenizer):
+        return written(tokenizer, request.question.strip()) + answer
+    return f"{FORM.format(question=request.question.strip())} {answer}" if request.ask else request.question + answer
+
+
 def _start(bench: Bench, chosen: Chosen, request: Request, record: Record) -> Generator[str]:
     """One arm's answer, piece by piece, a piece for every token. Raises InputError if the arm cannot run."""
     arm, loaded = bench.arm(record.arm, chosen, request.hard_prompt, request.seed)
@@ -85,16 +98,21 @@ def _start(bench: Bench, chosen: Chosen, request: Request, record: Record) -> Ge
         bench.tokens += 1
         record.tokens += 1
 
-    chats = request.ask and not request.raw and has_template(loaded.tokenizer)
-    form = request.ask and not chats
+    turn, question = chats(request, loaded.tokenizer), request.question.strip()
+    form = request.ask and not turn
+    text = FORM.format(question=question) if form else question if turn else request.question
     return bench.stream(
         arm,
         loaded.tokenizer,
-        FORM.format(question=request.question.strip()) if form else request.question,
+        FORM.format(question=request.question.strip())
+        if form
+        else request.question.strip()
+        if turn
+        else request.question,
         max_new_tokens=request.max_new_tokens,
         sampler=ctp.Sampler(request.temperature, request.top_p, request.repetition_penalty, request.seed),
         stop="\n" if form else None,
-        raw=not chats,
+        raw=not turn,
         on_token=count,
     )
 

@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
 
 from ctplab.app import views
-from ctplab.app.answers import Request, answer
+from ctplab.app.answers import Request, answer, read_text
 from ctplab.app.bench import ARMS, DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.closer import alternatives, look
 from ctplab.app.header import Header
 from ctplab.app.share import LINK, download
 from ctplab.app.toast import plain_errors
-from ctplab.atlas.questions import FORM
 from ctplab.prompts.arms import USUAL
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 
@@ -193,8 +193,9 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
             if not by_name:
                 raise gr.Error("No arm has answered: there is nothing to look at.")
             source = by_name.get(of) or next(iter(by_name.values()))
-            text = (FORM.format(question=asked.strip()) + " " if wanted.ask else asked) + source["text"]
             names = tuple(name for name in ARMS if name in by_name)
+            tokenizer = bench.model(full if names[0] in ("full", "full+soft") else compressed).tokenizer
+            text = read_text(replace(wanted, question=asked), tokenizer, source["text"])
             found = look(bench, Chosen(full, compressed, prompt or ""), names, wanted.hard_prompt, wanted.seed, text)
             if view == KL and "full" not in names:
                 raise gr.Error("Tick the arm full and generate: the KL is to its predictions.")

@@ -137,10 +137,15 @@ class Study:
         """The arm's answers, and whether each is right."""
         result = once(
             self.store.score(tag, arm.name, "questions"),
-            {"arm": arm.fingerprint, "asked": text_fingerprint(*(question.text for question in questions))},
+            {"arm": arm.fingerprint, "asked": _asked(questions, self.tokenizer)},
             lambda: {"answers": answers(arm, self.tokenizer, questions, progress=self.progress)},
         )
         return result["answers"], marks(result["answers"], questions)
+
+
+def _asked(questions: list[Question], tokenizer: Tokenizer) -> str:
+    """Changes with the questions and with the template they are asked through."""
+    return text_fingerprint(str(getattr(tokenizer, "chat_template", None)), *(question.text for question in questions))
 
 
 def _go_on(learned: rows.Learned) -> None:

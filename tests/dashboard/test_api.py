@@ -232,3 +232,20 @@ def test_turns_are_taken_in_order():
     for thread in threads:
         thread.join()
     assert order == [0, 1, 2, 3, 4]
+
+
+def test_the_closer_look_reads_what_was_sent(tokenizer):
+    """With a chat template the question is a turn in it; else it has the form of the embedded questions, or none."""
+    import copy
+
+    from ctplab.app.answers import Request, read_text
+
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    ask = Request(" Where is Lima? ", ("full",), "")
+    assert read_text(ask, tokenizer, "Peru") == "Q: Where is Lima?\nA: Peru"
+    assert read_text(ask, chat, "Peru") == "<user>Where is Lima?<a>Peru"
+    assert read_text(Request("Lima is", ("full",), "", ask=False), chat, " in Peru") == "Lima is in Peru"
+    assert read_text(Request("Where?", ("full",), "", raw=True), chat, "Here") == "Q: Where?\nA: Here"
