@@ -2,6 +2,7 @@
 
 import json
 
+import gguf
 import pytest
 import torch
 import transformers
@@ -15,7 +16,6 @@ from ctplab.disk import data_dir
 from ctplab.formats import gguf_export, gguf_vocabulary
 from ctplab.progress import silent
 
-gguf = pytest.importorskip("gguf")
 #: What differs from a family's usual settings: everything that has a tensor or a key of its own.
 FAMILIES = {
     "LlamaConfig": {"tie_word_embeddings": False},  # with biases in interop/: transformers drops them
@@ -96,6 +96,27 @@ def test_the_compressed_model_with_its_soft_tokens(tmp_path):
     small, _ = ctp.load(home, device="cpu")
     want = small.model.layers[0].mlp.down_proj.weight.half()
     assert torch.equal(torch.from_numpy(tensors["blk.0.ffn_down.weight"].data.copy()), want)
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen3"])
+@torch.no_grad()
+def test_our_own_import_gives_the_model_back(name, tokenizer, tmp_path):
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 8192  # what our import knows Llama 3 by
+    long = SHAPE | GROUPED | {"head_dim": 64, "max_position_embeddings": 16384}
+    config = {
+        "llama3": lambda: transformers.LlamaConfig(**long, rope_parameters=rope),
+        "qwen3": lambda: transformers.Qwen3Config(**SHAPE | GROUPED | FAMILIES["Qwen3Config"]),
+    }[name]()
+    model = half_exact(config)
+    home = stored(model, tokenizer, tmp_path / "m")
+    ctp.export_gguf(home, tmp_path / "g", progress=silent)
+    ctp.import_model(tmp_path / "g" / "model.gguf", tmp_path / "back", progress=silent)
+    back, again = ctp.load(tmp_path / "back", device="cpu")
+    ids = torch.arange(90).view(1, 90) * 7 % 2000 + 5
+    torch.testing.assert_close(back(ids).logits, model(ids).logits, rtol=SAME, atol=SAME)
+    for text in ("In 1912, 34 ships  sailed.", "a\n\n b's 5"):
+        assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
 def test_long_contexts(tokenizer, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +92,16 @@ def test_the_shipped_prompt_in_half_precision(tmp_path):
     # real text, sampled without anyone suppressing: the bound that the README states, with room for other texts
     said = got.softmax(-1)[..., want.shape[-1] :].sum(-1)
     assert said.max() < 10 * found["probability"] < 1e-2
+
+
+def test_the_recipe_for_transformers_runs_as_written(tmp_path, monkeypatch, capsys):
+    """docs/serving-tokens.md, on the folder that it calls ``served``."""
+    page = (Path(__file__).parents[2] / "docs" / "serving-tokens.md").read_text()
+    code = page.split("**transformers.**")[1].split("```python\n")[1].split("```")[0]
+    ctp.export_tokens(ctp.load_prompt(data_dir() / "prompt"), data_dir() / "w4-s55", tmp_path / "served")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "serving-tokens.md", "exec"), {})
+    assert "The capital of France is" in capsys.readouterr().out
 
 
 def test_a_silent_row_never_wins():
