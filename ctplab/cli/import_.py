@@ -20,9 +20,9 @@ def import_model(options: argparse.Namespace) -> None:
 
 
 def import_prompt(options: argparse.Namespace) -> None:
-    """Read a prompt of PEFT's or the paper's and write it as a folder of ours."""
-    model, tokenizer = load_model(options, options.model)
-    base = manifest_of(options.model).get("base", options.model)
+    """Read a prompt of PEFT's, the paper's or a tokens export and write it as a folder of ours."""
+    model, tokenizer = (None, None) if options.model is None else load_model(options, options.model)
+    base = None if options.model is None else manifest_of(options.model).get("base", options.model)
     info = ctp.import_prompt(
         Path(options.path), Path(options.out), model, tokenizer, base=base, source=getattr(options, "from")
     )
@@ -39,8 +39,8 @@ def register(commands: Any) -> None:
     sub.add_argument("file", metavar="FILE.gguf")
     sub.add_argument("--out", required=True, metavar="DIR")
 
-    sub = add_command(imports, "prompt", import_prompt, "from PEFT, or the paper's best.pth")
+    sub = add_command(imports, "prompt", import_prompt, "from PEFT, the paper's best.pth, or our tokens export")
     sub.add_argument("path")
-    sub.add_argument("--model", required=True, help="what it was made for")
-    sub.add_argument("--from", choices=("peft", "kv", "paper"), help="checked; found out by itself otherwise")
+    sub.add_argument("--model", help="what it was made for; a tokens export says so itself")
+    sub.add_argument("--from", choices=("peft", "kv", "paper", "tokens"), help="checked; found out by itself otherwise")
     sub.add_argument("--out", required=True, metavar="DIR")
