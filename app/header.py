@@ -43,6 +43,8 @@ def _model_html(title: str, loaded: Loaded) -> str:
         facts.append(", ".join([*([str(kind)] if kind else []), *([f"{count / 1e6:.2f} M weights"] if count else [])]))
     if about.get("bytes"):
         facts.append(f"{size(about['bytes'])} on disk")
+    if about.get("note"):
+        facts.append(about["note"])
     line = " · ".join(fact for fact in facts if fact)
     return f'<section><h2>{title}</h2><div class="name">{escape(loaded.name)}</div><p>{escape(line)}</p></section>'
 

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 import ctplab as ctp
-from ctplab.app import page
+from ctplab.app import export, page
 from ctplab.app.answers import warm
 from ctplab.app.bench import Bench, shipped
 
@@ -50,6 +50,7 @@ def application(bench: Bench) -> FastAPI:
             "tokens": bench.tokens,
         }
 
+    export.route(app, bench)
     blocks = page.build(bench)
     blocks.queue(max_size=32, default_concurrency_limit=8)
     return gr.mount_gradio_app(

@@ -8,7 +8,7 @@ import gradio as gr
 import plotly.graph_objects as go
 
 import ctplab as ctp
-from ctplab.app import figures
+from ctplab.app import export, figures
 from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.header import Header
 from ctplab.app.toast import plain_errors
@@ -137,6 +137,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             measure = gr.Button("Measure its perplexity", elem_id="discrete", scale=0, min_width=220)
         words = gr.Textbox(label="In words", lines=2, interactive=False, elem_id="discrete-text")
         scores = gr.Dataframe(headers=["arm", "perplexity"], interactive=False, elem_id="discrete-scores")
+    export.build(bench, header)
     found = gr.State([])
     picked = gr.State(None)
 

@@ -10,12 +10,16 @@ from ctplab.errors import InputError as InputError
 from ctplab.formats.checkpoint import save as save
 from ctplab.formats.exchange import export_prompt as export_prompt
 from ctplab.formats.exchange import import_prompt as import_prompt
+from ctplab.formats.fetch import get_model as get_model
+from ctplab.formats.gguf import import_model as import_model
+from ctplab.formats.gguf_export import export_gguf as export_gguf
 from ctplab.formats.gptq import export as export
 from ctplab.formats.loading import load as load
 from ctplab.formats.prompt_file import SavedPrompt as SavedPrompt
 from ctplab.formats.prompt_file import attach as attach
 from ctplab.formats.prompt_file import load as load_prompt
 from ctplab.formats.streaming import compress_to as compress_to
+from ctplab.formats.tokens import export_tokens as export_tokens
 from ctplab.inspect.nearest import inspect_prompt as inspect_prompt
 from ctplab.inspect.nearest import nearest_hard_prompt as nearest_hard_prompt
 from ctplab.inspect.similarity import cosine_histogram as cosine_histogram

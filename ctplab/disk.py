@@ -6,6 +6,7 @@ A reader never sees half a file: each is written beside its destination and then
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -62,6 +63,24 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it moved, or never was
             temporary.unlink()
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder. At the end of the block it moves to ``path``, or is deleted if the block failed.
+
+    Raises InputError if ``path`` exists by then, or the disk refuses.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists():  # a rename would replace an empty folder
+                raise InputError(f"{path} exists already")
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(text: str, path: Path) -> None:

@@ -95,6 +95,7 @@ MORE_FAMILIES = {
     "MistralConfig": SHAPE | GROUPED,
     "Qwen2Config": SHAPE | GROUPED,
     "Qwen3Config": SHAPE | GROUPED | {"head_dim": 8},
+    "GemmaConfig": SHAPE | GROUPED | {"head_dim": 8},
     "Gemma2Config": SHAPE | GROUPED | {"head_dim": 8},
     "Gemma3TextConfig": SHAPE | GROUPED | {"head_dim": 8},
     "FalconConfig": SHAPE,

@@ -64,3 +64,19 @@ def test_a_result_is_kept_while_its_key_stays(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a-b-c.json"]
     assert disk.kept_at(tmp_path / "a-b-c.json")("other name", {"k": 1}, compute) == {"n": 3}
     assert disk.compute_always("x", {}, compute) == {"n": 4}
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path):
+    with pytest.raises(KeyboardInterrupt), disk.whole_folder(tmp_path / "a" / "b") as folder:
+        (folder / "half").write_text("x")
+        raise KeyboardInterrupt
+    assert not list((tmp_path / "a").iterdir())
+    with disk.whole_folder(tmp_path / "a" / "b") as folder:
+        (folder / "all").write_text("x")
+    assert [path.name for path in (tmp_path / "a").rglob("*")] == ["b", "all"]
+
+
+def test_a_folder_that_came_meanwhile_stays(tmp_path):
+    with pytest.raises(ctp.InputError, match="exists already"), disk.whole_folder(tmp_path / "a"):
+        (tmp_path / "a").mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -14,6 +14,7 @@ from ctplab.cli import (
     demo,
     export,
     generate,
+    get,
     hard,
     import_,
     info,
@@ -32,7 +33,7 @@ from ctplab.cli.shared import Parser, in_flags, note
 from ctplab.errors import InputError, Interrupted
 
 COMMANDS = (
-    demo, compress, info, learn, hard, score, latency, recover, transfer, memory, inspect, lens, generate, compare,
+    demo, get, compress, info, learn, hard, score, latency, recover, transfer, memory, inspect, lens, generate, compare,
     export, import_, reproduce, sweep, app,
 )  # fmt: skip
 """In the order of ``ctplab --help``."""

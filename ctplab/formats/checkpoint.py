@@ -25,6 +25,8 @@ from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
 from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
 from ctplab.models.loading import resolve, skeleton
+from ctplab.models.origin import origin
+from ctplab.models.weights import weight_files
 from ctplab.specs import SCHEMA, CompressionSpec
 
 MANIFEST = "compression.json"
@@ -225,18 +227,18 @@ def _place(
 
 def model_bytes(name: str | Path) -> int:
     """Total bytes of the safetensors files in a model folder."""
-    return sum(path.stat().st_size for path in Path(resolve(name)).glob("*.safetensors"))
+    return sum(path.stat().st_size for path in weight_files(Path(resolve(name))))
 
 
 def describe(name: str | Path) -> dict[str, Any]:
     """Describe a model folder from its files alone, for ``ctplab info``."""
     folder = Path(resolve(name))
     if (folder / MANIFEST).exists():
-        return {key: value for key, value in read_manifest(folder).items() if key != "layers"}
+        return {key: value for key, value in read_manifest(folder).items() if key != "layers"} | origin(folder)
     if not (folder / "config.json").exists():
         raise InputError(f"{name} is no model folder: it has neither {MANIFEST} nor config.json")
     weights = 0
-    for path in folder.glob("*.safetensors"):
+    for path in weight_files(folder):
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 (safe_open is no dict)
                 weights += torch.Size(file.get_slice(key).get_shape()).numel()
@@ -245,7 +247,7 @@ def describe(name: str | Path) -> dict[str, Any]:
     if isinstance(config.get("quantization_config"), dict):  # a packed format: its words are not weights
         settings = config["quantization_config"]
         known = {key: settings.get(key) for key in ("quant_method", "checkpoint_format", "bits", "group_size", "sym")}
-        return {"base": str(name), "model_type": config.get("model_type"), "bytes": size, **known}
+        return {"base": str(name), "model_type": config.get("model_type"), "bytes": size, **known, **origin(folder)}
     return {
         "base": str(name),
         "tag": "full",
@@ -253,4 +255,5 @@ def describe(name: str | Path) -> dict[str, Any]:
         "parameters": weights,
         "bytes": size,
         "model_bits_per_weight": round(8 * size / max(1, weights), 4),
+        **origin(folder),
     }

@@ -4,6 +4,7 @@ to / from   what                                            read by
 peft        E as PEFT PROMPT_TUNING                         peft, on any compression level of the base
 kv          keys and values as PEFT PREFIX_TUNING           peft, on the one checkpoint that computed them
 embeds      E alone, ``prompt_embeds`` (k, d)               vLLM (--enable-prompt-embeds) and the like
+tokens      rows of the vocabulary (see ``tokens``)         anything that runs the model; here it is only imported
 paper       ``best.pth`` of the paper's released code       import only
 """
 
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 
 from ctplab.disk import read_json, whole, write_json
 from ctplab.errors import InputError
-from ctplab.formats import peft, prompt_file
+from ctplab.formats import peft, prompt_file, tokens
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
 from ctplab.prompts.compiled import compile_prefix
@@ -49,16 +50,30 @@ def export_prompt(saved: prompt_file.SavedPrompt, out: Path, model: Model, to: s
 
 
 def import_prompt(
-    path: Path, out: Path, model: Model, tokenizer: Tokenizer, *, base: str | None = None, source: str | None = None
+    path: Path,
+    out: Path,
+    model: Model | None = None,
+    tokenizer: Tokenizer | None = None,
+    *,
+    base: str | None = None,
+    source: str | None = None,
 ) -> dict[str, Any]:
     """Convert another program's prompt into a prompt folder at ``out``. Returns its manifest.
 
-    ``model``: the model that the prompt was made for. Only the caller can know it, unless our own export recorded it.
-    ``base``: its name. ``source``: peft, kv or paper; None detects it. Raises InputError if the prompt does not fit.
+    ``model``: the model that the prompt was made for. Only the caller can know it, unless our own export recorded it (a
+    tokens export does: it may be None then). ``base``: its name. ``source``: peft, kv, paper or tokens; None detects
+    it. Raises InputError if the prompt does not fit.
     """
     found = _kind(path)
     if source not in (None, found):
         raise InputError(f"{path} is {found}, not {source}")
+    if found == "tokens":
+        saved = tokens.read(path)
+        if model is not None:
+            prompt_file.attach(saved, model, tokenizer)
+        return prompt_file.write(saved.prefix, saved.initial, {**saved.info, "imported_from": found}, out)
+    if model is None or tokenizer is None:
+        raise InputError(f"{path} does not say which model it was made for: give the model")
     prefix, named = _read_paper(path) if found == "paper" else peft.read(path)
     info = {"base": named or base, "claimed": "claimed at import", **prompt_file.made_for(model, tokenizer)}
     info |= {"imported_from": found, **_noted(path)}
@@ -74,6 +89,8 @@ def _kind(path: Path) -> str:
         return "paper"
     if (path / peft.CONFIG).exists():
         return peft.kind_of(path)
+    if tokens.is_export(path):
+        return "tokens"
     if (path / prompt_file.MANIFEST).exists():
         raise InputError(f"{path} is a ctplab prompt already: use it as it is")
     raise InputError(f"no prompt at {path}: give a PEFT folder, or the paper's best.pth")

@@ -88,7 +88,8 @@ def from_gptq(stored: dict[str, Tensor], bits: int, v2: bool) -> dict[str, Tenso
     return parts
 
 
-def _config(spec: CompressionSpec, name: str) -> dict[str, Any]:
+def settings(spec: CompressionSpec, name: str) -> dict[str, Any]:
+    """What GPTQ readers must know, as ``quantization_config`` of config.json and as quantize_config.json."""
     return {
         "quant_method": "gptq",
         "bits": spec.bits,
@@ -104,15 +105,14 @@ def _config(spec: CompressionSpec, name: str) -> dict[str, Any]:
     }
 
 
-def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
-    """Write the compressed model in ``folder`` to ``out`` as ``gptq``, ``gptq_v2`` or ``dense`` (plain fp16).
+def converted(folder: Path, to: str) -> tuple[Model, dict[str, Tensor], CompressionSpec]:
+    """The compressed model in ``folder`` as the tensors of a checkpoint: its skeleton, tensors by name, its spec.
 
     The codes are the solver's own: nothing is rounded again. Raises InputError if the format cannot hold the model.
     """
     if to not in FORMATS:
         raise InputError(f"unknown format {to!r}; known are {', '.join(FORMATS)}")
-    manifest = checkpoint.read_manifest(folder)
-    spec = CompressionSpec.from_json(manifest["spec"])
+    spec = CompressionSpec.from_json(checkpoint.read_manifest(folder)["spec"])
     model = skeleton(folder)
     tensors: dict[str, Tensor] = {}
     for path in [folder / "rest.safetensors", *(checkpoint.block_file(folder, i) for i in range(len(blocks(model))))]:
@@ -131,7 +131,15 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
         for name, p in model.named_parameters(remove_duplicate=False):
             if name not in tensors and first[id(p)] in tensors:
                 tensors[name] = tensors[first[id(p)]].clone()
-    tensors = {name: t.contiguous() for name, t in tensors.items()}
+    return model, {name: t.contiguous() for name, t in tensors.items()}, spec
+
+
+def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
+    """Write the compressed model in ``folder`` to ``out`` as ``gptq``, ``gptq_v2`` or ``dense`` (plain fp16).
+
+    Raises InputError if the format cannot hold the model, and for all that ``converted`` raises.
+    """
+    model, tensors, spec = converted(folder, to)
     with writing(out):
         with whole(out / "model.safetensors") as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
@@ -140,11 +148,11 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
         config = json.loads((out / "config.json").read_text())
         config["dtype"] = config["torch_dtype"] = "float16"  # older readers look for the second
         if to != "dense":
-            config["quantization_config"] = _config(spec, to)
-            write_json(_config(spec, to), out / "quantize_config.json")
+            config["quantization_config"] = settings(spec, to)
+            write_json(settings(spec, to), out / "quantize_config.json")
         write_json(config, out / "config.json")
     size = (out / "model.safetensors").stat().st_size
-    return {"out": str(out), "format": to, "tag": manifest["tag"], "bytes": size}
+    return {"out": str(out), "format": to, "tag": spec.tag, "bytes": size}
 
 
 def _put_dense(tensors: dict[str, Tensor], model: Model, unit: str, dense: Tensor) -> None:
@@ -175,10 +183,10 @@ def quantization(folder: Path) -> dict[str, Any] | None:
 
 def load_gptq(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
     """Load a GPTQ folder written by ctplab, AutoGPTQ or GPTQModel, dense or with PackedLinear layers."""
-    settings = quantization(folder)
-    assert settings is not None
-    bits = settings["bits"]
-    name = settings.get("checkpoint_format") or settings.get("format") or "gptq"
+    stated = quantization(folder)
+    assert stated is not None
+    bits = stated["bits"]
+    name = stated.get("checkpoint_format") or stated.get("format") or "gptq"
     if name not in ("gptq", "gptq_v2") or bits not in (2, 3, 4, 8):
         raise InputError(
             f"{folder}: GPTQ format {name!r} with {bits!r} bits is not known; known: gptq, gptq_v2; 2, 3, 4, 8"

@@ -24,6 +24,7 @@ from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
 from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.models.loading import dtype_on, load_dense, local_folder, skeleton, usable
+from ctplab.models.weights import weight_files
 from ctplab.progress import Progress, bar
 from ctplab.specs import CompressionSpec
 
@@ -33,7 +34,7 @@ class Source:
 
     def __init__(self, folder: Path) -> None:
         self.files: dict[str, Path] = {}
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in weight_files(folder):
             try:
                 with safe_open(path, "pt") as file:
                     self.files |= dict.fromkeys(file.keys(), path)
@@ -70,7 +71,7 @@ class Source:
 
 def _key(spec: CompressionSpec, calibration: Tensor, batch: int, source: Path, dtype: torch.dtype, device: str) -> str:
     """16 hex digits that change with everything that changes a block's bytes."""
-    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(source.glob("*.safetensors"))]
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in weight_files(source)]
     kind = torch.device(device).type
     what = [spec.to_json(), tensor_fingerprint(calibration), batch, str(source), files, str(dtype), kind]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

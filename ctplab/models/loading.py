@@ -9,8 +9,9 @@ import torch
 
 from ctplab.disk import data_dir
 from ctplab.errors import InputError
-from ctplab.models import Model, Tokenizer
+from ctplab.models import Model, Tokenizer, known
 from ctplab.models.anatomy import blocks
+from ctplab.models.weights import weight_files
 
 DTYPES = ("float32", "bfloat16", "float16")
 FIRST_BFLOAT16 = (8, 0)
@@ -18,8 +19,13 @@ FIRST_BFLOAT16 = (8, 0)
 
 
 def resolve(name: str | Path) -> str:
-    """Turn ``atlas`` into the embedded model's folder. Any other name is a folder or a hub id already."""
-    return str(data_dir() / "model") if str(name) == "atlas" else str(name)
+    """Turn ``atlas`` and fetched models (``smollm2``) into their folders. Any other name is a folder or a hub id.
+
+    Raises InputError with the command that fetches a known model if it is not here.
+    """
+    if str(name) == "atlas":
+        return str(data_dir() / "model")
+    return str(known.fetched(str(name))) if str(name) in known.MODELS else str(name)
 
 
 def default_device() -> str:
@@ -83,7 +89,8 @@ def check_name(name: str | Path) -> str:
     path = resolve(name)
     local = Path(path).is_dir()
     if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1 or os.environ.get("HF_HUB_OFFLINE")):
-        raise InputError(f"no model folder at {path!r}; give a folder with config.json, 'atlas' or a hub id")
+        names = ", ".join(("atlas", *known.MODELS))
+        raise InputError(f"no model folder at {path!r}; give a folder with config.json, a hub id, or one of {names}")
     if local and not (Path(path) / "config.json").exists():
         raise InputError(f"{path} has no config.json: it is not a Hugging Face model folder")
     return path
@@ -94,15 +101,18 @@ def local_folder(name: str | Path) -> Path:
     path = Path(resolve(name))
     check_name(name)
     if path.is_dir():
+        weight_files(path)
         return path
     try:
         from huggingface_hub import snapshot_download
 
-        patterns = ["*.safetensors", "*.json", "*.model", "*.txt"]
-        return Path(snapshot_download(str(name), allow_patterns=patterns))
+        patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+        folder = Path(snapshot_download(str(name), allow_patterns=patterns))
     except Exception as error:  # network, missing repository, no permission: one line
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"cannot get the model {str(name)!r} from the hub: {reason}") from error
+    weight_files(folder)
+    return folder
 
 
 def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None = None) -> tuple[Model, Tokenizer]:
@@ -116,6 +126,8 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     from transformers.utils import logging
 
     path = check_name(name)
+    if Path(path).is_dir():
+        weight_files(Path(path))
     device = usable(device)
     kind = dtype_on(device, dtype)
     logging.disable_progress_bar()
@@ -156,10 +168,16 @@ def load_config(name: str | Path) -> Any:
 
 def skeleton(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     """The model that ``folder`` describes, with parameters on the meta device (no memory yet) and real buffers."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return empty_model(AutoConfig.from_pretrained(folder, trust_remote_code=False), dtype)
+
+
+def empty_model(config: Any, dtype: torch.dtype = torch.float32) -> Model:
+    """As :func:`skeleton`, from a configuration."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
     if hasattr(config, "quantization_config"):  # ctplab reads packed weights itself
         delattr(config, "quantization_config")
     with init_empty_weights(include_buffers=False):

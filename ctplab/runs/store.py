@@ -3,6 +3,7 @@
 <runs>/<model>/<tag>/                        a compressed model (or tag ``full``: results only)
     prompts/<name>/                          a prompt folder; ``state.safetensors`` while it is learned
     adapters/<name>/                         a LoRA adapter, likewise
+    exports/<name>/                          the model with a prompt in its vocabulary, for other programs
     scores/<arm>--<corpus>.json              results, each written as soon as it is known
     tasks/<arm>--<task>.json                 marks question by question, likewise
     recovery/<prompt>/                       summed NLL of every arm compared with one prompt, likewise
@@ -51,6 +52,10 @@ class Store:
     def prompt(self, tag: str, name: str) -> Path:
         """Folder of a prompt learned on the model ``tag``."""
         return self._home / tag / "prompts" / slug(name)
+
+    def export(self, tag: str, name: str) -> Path:
+        """Folder of the model ``tag`` with a prompt in its vocabulary."""
+        return self._home / tag / "exports" / slug(name)
 
     def prompt_state(self, tag: str, name: str) -> Path:
         """File that learning resumes from."""

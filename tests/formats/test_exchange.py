@@ -5,8 +5,7 @@ import pickle
 
 import pytest
 import torch
-import transformers
-from conftest import MORE_FAMILIES, from_config, tiny
+from conftest import any_tiny, tiny
 from safetensors.torch import load_file, save_file
 
 import ctplab as ctp
@@ -54,11 +53,43 @@ def test_peft_gives_the_same_logits_for_our_rows(model, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "opt", "bloom", "neox", "gpt2", "Gemma2Config", "Qwen3Config"])
 def test_peft_gives_the_same_logits_for_our_keys_and_values(family, tokenizer, tmp_path):
-    model = tiny(family) if family.islower() else from_config(getattr(transformers, family)(**MORE_FAMILIES[family]))
+    model = any_tiny(family)
     prompt = prompt_of(model, tokenizer)
     want = arm_logits(model, prompt.prefix)
     exchange.export_prompt(prompt, tmp_path, model, "kv")
     torch.testing.assert_close(peft_logits(model, tmp_path), want, rtol=1e-5, atol=1e-5)  # the same keys and values
+
+
+def rows_a_pass(model) -> list[int]:
+    """Filled as the model runs: how many positions each forward pass computes."""
+    found: list[int] = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda _, args, kwargs: found.append(next(t.shape[1] for t in (*args, *kwargs.values()) if torch.is_tensor(t))),
+        with_kwargs=True,
+    )
+    return found
+
+
+@torch.no_grad()
+def test_keys_and_values_start_a_text_without_computing_the_prompt(llama, tokenizer, tmp_path):
+    """By the ways that a user takes: PEFT loads the folder; we import it, load the prompt, and generate."""
+    library = pytest.importorskip("peft", reason="needs the extra 'baselines'")
+    prompt = prompt_of(llama, tokenizer)
+    want = ctp.generate(ctp.Arm("soft", llama, prompt.prefix), tokenizer, ["hello there"], max_new_tokens=4)[0].text
+    exchange.export_prompt(prompt, tmp_path / "kv", llama, "kv")
+    text = tokenizer("hello there", add_special_tokens=False, return_tensors="pt")
+    n = text["input_ids"].shape[1]
+    exchange.import_prompt(tmp_path / "kv", tmp_path / "p", llama, tokenizer)
+    imported = ctp.load_prompt(tmp_path / "p").prefix
+    mine, theirs = tiny("llama"), tiny("llama")
+    passes = rows_a_pass(mine)
+    assert ctp.generate(ctp.Arm("soft", mine, imported), tokenizer, ["hello there"], max_new_tokens=4)[0].text == want
+    assert passes == [1, n, 1, 1, 1]  # the first finds out which heads and layers the model has
+    loaded = library.PeftModel.from_pretrained(theirs, tmp_path / "kv")
+    passes = rows_a_pass(theirs)
+    out = loaded.generate(**text, max_new_tokens=4, do_sample=False)
+    assert tokenizer.decode(out[0, n:], skip_special_tokens=True) == want
+    assert passes == [n, 1, 1, 1]
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
