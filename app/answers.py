@@ -12,6 +12,7 @@ from ctplab.app.bench import Bench, Chosen
 from ctplab.atlas.questions import FORM, Question, all_questions, is_correct
 from ctplab.prompts.arms import USUAL
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
+from ctplab.text.chat import has_template
 
 PERIOD = 0.1  # seconds between updates of a page: faster than reading, slower than flooding
 
@@ -30,6 +31,8 @@ class Request:
     repetition_penalty: float = 1.0
     seed: int = 0
     max_new_tokens: int = 24
+    raw: bool = False
+    """No chat template, even if the tokenizer has one."""
 
 
 @dataclass
@@ -82,13 +85,16 @@ def _start(bench: Bench, chosen: Chosen, request: Request, record: Record) -> Ge
         bench.tokens += 1
         record.tokens += 1
 
+    chats = request.ask and not request.raw and has_template(loaded.tokenizer)
+    form = request.ask and not chats
     return bench.stream(
         arm,
         loaded.tokenizer,
-        FORM.format(question=request.question.strip()) if request.ask else request.question,
+        FORM.format(question=request.question.strip()) if form else request.question,
         max_new_tokens=request.max_new_tokens,
         sampler=ctp.Sampler(request.temperature, request.top_p, request.repetition_penalty, request.seed),
-        stop="\n" if request.ask else None,
+        stop="\n" if form else None,
+        raw=not chats,
         on_token=count,
     )
 

@@ -45,6 +45,7 @@ def api(bench: Bench) -> None:
         full: str = "",
         compressed: str = "",
         prompt: str = "",
+        raw: bool = False,
         request: gr.Request = None,  # type: ignore[assignment]
     ) -> Iterator[list[dict]]:
         """All arms' answers in lockstep: a list of records, again and again until complete."""
@@ -52,7 +53,16 @@ def api(bench: Bench) -> None:
         with plain_errors():
             chosen = bench.chosen(full, compressed, prompt)
             wanted = Request(
-                question, tuple(arms), hard_prompt, ask, temperature, top_p, repetition_penalty, seed, max_new_tokens
+                question,
+                tuple(arms),
+                hard_prompt,
+                ask,
+                temperature,
+                top_p,
+                repetition_penalty,
+                seed,
+                max_new_tokens,
+                raw,
             )
             yield from answer(bench, chosen, wanted, stop, period=0.0)
 

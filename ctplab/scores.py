@@ -1,6 +1,7 @@
 """A score is a sum with its number of targets, so no caller divides by a count of its own.
 
-Only this file defines which tokens are targets: all tokens of a window except the first, for every arm.
+Only this file defines which tokens are targets: all tokens of a window except the first, for every arm; with a mask,
+those of them that it names.
 """
 
 import math
@@ -13,9 +14,28 @@ from torch import Tensor
 from ctplab.errors import InputError
 
 
-def count_targets(windows: Tensor) -> Tensor:
-    """The number of targets of each window: (N, T) -> (N,) int64."""
-    return torch.full((windows.shape[0],), windows.shape[1] - 1)
+def count_targets(windows: Tensor, masks: Tensor | None = None) -> Tensor:
+    """The number of targets of each window, which may be 0: (N, T), and its mask (N, T) bool -> (N,) int64."""
+    if masks is None:
+        return torch.full((windows.shape[0],), windows.shape[1] - 1)
+    return masks[:, 1:].sum(1).cpu()
+
+
+def target_rows(masks: Tensor | None) -> Tensor | None:
+    """Which of the B·(T - 1) predictions of a batch are of targets: (B, T) bool -> (n,) numbers; None: all are."""
+    return None if masks is None else masks[:, 1:].flatten().nonzero()[:, 0]
+
+
+def predicted(x: Tensor, ids: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What predicts the targets, and the targets: ``x`` (B, T, d) of windows ``ids`` (B, T) -> (n, d), (n,).
+
+    ``x`` are hidden states or logits. The one at t predicts the token at t + 1.
+    """
+    before, targets = x[:, :-1].flatten(0, 1), ids[:, 1:].flatten().to(x.device)
+    rows = target_rows(masks)
+    if rows is None:
+        return before, targets
+    return before[rows.to(x.device)], targets[rows.to(x.device)]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 import ctplab as ctp
-from ctplab.cli.shared import Parser, add_command, arm_options, chosen_arm, finish, load_model
+from ctplab.cli.shared import Parser, add_command, arm_options, chosen_arm, finish, load_model, raw_options, say
+from ctplab.decoding.inputs import written
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -13,10 +14,17 @@ def generate(options: argparse.Namespace) -> None:
     model, tokenizer = load_model(options, options.model)
     arm = chosen_arm(options, model, tokenizer)
     text = options.text.replace("\\n", "\n")
-    settings: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "sampler": sampler(options)}
+    settings: dict[str, Any] = {
+        "max_new_tokens": options.max_new_tokens,
+        "sampler": sampler(options),
+        "raw": options.raw,
+    }
+    sent = written(tokenizer, text, options.raw)
+    if options.show_text:
+        say(options)(sent)
     if options.json:
         answer = ctp.generate(arm, tokenizer, [text], **settings)[0]
-        finish(options, {"arm": arm.name, **asdict(answer)})
+        finish(options, {"arm": arm.name, "sent": sent, **asdict(answer)})
         return
     for piece in ctp.stream(arm, tokenizer, text, **settings):
         print(piece, end="", flush=True)
@@ -43,3 +51,4 @@ def register(commands: Any) -> None:
     arm_options(sub)
     sub.add_argument("--max-new-tokens", type=int, default=48)
     sampler_options(sub)
+    raw_options(sub)

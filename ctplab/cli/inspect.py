@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 import ctplab as ctp
-from ctplab.cli.shared import add_command, at_least, attach, finish, load_model, say, seq_len
+from ctplab.cli.shared import add_command, at_least, attach, finish, load_model, loss_option, say, seq_len
 from ctplab.progress import bar
 from ctplab.prompts.arms import Parts, build
 from ctplab.show import report
@@ -42,7 +42,7 @@ def inspect(options: argparse.Namespace) -> None:
     tell(report.nearest_table(rows, histogram, options.metric))
     tell(f"as its nearest tokens: {result['hard_prompt']!r}")
     if options.corpus:
-        text = ctp.corpus(options.corpus, tokenizer, seq_len(model, options.seq_len, E.k)).test
+        text = ctp.corpus(options.corpus, tokenizer, seq_len(model, options.seq_len, E.k), loss=options.loss).test
         arms = build("soft", Parts(compressed=model, soft=E)), ctp.Arm("nearest", model, words)
         result["ppl"] = {
             arm.name: ctp.perplexity(arm, text, limit=options.windows or None, progress=bar).ppl for arm in arms
@@ -67,6 +67,7 @@ def register(commands: Any) -> None:
     sub.add_argument("--drop-special", action="store_true", help="leave special tokens out")
     sub.add_argument("--drop-unused", action="store_true", help="leave rows without a token out")
     sub.add_argument("--corpus", metavar="CORPUS", help="measure the nearest-token hard prompt here")
+    loss_option(sub)
     sub.add_argument("--seq-len", type=at_least(0), default=0)
     sub.add_argument("--windows", type=at_least(0), default=0, help="score the first N windows only")
     sub.add_argument("--force", action="store_true", help="use a prompt of unknown origin")

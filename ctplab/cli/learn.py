@@ -7,7 +7,7 @@ from typing import Any
 
 import ctplab as ctp
 from ctplab import parallel
-from ctplab.cli.shared import add_command, at_least, finish, load_model, manifest_of, note, say, seq_len
+from ctplab.cli.shared import add_command, at_least, finish, load_model, loss_option, manifest_of, note, say, seq_len
 from ctplab.errors import InputError
 from ctplab.models.fingerprints import tokenizer_fingerprint
 from ctplab.progress import bar
@@ -60,7 +60,7 @@ def learn(options: argparse.Namespace) -> None:
     if len({tokenizer_fingerprint(tokenizer) for _, tokenizer in loaded}) > 1:
         raise InputError("the models have different tokenizers: one prompt cannot be learned on them")
     wanted = options.seq_len or (1024 if options.preset == "paper" else 0)
-    text = ctp.corpus(options.corpus, tokenizer, seq_len(models[0], wanted, spec.tokens))
+    text = ctp.corpus(options.corpus, tokenizer, seq_len(models[0], wanted, spec.tokens), loss=options.loss)
     learned = ctp.learn(
         models,
         text.train,
@@ -83,6 +83,7 @@ def learn(options: argparse.Namespace) -> None:
         base=bases[0].get("base", options.model[0]),
         tag="+".join(base.get("tag", "full") for base in bases),
         corpus=options.corpus,
+        loss="all" if text.train.mask is None else "answers",
         corpus_fingerprint=text.train.fingerprint,
         seq_len=text.seq_len,
         init_prompt=options.init_prompt,
@@ -109,6 +110,7 @@ def register(commands: Any) -> None:
     sub = add_command(commands, "learn", learn, "a soft prompt through frozen weights; resumes", shared=True)
     sub.add_argument("model", nargs="+", help="several models (of one base) take turns: one prompt for all of them")
     sub.add_argument("--corpus", default="atlas-web")
+    loss_option(sub)
     sub.add_argument("--tokens", type=int, metavar="K", help="rows of the prompt (100)")
     sub.add_argument("--steps", type=int, help="1000; the paper's preset: 30,000")
     sub.add_argument("--batch", type=int, help="windows a step, over all processes (16; paper: 4)")

@@ -13,6 +13,7 @@ from ctplab.cli.shared import (
     finish,
     in_flags,
     load_model,
+    loss_option,
     manifest_of,
     say,
     seq_len,
@@ -47,7 +48,7 @@ def recover(options: argparse.Namespace) -> None:
     length = seq_len(small, options.seq_len, longest)
     study = ctp.Study(ctp.Store(Path(options.out), options.full), full, tokenizer, bar)
     tag = manifest_of(options.compressed).get("tag") or slug(options.compressed)
-    texts = [ctp.corpus(name, tokenizer, length) for name in options.corpus]
+    texts = [ctp.corpus(name, tokenizer, length, loss=options.loss) for name in options.corpus]
     tell = say(options)
     runs = []
     for i, (folder, prompt) in enumerate(zip(options.prompt, saved, strict=True)):
@@ -98,6 +99,7 @@ def register(commands: Any) -> None:
         "--skip", default="", metavar="ARMS", help="full+own,lora: controls not to learn, each as long as the prompt"
     )
     corpora_option(sub, "--corpus", ["atlas-web"])
+    loss_option(sub)
     sub.add_argument("--force", action="store_true", help="use prompts of unknown origin")
     sub.add_argument(
         "--out", default="runs", metavar="DIR", help="run folder: what is learned and scored; run again to go on"

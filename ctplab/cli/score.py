@@ -14,6 +14,7 @@ from ctplab.cli.shared import (
     corpora_option,
     finish,
     load_model,
+    loss_option,
     say,
     seq_len,
     window_options,
@@ -33,7 +34,7 @@ def score(options: argparse.Namespace) -> None:
     tell = say(options)
     keep = ctp.kept_in(Path(options.out)) if options.out else compute_always
     for name in options.corpus:
-        text = ctp.corpus(name, tokenizer, length).test
+        text = ctp.corpus(name, tokenizer, length, loss=options.loss).test
         scores = ctp.window_scores(
             arm, text, batch=options.batch, limit=options.windows or None, keep=keep, name=f"{arm.name}--{name}",
             progress=bar,
@@ -66,6 +67,7 @@ def register(commands: Any) -> None:
     sub.add_argument("model")
     arm_options(sub)
     corpora_option(sub, "--corpus", ["atlas-web"], "names, separated by commas; '' for none")
+    loss_option(sub)
     sub.add_argument(
         "--tasks", default="", help="atlas (the embedded questions), any of lm-eval's by name, or a YAML file"
     )

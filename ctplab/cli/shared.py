@@ -19,7 +19,7 @@ from ctplab.models.anatomy import context_length
 from ctplab.models.loading import DTYPES, resolve
 from ctplab.prompts.arms import ALONE, Parts, build, check_dtypes
 from ctplab.prompts.wordings import wording
-from ctplab.text.corpora import NAMES
+from ctplab.text.corpora import LOSSES, NAMES
 
 HINT = re.compile(r"(?<![\w/.'\"-])([a-z]\w*)=(?:True|'([^']*)')?(?=[\s,;:.)]|$)")
 """``force=True``, ``dtype='float32'`` or ``samples=``, as the library's errors name arguments; no part of a path."""
@@ -158,7 +158,8 @@ def corpora_option(
     more = f" (default: {','.join(default)})" if default else ""
     sub.add_argument(
         flag, action=_Corpora, default=list(default),
-        help=f"{about}; repeatable. file:PATH is a text file, file:TRAIN,VALIDATION,TEST one with its splits: what "
+        help=f"{about}; repeatable. file:PATH is a text file, or .jsonl rows with text, content, messages, or "
+        "prompt and completion (file:PATH#FIELD chooses one); file:TRAIN,VALIDATION,TEST gives the splits: what "
         "follows file: are its paths, up to the name of a known corpus or the next file: (write ./docs for a path that "
         f"is called like a corpus){more}",
     )  # fmt: skip
@@ -177,6 +178,20 @@ def split_corpora(text: str) -> list[str]:
         else:
             found.append(part)
     return found
+
+
+def raw_options(sub: Parser) -> None:
+    """Add the options of a text that becomes a user's turn if the tokenizer has a chat template."""
+    sub.add_argument("--raw", action="store_true", help="no chat template: the text is continued as it stands")
+    sub.add_argument("--show-text", action="store_true", help="show what the model reads, template included")
+
+
+def loss_option(sub: Parser) -> None:
+    """Add the option that says which tokens of a text are counted as targets."""
+    sub.add_argument(
+        "--loss", choices=LOSSES,
+        help="answers: the assistant's tokens only (default for files of conversations); all: every token",
+    )  # fmt: skip
 
 
 # Models, prompts and arms

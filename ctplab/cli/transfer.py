@@ -14,6 +14,7 @@ from ctplab.cli.shared import (
     finish,
     in_flags,
     load_model,
+    loss_option,
     manifest_of,
     say,
     window_options,
@@ -55,8 +56,8 @@ def transfer(options: argparse.Namespace) -> None:
     tell = say(options)
     result: dict[str, Any] = {"seq_len": options.seq_len, "cells": [], "task_cells": []}
     if options.corpora:
-        limit = options.windows or None
-        found = ctp.transfer(sources, targets, options.corpora, seq_len=options.seq_len, limit=limit, **more)
+        windows: dict[str, Any] = {"seq_len": options.seq_len, "limit": options.windows or None}
+        found = ctp.transfer(sources, targets, options.corpora, loss=options.loss, **more, **windows)
         cells = [_in_flags(cell, options) for cell in found]
         result["cells"] = [cell.to_json() for cell in cells]
         for name in options.corpora:
@@ -93,6 +94,7 @@ def register(commands: Any) -> None:
     sub.add_argument("--prompts", required=True, nargs="+", metavar="DIR")
     sub.add_argument("--targets", required=True, nargs="+", metavar="MODEL")
     corpora_option(sub, "--corpora")
+    loss_option(sub)
     sub.add_argument("--tasks", default="", help="atlas, lm-eval's by name, or YAML files, separated by commas")
     sub.add_argument("--limit", type=at_least(0), default=0, help="the first N questions of each task only")
     sub.add_argument("--force", action="store_true", help="use prompts of unknown origin")

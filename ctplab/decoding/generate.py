@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ctplab.decoding.inputs import before_end, behind_prefix, crowded_window, end_tokens, padding_token, prepare
+from ctplab.decoding.inputs import answer_ends, before_end, behind_prefix, crowded_window, padding_token, prepare
 from ctplab.decoding.sampler import GREEDY, Sampler, processors
 from ctplab.models import Tokenizer
 from ctplab.prompts.arms import Arm
@@ -50,22 +50,25 @@ def generate(
     max_new_tokens: int = 32,
     sampler: Sampler = GREEDY,
     stop: str | None = None,
+    raw: bool = False,
 ) -> list[Answer]:
     """Continue every text, up to ``stop`` if given. Raises InputError as :func:`ctplab.decoding.inputs.prepare` does.
 
     Texts are answered together. They take turns only if padding would push the prefix out of an attention window.
     """
-    batch = prepare(arm, tokenizer, texts, max_new_tokens)
+    batch = prepare(arm, tokenizer, texts, max_new_tokens, raw)
     mask = behind_prefix(batch.mask, arm.prefix.k)
     if crowded_window(arm, mask, max_new_tokens):
-        one_by_one: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler, "stop": stop}
+        one_by_one: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler, "stop": stop, "raw": raw}
         return [generate(arm, tokenizer, [text], **one_by_one)[0] for text in texts]
     settings: dict[str, Any] = {**SAMPLER_ALONE, "logits_processor": processors(sampler, batch.mask)}
     if stop is not None:
         settings |= {"stop_strings": [stop], "tokenizer": tokenizer}
     if cache := expand(arm.model, compiled(arm), len(texts)):
         settings["past_key_values"] = cache
-    padding = padding_token(tokenizer)
+    padding, ends = padding_token(tokenizer), answer_ends(arm.model, tokenizer, raw)
+    if ends:
+        settings["eos_token_id"] = ends
     began = time.perf_counter()
     out = arm.model.generate(
         input_ids=batch.ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=padding, **settings
@@ -73,7 +76,7 @@ def generate(
     seconds = time.perf_counter() - began
     answers = []
     for row in out[:, batch.ids.shape[1] :].tolist():
-        tokens = before_end(row, end_tokens(arm.model))
+        tokens = before_end(row, ends)
         while stop is not None and tokens and tokens[-1] == padding:  # it stopped before its batch mates
             tokens.pop()
         text = tokenizer.decode(tokens, skip_special_tokens=True)

@@ -15,6 +15,7 @@ from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import check_context, embeddings
 from ctplab.prompts.arms import Arm
+from ctplab.text import chat
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,20 @@ class Batch:
     mask: Tensor  # (B, n): 1 for a text's own tokens, 0 for padding
 
 
-def encode(arm: Arm, tokenizer: Tokenizer, text: str) -> list[int]:
+def written(tokenizer: Tokenizer, text: str, raw: bool = False) -> str:
+    """What is sent for ``text``: a turn in the tokenizer's chat template, if it has one and ``raw`` is not set."""
+    return text if raw or not chat.has_template(tokenizer) else chat.render(tokenizer, chat.question(text), reply=True)
+
+
+def encode(arm: Arm, tokenizer: Tokenizer, text: str, raw: bool = False) -> list[int]:
     """The ids of ``text`` behind ``arm``.
 
     Behind a prefix a text starts as it did in training: without a start token of its own. With no prefix the
-    tokenizer decides. Raises InputError if there is nothing to read.
+    tokenizer decides. A chat template is used if the tokenizer has one (``raw`` turns it
+    off): the prefix then stands before the template's first token. Raises InputError if there is nothing to read.
     """
+    if not raw and chat.has_template(tokenizer) and text.strip():  # the template writes the start token itself
+        return chat.read(tokenizer, written(tokenizer, text))
     ids = tokenizer(text, add_special_tokens=arm.prefix.k == 0, verbose=False)["input_ids"]
     if not text.strip() or not ids:
         raise InputError("the text is empty; give at least one word")
@@ -46,7 +55,7 @@ def left_padded(rows: Sequence[list[int]], model: Model, padding: int) -> Batch:
     return Batch(torch.tensor(ids, device=device), torch.tensor(mask, device=device))
 
 
-def prepare(arm: Arm, tokenizer: Tokenizer, texts: Sequence[str], new_tokens: int) -> Batch:
+def prepare(arm: Arm, tokenizer: Tokenizer, texts: Sequence[str], new_tokens: int, raw: bool = False) -> Batch:
     """``texts`` behind ``arm``, ready for answers of ``new_tokens`` tokens.
 
     Raises InputError for empty texts, for fewer than one new token, and if prefix, text and answer do not fit.
@@ -55,7 +64,7 @@ def prepare(arm: Arm, tokenizer: Tokenizer, texts: Sequence[str], new_tokens: in
         raise InputError(f"max_new_tokens must be at least 1, not {new_tokens}")
     if not texts:
         raise InputError("the list of texts is empty; give at least one")
-    rows = [encode(arm, tokenizer, text) for text in texts]
+    rows = [encode(arm, tokenizer, text, raw) for text in texts]
     check_context(arm.model, arm.prefix.k, max(map(len, rows)) + new_tokens)
     return left_padded(rows, arm.model, padding_token(tokenizer))
 
@@ -69,6 +78,12 @@ def end_tokens(model: Model) -> list[int]:
     """The ids after which the model has nothing more to say; there may be none."""
     found = model.generation_config.eos_token_id
     return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+
+def answer_ends(model: Model, tokenizer: Tokenizer, raw: bool = False) -> list[int]:
+    """The ids that end an answer: :func:`end_tokens`, and the end of a turn if a chat template is used."""
+    ends, turn = end_tokens(model), None if raw else chat.end_of_turn(tokenizer)
+    return ends if turn is None or turn in ends else [*ends, turn]
 
 
 def before_end(tokens: list[int], ends: Collection[int]) -> list[int]:

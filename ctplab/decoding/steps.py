@@ -10,7 +10,7 @@ from itertools import islice
 
 import torch
 
-from ctplab.decoding.inputs import Batch, behind_prefix, end_tokens, prepare
+from ctplab.decoding.inputs import Batch, answer_ends, behind_prefix, prepare
 from ctplab.decoding.sampler import GREEDY, Sampler, processors
 from ctplab.models import Tokenizer
 from ctplab.prompts.arms import Arm
@@ -25,6 +25,7 @@ def stream(
     max_new_tokens: int = 64,
     sampler: Sampler = GREEDY,
     stop: str | None = None,
+    raw: bool = False,
     on_token: Callable[[], None] | None = None,
 ) -> Generator[str, None, None]:
     """Pieces of one answer, one for every token; joined, they are what ``generate`` gives for this text alone.
@@ -33,9 +34,9 @@ def stream(
     more piece shows it. ``on_token`` is called after every token, an end token included (to count, to time). Closing
     the iterator stops at once. Bad input raises InputError here, not at the first piece.
     """
-    batch = prepare(arm, tokenizer, [text], max_new_tokens)
+    batch = prepare(arm, tokenizer, [text], max_new_tokens, raw)
     tokens = islice(_tokens(arm, batch, expand(arm.model, compiled(arm), 1), sampler), max_new_tokens)
-    pieces = _pieces(tokenizer, tokens, end_tokens(arm.model), on_token)
+    pieces = _pieces(tokenizer, tokens, answer_ends(arm.model, tokenizer, raw), on_token)
     return pieces if stop is None else until(pieces, stop)
 
 

@@ -21,13 +21,14 @@ from ctplab.learning import schedule
 from ctplab.learning.objective import mixed_loss, nll
 from ctplab.learning.state import load_state, save_state
 from ctplab.learning.teacher import MemoryTeacher, Teacher, TopKTeacher
+from ctplab.learning.windows import Windows
 from ctplab.models import Model
 from ctplab.models.anatomy import check_context, embeddings
 from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.compiled import KV
 from ctplab.prompts.head import Halves, halves
-from ctplab.scores import Score, count_targets
+from ctplab.scores import Score, predicted
 from ctplab.specs import PromptSpec
 from ctplab.text.corpora import Split
 
@@ -101,35 +102,37 @@ class Learnable(Protocol[P_co]):
 
 
 @torch.no_grad()
-def _validate(learnable: Learnable, models: list[Halves], windows: Tensor, batch: int) -> float:
-    """NLL per token on ``windows`` (N, T), averaged over the models."""
-    total = torch.zeros((), dtype=torch.float64, device=windows.device)
+def _validate(learnable: Learnable, models: list[Halves], text: Windows, batch: int) -> float:
+    """NLL a target of ``text``, the mean over the models."""
+    total = torch.zeros((), dtype=torch.float64, device=text.ids.device)
     for cut in models:
         vocabulary = cut.model.get_output_embeddings().weight.shape[0]
         kv = learnable.kv(cut.model)
-        for ids in parallel.share(windows).split(batch):
-            if len(ids):
-                states = cut.states(kv, ids)[:, :-1].flatten(0, 1)
-                targets = ids[:, 1:].flatten().to(states.device)
+        for part in parallel.share(torch.arange(len(text.ids))).split(batch):
+            if len(part):
+                ids, masks = text.take(part)
+                states, targets = predicted(cut.states(kv, ids), ids, masks)
                 total += nll(states, cut.head, vocabulary, targets).double().to(total.device)
     parallel.add_up([total])
-    return Score(float(total) / len(models), int(count_targets(windows).sum())).mean
+    return Score(float(total) / len(models), text.targets).mean
 
 
 def _gradient(
-    learnable: Learnable, cut: Halves, windows: Tensor, numbers: Tensor, spec: PromptSpec, teacher: Teacher | None
+    learnable: Learnable, cut: Halves, text: Windows, numbers: Tensor, spec: PromptSpec, teacher: Teacher | None
 ) -> Tensor:
-    """Accumulate the gradient of the batch's loss in the parameters; returns the loss, a mean over all its targets."""
+    """Leave the gradient of the batch's loss on the parameters; returns the loss, the mean over all its targets.
+
+    A batch without any target has no loss and no gradient.
+    """
     vocabulary = cut.model.get_output_embeddings().weight.shape[0]
-    n_targets = int(count_targets(windows)[numbers].sum())
-    total = torch.zeros((), device=windows.device)
+    n_targets = max(1, text.take(numbers).targets)
+    total = torch.zeros((), device=text.ids.device)
     for part in parallel.share(numbers).tensor_split(spec.accumulate):
         if len(part) == 0:
             continue
-        ids = windows[part.to(windows.device)]
-        target = teacher.target(part, ids) if teacher is not None else None
-        states = cut.states(learnable.kv(cut.model), ids)[:, :-1].flatten(0, 1)
-        targets = ids[:, 1:].flatten().to(states.device)
+        ids, masks = text.take(part)
+        target = teacher.target(part, ids, masks) if teacher is not None else None
+        states, targets = predicted(cut.states(learnable.kv(cut.model), ids), ids, masks)
         loss = mixed_loss(states, cut.head, vocabulary, targets, spec.kl, target) / n_targets
         loss.backward()
         total += loss.detach().to(total.device)
@@ -176,10 +179,10 @@ def take_steps(
         teacher = MemoryTeacher(teacher)
     _check(models, train, spec, learnable.k, teacher)
     device = embeddings(models[0]).device
-    windows = train.windows.to(device)
-    plan = schedule.validations(spec, len(windows), len(validation.windows), len(models))
-    held_out = validation.windows[: plan.windows].to(device)
-    result.validation_tokens = int(count_targets(held_out).sum())
+    text = Windows.of(train, device)
+    plan = schedule.validations(spec, len(text.ids), len(validation.windows), len(models))
+    held_out = Windows.of(validation, device, plan.windows)
+    result.validation_tokens = held_out.targets
     parameters = learnable.parameters
     identity: dict[str, Any] = {
         "recipe": spec.to_json(),
@@ -201,7 +204,7 @@ def take_steps(
         result.best_validation = _validate(learnable, cuts, held_out, spec.batch)
     parallel.wait()  # no process writes the state before all have read it
 
-    for step, numbers in enumerate(schedule.batches(len(windows), spec, first), first):
+    for step, numbers in enumerate(schedule.batches(len(text.ids), spec, first), first):
         if spec.patience is not None and result.stale >= spec.patience:
             result.stopped = f"stopped after {step} steps: {spec.patience} validations without a better one"
             return
@@ -211,7 +214,7 @@ def take_steps(
             p.grad = torch.zeros_like(p)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed((spec.seed + 1) * 1_000_003 + step)  # for an adapter's dropout
-            loss = _gradient(learnable, cuts[step % len(cuts)], windows, numbers, spec, teacher)
+            loss = _gradient(learnable, cuts[step % len(cuts)], text, numbers, spec, teacher)
         norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), spec.clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             result.stopped = f"the loss was not finite at step {step}: stopped with the best prompt so far"
@@ -225,7 +228,7 @@ def take_steps(
                 result.best_validation, result.best_step = measured, step + 1
                 best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
                 result.prefix = learnable.frozen(best)
-        tokens = len(numbers) * windows.shape[1]
+        tokens = len(numbers) * train.seq_len
         result.steps.append(Step(step, loss.item(), lr, time.perf_counter() - began, tokens / trained, measured))
         if measured is not None and state is not None and parallel.is_main():
             record = {"step": step + 1, "best_step": result.best_step, "best_validation": result.best_validation}

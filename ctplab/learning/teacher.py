@@ -21,6 +21,7 @@ from ctplab.models.anatomy import embeddings
 from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
 from ctplab.progress import Progress, silent
 from ctplab.prompts.head import halves
+from ctplab.scores import predicted, target_rows
 from ctplab.text.corpora import Split
 
 
@@ -33,9 +34,9 @@ class MemoryTeacher:
         self._halves = halves(model)
 
     @torch.no_grad()
-    def target(self, numbers: Tensor, ids: Tensor) -> Target:
-        """Return a function from rows to log-probabilities of the B·(T - 1) next tokens of windows ``ids`` (B, T)."""
-        states = self._halves.states([], ids)[:, :-1].flatten(0, 1)
+    def target(self, numbers: Tensor, ids: Tensor, masks: Tensor | None = None) -> Target:
+        """For windows ``ids`` (B, T) with their masks (B, T): log-probabilities of the targets, by rows."""
+        states, _ = predicted(self._halves.states([], ids), ids, masks)
 
         def rows_of(rows: slice, student: Tensor) -> Tensor:
             with torch.no_grad():
@@ -58,10 +59,13 @@ class TopKTeacher:
     def fingerprint(self) -> str:
         return tensor_fingerprint(self.top, self.ids)
 
-    def target(self, numbers: Tensor, ids: Tensor) -> Target:
-        """Return a function from rows to log-probabilities, tail filled in, of the windows at ``numbers`` (B,)."""
-        top = self.top[numbers].to(ids.device).flatten(0, 1)
-        tokens = self.ids[numbers].to(ids.device).flatten(0, 1)
+    def target(self, numbers: Tensor, ids: Tensor, masks: Tensor | None = None) -> Target:
+        """For windows number ``numbers`` (B,): the targets' log-probabilities with the tail filled in, by rows."""
+        top, tokens = self.top[numbers].flatten(0, 1), self.ids[numbers].flatten(0, 1)
+        chosen = target_rows(masks)
+        if chosen is not None:
+            top, tokens = top[chosen], tokens[chosen]
+        top, tokens = top.to(ids.device), tokens.to(ids.device)
         return lambda rows, student: with_tail(top[rows].to(student.dtype), tokens[rows].long(), student)
 
 

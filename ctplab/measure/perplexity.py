@@ -1,9 +1,9 @@
 """Perplexity of an arm, on the same target tokens for every arm.
 
-Targets are tokens 1 .. T-1 of each window (``scores.count_targets``). The first token is never a target, with or
-without a prefix. Prefix rows are never targets and never in the divisor. The paper's released evaluator divides by k
-more positions than it scores. So its prompted perplexities are the true ones to the power (L-1)/(L-1+k):
-``Score.ppl_as_published``.
+Targets are tokens 1 .. T-1 of each window, or those of them that a split's mask names (``scores.predicted``). The first
+is no target, whatever stands in front; prefix rows are never targets and never in the divisor. The paper's released
+evaluator divides by k more positions than it scores. So its prompted perplexities are the true ones to the power
+(L-1)/(L-1+k): ``Score.ppl_as_published``.
 
 Every number takes the same path: :func:`window_scores` sums the NLL of an arm by window, and the sums give a score, or
 a change or recovery with its interval (``stats``).
@@ -24,7 +24,7 @@ from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.compiled import compiled
 from ctplab.prompts.head import logits_after
-from ctplab.scores import Score, WindowScores, count_targets
+from ctplab.scores import Score, WindowScores, count_targets, predicted
 from ctplab.text.corpora import Split
 
 
@@ -34,6 +34,12 @@ def windows_of(text: Split | Tensor, limit: int | None = None) -> Tensor:
     if len(windows) == 0:
         raise InputError("there are no windows to score")
     return windows
+
+
+def masks_of(text: Split | Tensor, limit: int | None = None) -> Tensor | None:
+    """(N, T) bool: the masks of these windows; None if all their tokens may be targets."""
+    masks = text.window_masks if isinstance(text, Split) else None
+    return None if masks is None else masks[:limit]
 
 
 def window_scores(
@@ -51,19 +57,21 @@ def window_scores(
     ``keep`` stores the result under ``name`` for this arm and these windows. Several processes share the batches; a
     batch gives the same bits in every process. Raises InputError if a loss is not finite or the context is too short.
     """
-    windows = windows_of(text, limit)
+    windows, masks = windows_of(text, limit), masks_of(text, limit)
     key = {"arm": arm.fingerprint, "windows": tensor_fingerprint(windows), "shape": list(windows.shape)}
+    if masks is not None:
+        key["masks"] = tensor_fingerprint(masks)
 
     def compute() -> dict[str, Any]:
-        nll = _summed_nll(arm, windows, batch, progress)
-        return WindowScores(nll, count_targets(windows)).to_json()
+        nll = _summed_nll(arm, windows, masks, batch, progress)
+        return WindowScores(nll, count_targets(windows, masks)).to_json()
 
     return WindowScores.from_json(keep(name, key, compute))
 
 
 @torch.no_grad()
-def _summed_nll(arm: Arm, windows: Tensor, batch: int, progress: Progress) -> Tensor:
-    """Summed NLL of every window: ``windows`` (N, T) -> (N,) float64."""
+def _summed_nll(arm: Arm, windows: Tensor, masks: Tensor | None, batch: int, progress: Progress) -> Tensor:
+    """Summed NLL of every window's targets: ``windows``, ``masks`` (N, T) -> (N,) float64."""
     check_context(arm.model, arm.prefix.k, windows.shape[1])
     kv = compiled(arm)
     device = embeddings(arm.model).device
@@ -72,9 +80,11 @@ def _summed_nll(arm: Arm, windows: Tensor, batch: int, progress: Progress) -> Te
     for numbers in progress(mine, total=len(mine), label=f"score {arm.name}"):
         ids = windows[numbers].to(device)
         logits = logits_after(arm.model, kv, ids)
-        for number, row, target in zip(numbers, logits, ids, strict=True):  # singly: no fp32 copy of all logits
-            sums[number] = F.cross_entropy(row[:-1].float(), target[1:].to(row.device), reduction="sum")
-    parallel.add_up([sums])  # the other processes have zeros there
+        for i, number in enumerate(numbers):  # one by one: no fp32 copy of all logits
+            mask = None if masks is None else masks[number][None]
+            before, targets = predicted(logits[i : i + 1], ids[i : i + 1], mask)
+            sums[number] = F.cross_entropy(before.float(), targets, reduction="sum")
+    parallel.add_up([sums])  # every other process has a zero there
     if not torch.isfinite(sums).all():
         raise InputError(f"the {arm.name} arm gives NaN or infinite losses; try dtype='float32'")
     return sums.cpu()

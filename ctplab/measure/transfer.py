@@ -76,6 +76,7 @@ def transfer(
     *,
     seq_len: int,
     limit: int | None = None,
+    loss: str | None = None,
     batch: int = 16,
     force: bool = False,
     keep: Keep = compute_always,
@@ -83,15 +84,15 @@ def transfer(
 ) -> list[TransferCell]:
     """Measure all cells, target by target: first each target without a prompt, then with every source's prompt.
 
-    ``corpora``: names as in :func:`ctplab.text.corpora.corpus`. Every source is scored on the same windows: the first
-    ``limit`` windows of ``seq_len`` tokens in each test split.
+    ``corpora``: names as in :func:`ctplab.text.corpora.corpus`, scored on their test splits in windows of ``seq_len``
+    (the first ``limit``), the same windows for every source; ``loss`` as there.
     """
     check_names(sources, targets)
     cells = []
     for target in targets:
         model, tokenizer = target.load()
         for name in corpora:
-            text = corpus(name, tokenizer, seq_len).test
+            text = corpus(name, tokenizer, seq_len, loss=loss).test
             sums = partial(window_scores, text=text, limit=limit, batch=batch, keep=keep, progress=progress)
             plain = sums(Arm("none", model, prefix.none(model)), name=f"none--{target.name}--{name}")
             cells.append(TransferCell("none", target.name, name, False, plain.score.nll, plain.score.n_tokens))

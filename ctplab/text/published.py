@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ctplab.errors import InputError
 from ctplab.models import Tokenizer
-from ctplab.text.documents import read_documents
+from ctplab.text.documents import read_texts
 
 NAMES = ("c4", "c4-256", "c4-old", "wikitext2", "ptb", "ptb-old")
 OLD = {"c4-old": "c4", "ptb-old": "ptb"}
@@ -89,7 +89,7 @@ def _c4(split: str) -> list[str]:
     folder = _folder()
     if folder is not None:
         first, last = {"train": (0, 850), "validation": (850, 900), "test": (900, None)}[split]
-        return read_documents(folder / "c4" / "c4_sample.jsonl")[first:last]
+        return read_texts(folder / "c4" / "c4_sample.jsonl")[first:last]
     part = "validation.00000-of-00008" if split == "test" else "train.00000-of-01024"
     rows = _from_hub("allenai/c4", data_files={"x": f"en/c4-{part}.json.gz"}, split="x")
     first, last = {"train": (0, 5000), "validation": (5000, 5500), "test": (0, 1100)}[split]

@@ -3,24 +3,32 @@
 from ctplab import parallel
 from ctplab.atlas.questions import Question, is_correct
 from ctplab.decoding.batched import greedy
-from ctplab.decoding.inputs import before_end, encode, end_tokens, left_padded, padding_token
+from ctplab.decoding.inputs import answer_ends, before_end, encode, left_padded, padding_token
 from ctplab.models import Tokenizer
 from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
+from ctplab.text.chat import has_template
 
 MAX_ANSWER = 14  # tokens; the longest answer of the embedded world has fewer
 
 
 def answers(
-    arm: Arm, tokenizer: Tokenizer, questions: list[Question], *, batch: int = 256, progress: Progress = silent
+    arm: Arm,
+    tokenizer: Tokenizer,
+    questions: list[Question],
+    *,
+    batch: int = 256,
+    raw: bool = False,
+    progress: Progress = silent,
 ) -> list[str]:
     """The arm's answer to every question: the rest of its line, in the questions' order.
 
     Several processes share the batches. Raises InputError as :func:`ctplab.decoding.batched.greedy` does.
     """
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
-    ends = [newline, *end_tokens(arm.model)]
-    rows = [encode(arm, tokenizer, question.prompt) for question in questions]
+    ends = [newline, *answer_ends(arm.model, tokenizer, raw)]
+    raw = raw or not has_template(tokenizer)  # else the question is a turn, and needs no form of its own
+    rows = [encode(arm, tokenizer, q.prompt if raw else q.text, raw) for q in questions]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
     found: list[tuple[int, str]] = []
     starts = parallel.share(list(range(0, len(order), batch)))
