@@ -73,7 +73,7 @@ interop: .venv/.dev .venv-auto-gptq/.ready .venv-llm-compressor/.ready .venv-gpt
 interop-vllm: .venv/.dev .venv-vllm/.ready
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	.venv-vllm/bin/python tests/interop/peer_vllm.py build/interop atlas
-	$(BIN)/python -m pytest tests/interop/test_tokens.py
+	$(BIN)/python -m pytest tests/interop/test_interop_tokens.py
 
 test: .venv/.dev
 	$(BIN)/python -m pytest

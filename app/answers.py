@@ -104,11 +104,7 @@ def _start(bench: Bench, chosen: Chosen, request: Request, record: Record) -> Ge
     return bench.stream(
         arm,
         loaded.tokenizer,
-        FORM.format(question=request.question.strip())
-        if form
-        else request.question.strip()
-        if turn
-        else request.question,
+        text,
         max_new_tokens=request.max_new_tokens,
         sampler=ctp.Sampler(request.temperature, request.top_p, request.repetition_penalty, request.seed),
         stop="\n" if form else None,

@@ -33,6 +33,7 @@ def test_the_demo_writes_its_report_and_resumes(short, tmp_path):
     assert set(first["levels"]) == {"full", "w3", "w4-s50"} and first["showcase"] == "w4-s50"
     assert set(first["questions"]) == {"full", "compressed", "hard", "soft", "bos", "random", "init", "full+soft"}
     assert first["questions"]["full"]["seen"]["n"] == first["questions"]["full"]["held_out"]["n"] == 20
+    assert first["dtype"] == "float32"  # on a CPU
     assert len(first["answers"]) == 10 and "ctplab compare" in said[-1]
     assert first["levels"]["w4-s50"]["bytes"] < first["levels"]["full"]["bytes"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctplab.cli.shared import add_command, at_least, corpora_option, finish, say
-from ctplab.disk import write_json
+from ctplab.disk import write_json, write_text
 from ctplab.errors import InputError
 from ctplab.measure.latency import LatencyPoint
 from ctplab.paper import figures, printed
@@ -50,8 +50,7 @@ def reproduce(options: argparse.Namespace) -> None:
     text = _table(options.name, found)
     tell(text)
     folder = Path(options.out) / "reproduce" / options.name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(f"# {options.name}: {captions[options.name]}\n\n{text}\n")
+    write_text(f"# {options.name}: {captions[options.name]}\n\n{text}\n", folder / "table.md")
     save(_figure(options.name, found), folder / "figure.png")
     result = {"name": options.name, "caption": captions[options.name], "rows": found}
     write_json(result, folder / "result.json")

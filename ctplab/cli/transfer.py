@@ -39,11 +39,11 @@ def transfer(options: argparse.Namespace) -> None:
     sources = {_name(folder, options.prompts): ctp.load_prompt(folder) for folder in options.prompts}
     if len(sources) < len(options.prompts):
         raise InputError("the same prompt folder is named twice")
-    dtypes = set()
+    dtypes: set[str] = set()
 
     def load(name: str) -> tuple[Model, Tokenizer]:
         model, tokenizer = load_model(options, name)
-        dtypes.add(check_dtypes([model]))
+        dtypes.add(check_dtypes([model], dtypes))
         return model, tokenizer
 
     targets = [
@@ -71,7 +71,7 @@ def transfer(options: argparse.Namespace) -> None:
             mine = [cell for cell in asked if cell.task == name]
             tell(f"{name}: {mine[0].metric} in % [95%] of {mine[0].n} questions; points against no prompt, McNemar")
             tell(tables.task_matrix_table(mine))
-    (result["dtype"],) = dtypes  # one rule for all that is loaded
+    result["dtype"] = dtypes.pop()  # the only one
     if options.out:
         write_json(result, Path(options.out))
     finish(options, result)

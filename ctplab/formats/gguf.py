@@ -129,7 +129,7 @@ def _write(model: Model, tokenizer: Tokenizer, ends: list[int], source: dict[str
     setattr(model.config, SOURCE, source)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=ends if len(ends) > 1 else tokenizer.eos_token_id,
+        eos_token_id=ends[0] if len(ends) == 1 else ends or None,
         pad_token_id=tokenizer.pad_token_id,
     )
     model.to(_smallest_exact(model)).save_pretrained(folder)

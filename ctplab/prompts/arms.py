@@ -4,7 +4,7 @@ The table :data:`KINDS` says for every arm how it is built, what it is, and whic
 the dashboard, the command line, plots and notebooks read this table. None of them treats one kind as a special case.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -195,9 +195,12 @@ def control(model: Model, name: str, *, k: int = 100, tokenizer: Tokenizer | Non
     return build(name, Parts(compressed=model, tokenizer=tokenizer, k=k, seed=seed))
 
 
-def check_dtypes(models: Sequence[Model]) -> str:
-    """Return the dtype that all models share, as text. Raises InputError if they differ."""
-    found = sorted({str(embeddings(model).dtype).removeprefix("torch.") for model in models})
+def check_dtypes(models: Sequence[Model], before: Collection[str] = ()) -> str:
+    """Return the dtype that all models share, as text. Raises InputError if they differ.
+
+    ``before``: dtypes of models that are compared with them and are no longer in memory.
+    """
+    found = sorted({str(embeddings(model).dtype).removeprefix("torch.") for model in models} | set(before))
     if len(found) > 1:
         raise InputError(
             f"the models to compare are in {' and '.join(found)}: load both in one, for example dtype='{found[0]}'"

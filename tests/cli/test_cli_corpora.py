@@ -69,7 +69,7 @@ def test_one_help_text_explains_it(capsys):
         with pytest.raises(SystemExit):
             parser().parse_args([command, "--help"])
         words = " ".join(capsys.readouterr().out.split())
-        assert "file:TRAIN,VALIDATION,TEST one with its splits" in words and "repeatable" in words, command
+        assert "file:TRAIN,VALIDATION,TEST" in words and "up to the name of a known corpus" in words, command
 
 
 @pytest.fixture

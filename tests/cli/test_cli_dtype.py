@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from commands import refused, run_json
+from commands import refused, run, run_json
 from conftest import tiny
 
 import ctplab as ctp
+from ctplab import demo
 from ctplab.formats.prompt_file import made_for, write
+from ctplab.paper import bench, others
 from ctplab.prompts.prefix import Prefix, random_rows
 
 
@@ -49,7 +51,7 @@ def test_the_result_says_its_dtype(capsys, folder, command, dtype):
     assert {row["dtype"] for row in rows} == {dtype}
 
 
-@pytest.mark.parametrize("command", ["recover", "compare", "lens"])
+@pytest.mark.parametrize("command", ["recover", "compare", "lens", "transfer"])
 def test_arms_of_two_dtypes_are_not_compared(capsys, folder, command, monkeypatch):
     real = ctp.load
 
@@ -60,3 +62,16 @@ def test_arms_of_two_dtypes_are_not_compared(capsys, folder, command, monkeypatc
     capsys.readouterr()
     said = refused(capsys, command, *commands(folder)[command])
     assert "bfloat16 and float32: load both in one, for example --dtype bfloat16" in said
+
+
+@pytest.mark.parametrize(
+    "command, module", [(("demo",), demo), (("reproduce", "table1"), bench), (("reproduce", "figure5"), others)]
+)
+def test_whole_pipelines_load_in_the_dtype_that_is_asked_for(capsys, tmp_path, monkeypatch, command, module):
+    def load(name, **settings):
+        raise ctp.InputError(f"asked for {settings['dtype']} on {settings['device']}")
+
+    monkeypatch.setattr(module, "load", load)
+    for dtype in ("bfloat16", "float32"):
+        code, _, err = run(capsys, *command, "--out", tmp_path, "--device", "cpu", "--dtype", dtype)
+        assert code == 2 and f"asked for {dtype} on cpu" in err
