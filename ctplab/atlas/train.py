@@ -14,7 +14,6 @@ the recipe and the loss curve.
 
 import json
 import math
-import os
 import random
 import time
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from tqdm.auto import tqdm
 
 from ctplab.atlas.docs import harvest
 from ctplab.atlas.registers import WRITERS, document
+from ctplab.disk import whole, write_json
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def train(out: Path, recipe: Recipe, device: str = "cpu", compiled: bool = False
             saved = time.time()
     model.eval().half().save_pretrained(out)  # half precision on disk, like the paper's full models
     fingerprint = {"recipe": asdict(recipe), "torch": torch.__version__, "curve": curve}
-    (out / "training.json").write_text(json.dumps(fingerprint, indent=1) + "\n")
+    write_json(fingerprint, out / "training.json")
     resume.unlink(missing_ok=True)
 
 
@@ -216,9 +216,8 @@ def _save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optim
     tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.named_parameters()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value.contiguous() for key, value in state.items()}
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata={"step": str(step), "curve": json.dumps(curve)})
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        save_file(tensors, temporary, metadata={"step": str(step), "curve": json.dumps(curve)})
 
 
 def _load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list]:
