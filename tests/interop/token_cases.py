@@ -1,8 +1,8 @@
 """What servers are asked: folders with soft tokens and GGUF files, with our arm's own answers.
 
 ``python tests/interop/token_cases.py FOLDER`` writes them into FOLDER/tokens. ``peer_tokens.py`` (GPTQModel through
-transformers), ``peer_llama_cpp_tokens.py`` and ``peer_vllm.py`` answer in environments of their own; test_tokens.py
-compares.
+transformers), ``peer_llama_cpp_tokens.py`` and ``peer_vllm.py`` answer in environments of their own;
+test_interop_tokens.py compares.
 """
 
 import json
