@@ -10,6 +10,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton: its interpreter then runs kernels on CPUs
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import transformers
 from transformers import (
     BloomConfig,
