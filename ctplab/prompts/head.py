@@ -20,8 +20,8 @@ from ctplab.prompts.compiled import KV
 def _inputs(model: Model, kv: KV, ids: Tensor) -> dict[str, Any]:
     from ctplab.prompts.cache import Behind
 
-    if not kv:
-        return {"input_ids": ids, "use_cache": False}
+    if not kv:  # the mask tells transformers not to look for several texts in one row, for which it asks the device
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     cache = Behind(kv, len(ids), model.config)
     mask = torch.ones(len(ids), kv[0][0].shape[2] + ids.shape[1], dtype=torch.long, device=ids.device)
     return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
