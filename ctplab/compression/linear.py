@@ -66,10 +66,11 @@ class PackedLinear(nn.Module):
         """The number of kept weights in the rows before each row, for Triton's kernels; None without a mask."""
         if "mask" not in self.part_names:
             return None
-        if self._starts is None or self._starts.device != self.mask.device:
+        mask = self._parts()["mask"]
+        if self._starts is None or self._starts.device != mask.device:
             from ctplab.compression.kernels.unpacking import kept_before
 
-            self._starts = kept_before(self.mask, (self.out_features, self.in_features))
+            self._starts = kept_before(mask, (self.out_features, self.in_features))
         return self._starts
 
     def _parts(self) -> dict[str, Tensor]:
