@@ -15,7 +15,8 @@ def save_prompt(
 ) -> dict[str, Any]:
     """Write the best prompt of ``learned`` as a folder and return its manifest.
 
-    ``model``: what it was learned on, one or several. ``provenance`` adds facts such as base, tag and corpus fingerprint. Raises InputError if the disk refuses to write.
+    ``model``: what it was learned on, one or several. ``provenance`` adds facts such as base, tag and corpus
+    fingerprint. Raises InputError if the disk refuses to write.
     """
     models = model if isinstance(model, list) else [model]
     info = {

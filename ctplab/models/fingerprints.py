@@ -82,7 +82,8 @@ def copy_fingerprint(model: Model) -> str:
     """
     _, last = blocks(model)[-1]
     packed: list[Any] = [module for module in last.modules() if hasattr(module, "dense")]
-    matrices = [module.dense(torch.float32) for module in packed] or [as_matrix(layer) for layer in linears(last).values()]
+    dense = [as_matrix(layer) for layer in linears(last).values()]
+    matrices = [module.dense(torch.float32) for module in packed] or dense
     return tensor_fingerprint(*(matrix.sign().to(torch.int8) for matrix in matrices))
 
 

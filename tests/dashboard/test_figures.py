@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from ctplab.app import latency, results, similarity, tokens, train, views
-from ctplab.demo import CORPORA
+from ctplab.demo.embedded import CORPORA
 from ctplab.measure.latency import LatencyPoint
 from ctplab.prompts.arms import COLOURS
 from ctplab.show import colours
