@@ -41,9 +41,9 @@ SHOWCASE, OTHER = CompressionSpec(bits=3), CompressionSpec(bits=4, sparsity=0.5)
 #: The first is learned and calibrated on. Without CTPLAB_DATA there is only what every machine has.
 CORPORA, AT_HAND = ("c4", "wikitext2", "ptb", "docs"), ("docs",)
 TRANSFERRED = ("wikitext2", "docs")
-SEQ_LEN, SAMPLES, WINDOWS = 256, 64, 6
+SEQ_LEN, SAMPLES, WINDOWS = 256, 64, 5
 #: Steps that take about two minutes on two cores: twice that with the run from nothing beside it.
-PROMPT = PromptSpec(tokens=100, steps=30, batch=4, evaluate_every=10, validation_windows=4)
+PROMPT = PromptSpec(tokens=100, steps=28, batch=4, evaluate_every=7, validation_windows=4)
 
 
 def run_tour(
