@@ -34,6 +34,8 @@ from ctplab.learning.rows import learn_steps as learn_steps
 from ctplab.learning.saving import save_prompt as save_prompt
 from ctplab.learning.teacher import cached_teacher as cached_teacher
 from ctplab.measure.candidates import rank_hard_prompts as rank_hard_prompts
+from ctplab.measure.fidelity import Fidelity as Fidelity
+from ctplab.measure.fidelity import fidelity as fidelity
 from ctplab.measure.latency import latency as latency
 from ctplab.measure.lens import hurt_and_helped as hurt_and_helped
 from ctplab.measure.lens import lens as lens

@@ -61,6 +61,7 @@ def recover(options: argparse.Namespace) -> None:
             ctp.kept_in(study.store.recovery(tag, folder)),
             own=own.prefix if own else None,
             skip=skip,
+            fidelity=options.fidelity,
             limit=options.windows or None,
             batch=options.batch,
             seed=options.seed + i,
@@ -70,6 +71,8 @@ def recover(options: argparse.Namespace) -> None:
             tell(f"{name}, {folder}\n{tables.arms_table(found)}")
             for line in ctp.in_words(found):
                 tell(f"- {line}")
+            if name in done.fidelity:
+                tell(tables.fidelity_table(done.fidelity[name]))
         for arm, reason in done.left_out.items():
             tell(f"Without {arm}: {in_flags(reason, options.parser.flags)}.")
     result: dict[str, Any] = {"seq_len": length, "dtype": dtype, "corpora": {}, "words": {}, "seeds": {}}
@@ -79,6 +82,9 @@ def recover(options: argparse.Namespace) -> None:
         rows = [{name: asdict(arm) | {"ppl": arm.ppl} for name, arm in run.items()} for run in found]
         result["corpora"][text.name] = rows if len(rows) > 1 else rows[0]
         result["words"][text.name] = ctp.in_words(found[0])
+        if options.fidelity:
+            close = [{arm: value.summary() for arm, value in run.fidelity[text.name].items()} for run in runs]
+            result.setdefault("fidelity", {})[text.name] = close if len(close) > 1 else close[0]
         if len(found) > 1:
             spread = over_seeds(found)
             result["seeds"][text.name] = {arm: asdict(value) for arm, value in spread.items()}
@@ -98,6 +104,7 @@ def register(commands: Any) -> None:
     sub.add_argument(
         "--skip", default="", metavar="ARMS", help="full+own,lora: controls not to learn, each as long as the prompt"
     )
+    sub.add_argument("--fidelity", action="store_true", help="also KL to the full model, and the same first choices")
     corpora_option(sub, "--corpus", ["atlas-web"])
     loss_option(sub)
     sub.add_argument("--force", action="store_true", help="use prompts of unknown origin")
