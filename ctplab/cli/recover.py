@@ -24,6 +24,7 @@ from ctplab.errors import InputError
 from ctplab.measure.recovery import over_seeds
 from ctplab.progress import bar
 from ctplab.prompts.arms import check_dtypes
+from ctplab.prompts.prefix import none
 from ctplab.runs.controls import LEARNED
 from ctplab.show import tables
 
@@ -46,6 +47,7 @@ def recover(options: argparse.Namespace) -> None:
         attach(options, options.full, own, full, tokenizer)
     longest = max(ctp.hard_prompt(small, tokenizer).k, *(prompt.prefix.k for prompt in saved))
     length = seq_len(small, options.seq_len, longest)
+    others = [tuned_arm(options, folder, dtype) for folder in options.tuned]
     study = ctp.Study(ctp.Store(Path(options.out), options.full), full, tokenizer, bar)
     tag = manifest_of(options.compressed).get("tag") or slug(options.compressed)
     texts = [ctp.corpus(name, tokenizer, length, loss=options.loss) for name in options.corpus]
@@ -60,6 +62,7 @@ def recover(options: argparse.Namespace) -> None:
             texts,
             ctp.kept_in(study.store.recovery(tag, folder)),
             own=own.prefix if own else None,
+            others=others,
             skip=skip,
             fidelity=options.fidelity,
             limit=options.windows or None,
@@ -92,6 +95,16 @@ def recover(options: argparse.Namespace) -> None:
     finish(options, result)
 
 
+def tuned_arm(options: argparse.Namespace, folder: str, dtype: str) -> ctp.Arm:
+    """The arm of a model that 'ctplab tune' made, named after what was tuned: ``scales+norms``."""
+    made_from = manifest_of(folder).get("tuned")
+    if made_from is None:
+        raise InputError(f"{folder} is no model that 'ctplab tune' made")
+    model, _ = load_model(options, folder)
+    check_dtypes([model], [dtype])
+    return ctp.Arm("+".join(made_from["what"]), model, none(model))
+
+
 def register(commands: Any) -> None:
     """Add the command."""
     sub = add_command(commands, "recover", recover, "how much of the loss a prompt recovers, beside its controls")
@@ -103,6 +116,9 @@ def register(commands: Any) -> None:
     )
     sub.add_argument(
         "--skip", default="", metavar="ARMS", help="full+own,lora: controls not to learn, each as long as the prompt"
+    )
+    sub.add_argument(
+        "--tuned", nargs="+", default=[], metavar="DIR", help="models that 'ctplab tune' made: arms of the same bytes"
     )
     sub.add_argument("--fidelity", action="store_true", help="also KL to the full model, and the same first choices")
     corpora_option(sub, "--corpus", ["atlas-web"])

@@ -73,6 +73,7 @@ def recover_with_controls(
     keep: Keep,
     *,
     own: AnyPrefix | None = None,
+    others: Sequence[Arm] = (),
     skip: Collection[str] = (),
     fidelity: bool = False,
     limit: int | None = None,
@@ -81,7 +82,8 @@ def recover_with_controls(
 ) -> Controlled:
     """Score every arm on the test splits of ``corpora``. ``small`` is ``study.full`` compressed to the level ``tag``.
 
-    ``own``: a prompt already learned on the full model. ``skip``: learned controls to leave out. ``fidelity``: also
+    ``own``: a prompt already learned on the full model. ``others``: arms to score beside them, such as tuned models of
+    the same bytes. ``skip``: learned controls to leave out. ``fidelity``: also
     compare every arm with the full model, target by target, which doubles the work.
     """
     wanted = [name for name in LEARNED if name not in skip and not (name == "full+own" and own is not None)]
@@ -112,7 +114,7 @@ def recover_with_controls(
             study.full, small, PAPER_HARD_PROMPT, saved.prefix, controls=True, tokenizer=study.tokenizer,
             initial=saved.initial, text=text.validation.stream, full_own=own, seed=seed,
         )  # fmt: skip
-        measure(usual, text)
+        measure([*usual, *others], text)
     if "lora" in wanted:
         spec, train, validation = recipe
         try:
