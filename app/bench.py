@@ -11,7 +11,9 @@ from threading import Event
 from typing import Any
 
 import ctplab as ctp
+from ctplab.app import hub, limits
 from ctplab.app.jobs import Jobs
+from ctplab.app.places import HUB, Places
 from ctplab.app.turns import Turns
 from ctplab.disk import data_dir
 from ctplab.formats.checkpoint import MANIFEST, describe
@@ -22,10 +24,13 @@ from ctplab.prompts import arms
 ARMS = tuple(name for name in (*arms.USUAL, *arms.CONTROLS) if name not in ("text", "full+own"))
 """The arms of the page; those two need a text and a second prompt, which a session does not choose."""
 
-#: Options of events that use the device: one at a time, the others wait in the queue and see their place.
-DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
+#: Options of events that use the device: a few take turns on it, the others wait in the queue and see their place.
+DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 4}
+#: Options of measurements, which take turns round by round and must not keep questions waiting.
+LONG: dict[str, Any] = {"concurrency_id": "long", "concurrency_limit": 2}
 #: Options of events that only the page itself calls.
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+MODELS, PROMPTS = 24, 200  # that stay in memory
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,13 @@ class Bench:
     """The server's models, prompts and runs."""
 
     def __init__(
-        self, runs: Path, stream: Callable[..., Generator[str]] = ctp.stream, device: str | None = None
+        self,
+        runs: Path,
+        stream: Callable[..., Generator[str]] = ctp.stream,
+        device: str | None = None,
+        places: Places | None = None,
     ) -> None:
-        self.runs, self.device = runs, device
+        self.runs, self.device, self.places = runs, device, places or Places()
         self.stream = stream
         """The model, or a fake one in tests that measure time."""
         self.turns = Turns()
@@ -76,14 +85,19 @@ class Bench:
 
     def load_model(self, source: str, again: bool = False) -> str:
         """Load a folder or hub id (``again``: it was written anew) and return its name here. Raises InputError."""
-        source = source.strip()
+        source = limits.text(source, "model", 1000).strip()
         if not source:
             raise ctp.InputError("give a model folder, a hub id, or 'atlas'")
-        for loaded in self.models.values():
+        for loaded in list(self.models.values()):
             if loaded.source == source and not again:
                 return loaded.name
+        self.places.check_model(source)
+        if len(self.models) >= MODELS:
+            raise ctp.InputError(f"{MODELS} models are loaded already; restart the server to load others")
+        on_hub = HUB.fullmatch(source) and not Path(resolve(source)).exists()
+        where = hub.folder(source) if on_hub else source
         with self.turns.turn():
-            model, tokenizer = ctp.load(source, device=self.device)
+            model, tokenizer = ctp.load(where, device=self.device)
         folder = Path(resolve(source))
         about = describe(source) if folder.is_dir() else {"base": source}
         short = source if source == "atlas" or not folder.is_dir() else folder.resolve().name
@@ -93,9 +107,12 @@ class Bench:
 
     def load_prompt(self, folder: str) -> str:
         """Read a prompt folder and return its name here. Raises InputError in one line."""
-        folder = folder.strip()
+        folder = limits.text(folder, "prompt", 1000).strip()
         if not folder:
             raise ctp.InputError("give a prompt folder (it holds prompt.json and prompt.safetensors)")
+        self.places.check(folder)
+        if len(self.prompts) >= PROMPTS:
+            raise ctp.InputError(f"{PROMPTS} prompts are loaded already; restart the server to load others")
         saved = ctp.load_prompt(folder)
         path = Path(folder).resolve()
         name = path.name if path.name != "prompt" else f"{saved.info.get('tag', 'model')} prompt"
@@ -109,6 +126,10 @@ class Bench:
         if name not in self.models:
             raise ctp.InputError(f"no model {name!r} is loaded; loaded are {', '.join(self.models) or 'none'}")
         return self.models[name]
+
+    def is_embedded(self, name: str) -> bool:
+        """Whether a loaded model is the embedded one or was made from it: its world's exact match holds for no other."""
+        return self.model(name).about.get("base", name) == "atlas" or self.model(name).source == "atlas"
 
     def prompt(self, name: str) -> ctp.SavedPrompt:
         """A loaded prompt by name."""
@@ -184,6 +205,12 @@ class Bench:
             ctp.attach(saved, loaded.model, loaded.tokenizer)
         return arm, loaded
 
+    def corpus(self, name: str, tokenizer: Any, seq_len: Any) -> ctp.Corpus:
+        """A text that the page may name, in windows. Raises InputError."""
+        name = limits.text(name, "text", 2000).strip()
+        self.places.check_corpus(name)
+        return ctp.corpus(name, tokenizer, limits.whole(seq_len, "Tokens a window", 2, 8192))
+
     # Stop
 
     def begin(self, session: str) -> Event:
@@ -196,6 +223,12 @@ class Bench:
         """Stop what ``session`` generates: no further token is asked of any model."""
         if session in self._stops:
             self._stops.pop(session).set()
+
+    def cancel_all(self) -> None:
+        """Ask all generations and jobs to end: the server is about to."""
+        for session in list(self._stops):
+            self.stop(session)
+        self.jobs.cancel_all()
 
     # Folders
 

@@ -43,7 +43,8 @@ def build(bench: Bench) -> gr.Blocks:
             return [*share.restore(query), *header.renew(bench, *known)]
 
         def closed(request: gr.Request) -> None:
-            bench.stop(str(request.session_hash))
+            for what in ("", "latency ", "api ", "latency api "):
+                bench.stop(f"{what}{request.session_hash}")
 
         page.load(opened, None, [*restored, *head.chosen], show_progress="hidden", queue=False, **PRIVATE)
         page.unload(closed)

@@ -8,8 +8,8 @@ import gradio as gr
 import plotly.graph_objects as go
 
 import ctplab as ctp
-from ctplab.app import export, figures
-from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen
+from ctplab.app import export, figures, limits
+from ctplab.app.bench import DEVICE, LONG, PRIVATE, Bench, Chosen
 from ctplab.app.header import Header
 from ctplab.app.toast import plain_errors
 from ctplab.inspect.nearest import METRICS
@@ -23,6 +23,7 @@ SEQ_LEN, WINDOWS = 128, 32  # of the perplexity of the nearest-token hard prompt
 
 def rows(bench: Bench, chosen: Chosen, top: int, metric: str, centre: bool, special: bool, unused: bool) -> list[dict]:
     """One plain record for every row of the chosen prompt."""
+    top, metric = limits.whole(top, "top", 1, 1000), limits.one_of(metric, "measure", METRICS)
     small, saved = bench.fitting(chosen)
     with bench.turns.turn():
         found = ctp.inspect_prompt(
@@ -49,7 +50,7 @@ def table(found: list[dict]) -> dict[str, Any]:
 
 def inside_text(bench: Bench, chosen: Chosen, word: str) -> tuple[str, list[int]]:
     """What the user typed as it stands inside a text (mostly behind a space), and its token ids."""
-    tokenizer = bench.model(chosen.compressed).tokenizer
+    word, tokenizer = limits.text(word, "word", 200), bench.model(chosen.compressed).tokenizer
     ways = {text: list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (f" {word.strip()}", word)}
     return min(ways.items(), key=lambda way: len(way[1])) if word.strip() else ("", [])
 
@@ -184,11 +185,13 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             hard = ctp.nearest_hard_prompt(
                 small.model, small.tokenizer, saved.prefix, metric=metric, drop_special=special
             )
-            text = ctp.corpus(corpus, small.tokenizer, SEQ_LEN).test
+            text = bench.corpus(corpus, small.tokenizer, SEQ_LEN).test
             arms = [bench.arm(name, chosen, "", 0)[0] for name in ("compressed", "soft")]
             arms.insert(1, ctp.Arm("nearest", small.model, hard))
-            with bench.turns.turn():
-                data = [[arm.name, round(ctp.perplexity(arm, text, limit=WINDOWS).ppl, 3)] for arm in arms]
+            data = []
+            for arm in arms:
+                with bench.turns.turn():
+                    data.append([arm.name, round(ctp.perplexity(arm, text, limit=WINDOWS).ppl, 3)])
             return small.tokenizer.decode(list(hard.ids or ())), {"headers": ["arm", "perplexity"], "data": data}
 
     options = [metric, centre, special, unused]
@@ -201,7 +204,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         pick, [found, *header.chosen, word], [neighbours, picked, plot], show_progress="hidden", **DEVICE, **PRIVATE
     )
     word.submit(place, [*header.chosen, word, picked], [plot, nearby], show_progress="hidden", **DEVICE, **PRIVATE)
-    measure.click(discrete, [*header.chosen, metric, special, corpus], [words, scores], **DEVICE, **PRIVATE)
+    measure.click(discrete, [*header.chosen, metric, special, corpus], [words, scores], **LONG, **PRIVATE)
 
     def nearest(
         top: int = SHOWN,
