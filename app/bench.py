@@ -128,7 +128,7 @@ class Bench:
         return self.models[name]
 
     def is_embedded(self, name: str) -> bool:
-        """Whether a loaded model is the embedded one or was made from it: its world's exact match holds for no other."""
+        """Whether a loaded model is the embedded one or made from it: its exact match holds for no other."""
         return self.model(name).about.get("base", name) == "atlas" or self.model(name).source == "atlas"
 
     def prompt(self, name: str) -> ctp.SavedPrompt:
@@ -150,6 +150,10 @@ class Bench:
     def compressed_names(self) -> list[str]:
         """Compressed models first."""
         return sorted(self.models, key=lambda name: self.models[name].tag == "full")
+
+    def default_corpus(self) -> str:
+        """A text that suits the first model: the embedded world's for the embedded model, general English else."""
+        return "atlas-web" if self.is_embedded(self.chosen().full) else "docs"
 
     # Do they fit?
 
@@ -234,7 +238,11 @@ class Bench:
 
     def store(self, chosen: Chosen) -> ctp.Store:
         """Run folders of the chosen base model."""
-        return ctp.Store(self.runs, self.model(chosen.full).name)
+        return self.store_of(self.model(chosen.full).name)
+
+    def store_of(self, base: str) -> ctp.Store:
+        """Run folders of a base model by its name here."""
+        return ctp.Store(self.runs, base)
 
 
 def shipped() -> tuple[str | None, str | None]:

@@ -1,4 +1,4 @@
-"""Who is let in: foreign hosts and origins are refused, a token is asked for, and each visitor gets a name of its own."""
+"""Who is let in: foreign hosts and origins are refused, a token is asked for, and each visitor gets a name."""
 
 import json
 import secrets

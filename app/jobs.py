@@ -43,6 +43,10 @@ class Job:
     """The step at which a resumed job began: what was done before does not count for the rate."""
     points: list[tuple[int, float, float | None]] = field(default_factory=list)
     """(step, loss, validation) of a learning job."""
+    baselines: dict[str, float] = field(default_factory=dict)
+    """NLL on the validation windows of the arms ``full`` and ``compressed``, in nats a token."""
+    said: list[tuple[int, str]] = field(default_factory=list)
+    """(step, the prompted model's answer to the watched question) of a learning job."""
     result: dict[str, Any] = field(default_factory=dict)
     cancel: Event = field(default_factory=Event, repr=False)
 
@@ -65,10 +69,12 @@ class Job:
                 yield item
             self.done += 1
 
-    def html(self) -> str:
-        """One line and a bar; the rate and the time left while it runs."""
+    def html(self, watcher: str = "") -> str:
+        """One line and a bar; the rate and the time left while it runs. ``watcher``: the visitor who looks."""
         words = {"queued": "waits for its turn", "running": "runs", "done": "is done"}.get(self.state, self.state)
-        facts = [words, f"{self.done} of {self.total}" if self.total else "", self.note]
+        others = watcher and self.owner != watcher and self.active
+        count = f"{self.done} of {self.total}" if self.total else ""
+        facts = ["another visitor's" if others else "", words, count, self.note]
         passed, new = time.perf_counter() - self.began, self.done - self.first
         if self.state == "running" and new > 0:
             left = passed / new * (self.total - self.done)

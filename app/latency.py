@@ -29,7 +29,14 @@ def numbers(text: str) -> list[int]:
 
 
 def measure(
-    bench: Bench, model: str, tokens: list[int], length: Any, new: Any, repeats: Any, stop: Event, progress: Any = silent
+    bench: Bench,
+    model: str,
+    tokens: list[int],
+    length: Any,
+    new: Any,
+    repeats: Any,
+    stop: Event,
+    progress: Any = silent,
 ) -> list[dict]:
     """The points of ``ctp.latency`` as plain JSON, for k in ``tokens`` and texts of ``length`` tokens.
 

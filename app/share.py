@@ -15,6 +15,14 @@ DOWNLOAD = """(file) => {
 }"""
 
 
+def go_to(tab: str) -> str:
+    """JavaScript that opens a tab, by its name, and shows its top."""
+    return f"""() => {{
+  const tab = [...document.querySelectorAll("#tabs button[role=tab]")].find((b) => b.innerText.trim() === "{tab}");
+  if (tab) {{ tab.click(); window.scrollTo({{ top: 0 }}); }}
+}}"""
+
+
 def download(button: gr.Button, write: Any, inputs: list[Any]) -> None:
     """Let ``button`` save what ``write(*inputs)`` returns: {"name", "type", "text"}. The server keeps no file."""
     file = gr.JSON(visible="hidden")

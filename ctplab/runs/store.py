@@ -7,6 +7,7 @@
     exports/<name>/                          the model with a prompt in its vocabulary, for other programs
     scores/<arm>--<corpus>.json              results, each written as soon as it is known
     tasks/<arm>--<task>.json                 marks question by question, likewise
+    questions/<name>/                        answers to a set of questions, likewise
     recovery/<prompt>/                       summed NLL of every arm compared with one prompt, likewise
 <runs>/<model>/transfer/                     cells of the transfer matrix
 <runs>/<model>/report/                       figures, report.md, demo.json
@@ -71,7 +72,7 @@ class Store:
             return beside
 
     def make_way(self, name: str, made_from: dict[str, Any]) -> None:
-        """Move other weights than those of ``made_from``, with their prompts and scores, from ``name`` to a name beside.
+        """Move weights that were not ``made_from`` this, with their prompts and scores, to a name beside ``name``.
 
         For sweeps, whose results lie under the level's own name.
         """
@@ -105,6 +106,10 @@ class Store:
     def tasks(self, tag: str) -> Path:
         """Folder of results on tasks."""
         return self._home / tag / "tasks"
+
+    def questions(self, tag: str, name: str) -> Path:
+        """Folder of the answers to a set of questions."""
+        return self._home / tag / "questions" / slug(name)
 
     def recovery(self, tag: str, prompt: str) -> Path:
         """Folder of the arms compared with one prompt."""
