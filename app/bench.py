@@ -5,7 +5,7 @@ imports torch: all mathematics is asked of ctplab.
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import ctplab as ctp
 from ctplab.app import hub, limits
 from ctplab.app.jobs import Jobs
+from ctplab.app.loaded import Chosen as Chosen
+from ctplab.app.loaded import Loaded as Loaded
 from ctplab.app.places import HUB, Places
 from ctplab.app.turns import Turns
 from ctplab.disk import data_dir
@@ -31,31 +33,6 @@ LONG: dict[str, Any] = {"concurrency_id": "long", "concurrency_limit": 2}
 #: Options of events that only the page itself calls.
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 MODELS, PROMPTS = 24, 200  # that stay in memory
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model in memory, and what its folder says about it."""
-
-    name: str
-    source: str
-    model: Any = field(repr=False)
-    tokenizer: Any = field(repr=False)
-    about: dict[str, Any]
-
-    @property
-    def tag(self) -> str:
-        """How it was compressed: ``full``, ``w4-s50``, ``gptq``."""
-        return str(self.about.get("tag") or self.about.get("quant_method") or "full")
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What one session works with: names of loaded things."""
-
-    full: str
-    compressed: str
-    prompt: str
 
 
 class Bench:
@@ -154,6 +131,12 @@ class Bench:
     def default_corpus(self) -> str:
         """A text that suits the first model: the embedded world's for the embedded model, general English else."""
         return "atlas-web" if self.is_embedded(self.chosen().full) else "docs"
+
+    def default_arms(self, chosen: Chosen) -> list[str]:
+        """The usual arms that can run with what is loaded."""
+        if chosen.full == chosen.compressed:
+            return ["full"]
+        return [name for name in arms.USUAL if name != "soft" or (chosen.prompt and self.fit(chosen)[0])]
 
     # Do they fit?
 

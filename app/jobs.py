@@ -61,12 +61,17 @@ class Job:
 
     def progress(self, items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
         """A ctplab progress: counts, lets others use the device between two items, and ends once it is cancelled."""
+        for item in self.counted(items, total=total, label=label):
+            with self.turns.turn():
+                yield item
+
+    def counted(self, items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
+        """As :meth:`progress`, for work that takes its turns itself."""
         self.done, self.total, self.note = 0, total or 0, label
         for item in items:
             if self.cancel.is_set():
                 raise Cancelled
-            with self.turns.turn():
-                yield item
+            yield item
             self.done += 1
 
     def html(self, watcher: str = "") -> str:

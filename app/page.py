@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from ctplab.app import compare, compress, header, latency, results, share, similarity, tokens, train
+from ctplab.app import api, compare, compress, header, latency, results, share, similarity, tokens, train
 from ctplab.app.bench import PRIVATE, Bench
 
 TABS = {
@@ -30,7 +30,7 @@ def build(bench: Bench) -> gr.Blocks:
             for title, build_tab in TABS.items():
                 with gr.Tab(title, id=title.lower().replace(" ", "-")) as tab:
                     build_tab(bench, head, tab)
-        compare.api(bench)
+        api.build(bench)
 
         def opened(request: gr.Request) -> list[Any]:
             query = dict(request.query_params)

@@ -1,6 +1,7 @@
 """What leaves the page: downloads made in the browser, and links that carry the settings."""
 
 from typing import Any
+from urllib.parse import urlencode
 
 import gradio as gr
 
@@ -40,7 +41,22 @@ LINK = {
     "penalty": float,
     "seed": int,
     "length": int,
+    "raw": lambda text: text == "1",
 }
+
+
+def link_of(button: gr.Button, link: gr.Textbox, inputs: list[Any]) -> None:
+    """Let ``button`` show a link to the settings ``inputs``: three names, the view, and those of :data:`LINK`."""
+
+    def shared(full: str, compressed: str, prompt: str | None, view: str, *values: Any) -> Any:
+        found = dict(zip(LINK, values, strict=True))
+        found |= {"arms": ",".join(found["arms"]), "ask": int(found["ask"]), "raw": int(found["raw"])}
+        found |= {"full": full, "compressed": compressed, "prompt": prompt or "", "view": view}
+        return gr.update(value="?" + urlencode(found), visible=True)
+
+    button.click(shared, inputs, link, queue=False, **PRIVATE).then(
+        None, link, link, js="(query) => location.origin + location.pathname + query", **PRIVATE
+    )
 
 
 def restore(query: dict[str, str]) -> list[Any]:

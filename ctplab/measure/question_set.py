@@ -60,7 +60,11 @@ def ask(
     if len({arm.name for arm in arms}) < len(arms) or not arms or not asked:
         raise InputError("a question set needs questions, and arms of different names")
     chats = has_template(tokenizer) and not raw
-    settings = {"max_new_tokens": max_new_tokens, "raw": raw, "template": str(getattr(tokenizer, "chat_template", None))}
+    settings = {
+        "max_new_tokens": max_new_tokens,
+        "raw": raw,
+        "template": str(getattr(tokenizer, "chat_template", None)),
+    }
     rounds = [(start, arm) for start in range(0, len(asked), block) for arm in arms]
     for start, arm in progress(rounds, total=len(rounds), label="ask"):
         these = asked[start : start + block]
