@@ -151,7 +151,7 @@ class Bench:
                 f"{small.name} was made from {small.about.get('base', 'another model')}, not from this full one"
             )
         if not chosen.prompt:
-            return False, [*notes, "no prompt is loaded: load one below, or learn one in the tab Train"]
+            return False, [*notes, "no prompt yet: learn one in the tab Train, or load one below"]
         saved = self.prompt(chosen.prompt)
         try:
             found = ctp.attach(saved, small.model, small.tokenizer)

@@ -129,6 +129,6 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
         show_progress="hidden", **PRIVATE,
     )  # fmt: skip
     past.table.select(history.restore, past.kept, settings, queue=False, show_progress="hidden", **PRIVATE)
-    link_of(share, link, [*header.chosen, view, *settings])
+    link_of(share, link, [*header.chosen, *settings, view])
     saves.connect(jsonl, markdown, answers, asked)
-    return settings
+    return [*settings, view]

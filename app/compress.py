@@ -12,7 +12,7 @@ from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.guard import owner
 from ctplab.app.header import Header, renew
 from ctplab.app.jobs import Job
-from ctplab.app.share import go_to
+from ctplab.app.share import lead
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
 from ctplab.disk import slug, write_json
@@ -166,8 +166,6 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         poll, [shown, *header.chosen], [status, text, report, shown, *header.chosen], queue=False,
         show_progress="hidden", **PRIVATE,
     )  # fmt: skip
-    cancel.click(cancelled, queue=False, **PRIVATE)
-    for button, place in ((use, "Compare"), (onward, "Train")):
-        button.click(chosen, None, header.compressed, queue=False, **PRIVATE).success(
-            None, None, None, js=go_to(place), **PRIVATE
-        )
+    cancel.click(cancelled, **PRIVATE)
+    for button, place in ((use, "compare"), (onward, "train")):
+        lead(button.click(chosen, None, header.compressed, **PRIVATE), header.tabs, place)

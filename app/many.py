@@ -72,14 +72,20 @@ def build(bench: Bench, header: Header, arms: gr.CheckboxGroup, hard: gr.Textbox
     status = gr.HTML(elem_id="many-job")
     counts = gr.HTML(elem_id="many-counts")
     kind = gr.Dropdown(CHOICES, value=EVERYTHING, label="Show", elem_id="many-kind")
-    rows = gr.Dataframe(headers=["no.", "question"], label="Answers (click a row; ✓ right, ✗ not; click a heading to "
-                        "sort)", elem_id="many-rows", interactive=False, max_height=460, wrap=True)  # fmt: skip
+    rows = gr.Dataframe(
+        headers=["no.", "question"], label="Answers (click a row; ✓ right, ✗ not; click a heading to sort)",
+        elem_id="many-rows", interactive=False, max_height=460, wrap=True,
+        column_widths=[60, 320, 130, *[150] * len(ARMS)],
+    )  # fmt: skip
     with gr.Column(visible=False, elem_id="many-one") as one:
         title = gr.Markdown(elem_id="many-title")
         view = gr.Radio([views.TEXT, views.SURPRISAL, views.KL], value=views.TEXT, label="View", elem_id="many-view")
         cards = gr.HTML(elem_id="many-cards")
     with gr.Row():
-        saves = {name: gr.Button(name, elem_id=f"many-{ending[1:]}", min_width=110) for name, ending in FILES.items()}
+        saves = {
+            name: gr.Button(f"Download {name}", elem_id=f"many-{ending[1:]}", min_width=110)
+            for name, ending in FILES.items()
+        }
     shown, picked = gr.State(None), gr.State(0)
 
     def mine(request: gr.Request) -> Job:
@@ -174,7 +180,7 @@ def build(bench: Bench, header: Header, arms: gr.CheckboxGroup, hard: gr.Textbox
     gr.Timer(1.5).tick(
         poll_many, [shown, kind], [status, counts, rows, shown], queue=False, show_progress="hidden", **PRIVATE
     )
-    stop.click(cancel_many, queue=False, **PRIVATE)
+    stop.click(cancel_many, **PRIVATE)
     rows.select(pick, view, one_row, show_progress="hidden", **DEVICE, **PRIVATE)
     surprise.click(draw, view, one_row, show_progress="hidden", **DEVICE, **PRIVATE)
     view.input(again, [picked, view], one_row, show_progress="hidden", **DEVICE, **PRIVATE)

@@ -77,9 +77,11 @@ def draw_map(points: dict[str, Any], spell: Callable[[int], str], picked: int | 
 
     def scatter(name: str, group: str, text: list[str], **style: Any) -> None:
         spots = points[group]
+        rows = list(range(len(spots["x"]))) if group in ("init", "learned") else None  # what a click picks
         figure.add_scatter(
-            x=spots["x"], y=spots["y"], mode="markers", name=name, text=text, hoverinfo="text", marker=style
-        )
+            x=spots["x"], y=spots["y"], mode="markers", name=name, text=text, hoverinfo="text", marker=style,
+            customdata=rows,
+        )  # fmt: skip
 
     start, end = points["init"], points["learned"]
     scatter("vocabulary", "vocabulary", names(points["vocabulary"]["ids"], "token"), color=figures.GREY, size=4,
@@ -128,7 +130,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             )  # fmt: skip
     word = gr.Textbox(label="Place a word on the map (Enter)", placeholder="California", elem_id="word")
     nearby = gr.Markdown(elem_id="nearby")
-    plot = gr.Plot(label="Map: two principal axes of vocabulary, init and learned rows", elem_id="map")
+    plot = gr.Plot(label="Map on the vocabulary's two principal axes (zoom; click a row)", elem_id="map")
+    clicked = gr.Textbox(visible="hidden", elem_id="map-pick")
     with gr.Accordion("The nearest-token hard prompt: how much survives being written in words?", open=False):
         with gr.Row(equal_height=True):
             corpus = gr.Dropdown(
@@ -156,8 +159,13 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     def pick(
         event: gr.SelectData, records: list[dict], full: str, compressed: str, prompt: str | None, word: str
     ) -> tuple[Any, ...]:
-        row = int(event.row_value[0])
+        return picked_row(str(event.row_value[0]), records, full, compressed, prompt, word)
+
+    def picked_row(
+        which: str, records: list[dict], full: str, compressed: str, prompt: str | None, word: str
+    ) -> tuple[Any, ...]:
         with plain_errors():
+            row = limits.whole(which, "row", 0, max(0, len(records) - 1))
             return pick_row(records, row), row, map_of(bench, Chosen(full, compressed, prompt or ""), word, row)
 
     def place(full: str, compressed: str, prompt: str | None, word: str, picked: int | None) -> tuple[Any, str]:
@@ -203,6 +211,10 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     overview.select(
         pick, [found, *header.chosen, word], [neighbours, picked, plot], show_progress="hidden", **DEVICE, **PRIVATE
     )
+    clicked.input(
+        picked_row, [clicked, found, *header.chosen, word], [neighbours, picked, plot], show_progress="hidden",
+        **DEVICE, **PRIVATE,
+    )  # fmt: skip
     word.submit(place, [*header.chosen, word, picked], [plot, nearby], show_progress="hidden", **DEVICE, **PRIVATE)
     measure.click(discrete, [*header.chosen, metric, special, corpus], [words, scores], **LONG, **PRIVATE)
 

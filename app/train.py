@@ -15,7 +15,7 @@ from ctplab.app.compress import CORPORA
 from ctplab.app.guard import owner
 from ctplab.app.header import Header, renew
 from ctplab.app.learner import begin, estimate, spec_of
-from ctplab.app.share import go_to
+from ctplab.app.share import lead
 from ctplab.app.toast import plain_errors
 
 
@@ -105,8 +105,6 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         poll, [shown, *header.chosen], [status, plot, says, shown, *header.chosen], queue=False,
         show_progress="hidden", **PRIVATE,
     )  # fmt: skip
-    stop.click(stopped, queue=False, **PRIVATE)
-    use.click(chosen, None, header.prompt, queue=False, **PRIVATE).success(
-        None, None, None, js=go_to("Compare"), **PRIVATE
-    )
+    stop.click(stopped, **PRIVATE)
+    lead(use.click(chosen, None, header.prompt, **PRIVATE), header.tabs, "compare")
     tab.select(lambda: unfinished(bench.runs), None, told, queue=False, show_progress="hidden", **PRIVATE)

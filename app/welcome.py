@@ -42,8 +42,8 @@ def strip(bench: Bench) -> str:
     elif chosen.prompt:
         rest = (
             f"Compression (<em>{escape(small.tag)}</em>) broke some of what it knows; a learned prompt in front, the "
-            "arm <em>soft</em>, gets a part back. Press <strong>Generate</strong>, or ask <strong>Many questions</strong>"
-            " at once."
+            "arm <em>soft</em>, gets a part back. Press <strong>Generate</strong>, or ask <strong>Many "
+            "questions</strong> at once."
         )
     else:
         rest = (
@@ -64,7 +64,7 @@ def hint(bench: Bench, full: str, request: Request, records: list[dict[str, Any]
     if known_answers(request.question):
         return ""
     if not bench.is_embedded(full):
-        return '<p class="hint">No verdict: nobody told this page the right answer. In <em>Many questions</em> you can.</p>'
+        return '<p class="hint">No verdict: nobody told this page the right answer. <em>Many questions</em> can.</p>'
     return (
         '<p class="hint">This question is not one that the embedded model can know: it has read only about its own '
         "small world, so its answer means little. Ask where a town is, what a plant is, where a river ends, as in the "
