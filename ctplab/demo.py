@@ -20,6 +20,7 @@ from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.progress import Progress, bar
 from ctplab.prompts.arms import USUAL, Arm, Parts, arms, build, check_dtypes
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
+from ctplab.runs.stale import weights_id
 from ctplab.runs.store import Store
 from ctplab.runs.study import Study
 from ctplab.scores import WindowScores
@@ -106,6 +107,8 @@ def run_demo(
             "bytes": manifest["bytes"],
             "bits_per_weight": manifest["bits_per_weight"],
             "nominal_bits_per_weight": manifest["nominal_bits_per_weight"],
+            "folder": study.folder(spec.tag),
+            "weights": weights_id(manifest),
         }
     say(report.levels_table(levels, CORPORA))
 
@@ -195,8 +198,14 @@ def run_demo(
     }
     _write(study.store.report(), result)
     say(f"\nReport with figures: {study.store.report() / 'report.md'}  ({result['seconds']:.0f} s)")
-    say(report.NEXT.format(model=study.store.compressed(SHOWCASE), prompt=study.store.prompt(SHOWCASE, "demo")))
+    say(_next(study))
     return result
+
+
+def _next(study: Study) -> str:
+    """What to do now, with the names of what was made."""
+    folder = study.folder(SHOWCASE)
+    return report.NEXT.format(model=study.store.compressed(folder), prompt=study.store.prompt(folder, "demo"))
 
 
 def _share(right: list[bool]) -> dict[str, Any]:
