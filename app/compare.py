@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import gradio as gr
 
 from ctplab.app import views
-from ctplab.app.answers import Request, answer, read_text
+from ctplab.app.answers import Request, answer, chats, read_text
 from ctplab.app.bench import ARMS, DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.closer import alternatives, look
 from ctplab.app.header import Header
@@ -196,7 +196,9 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
             names = tuple(name for name in ARMS if name in by_name)
             tokenizer = bench.model(full if names[0] in ("full", "full+soft") else compressed).tokenizer
             text = read_text(replace(wanted, question=asked), tokenizer, source["text"])
-            found = look(bench, Chosen(full, compressed, prompt or ""), names, wanted.hard_prompt, wanted.seed, text)
+            start = "none" if chats(wanted, tokenizer) else "auto"  # a template has written its own
+            chosen = Chosen(full, compressed, prompt or "")
+            found = look(bench, chosen, names, wanted.hard_prompt, wanted.seed, text, start=start)
             if view == KL and "full" not in names:
                 raise gr.Error("Tick the arm full and generate: the KL is to its predictions.")
         key = "kl" if view == KL else "surprisal"

@@ -17,11 +17,13 @@ from ctplab.cli.shared import (
     loss_option,
     say,
     seq_len,
+    start_option,
     window_options,
 )
 from ctplab.disk import compute_always
 from ctplab.progress import bar
 from ctplab.prompts.arms import check_dtypes
+from ctplab.text.reading import start_of
 
 
 def score(options: argparse.Namespace) -> None:
@@ -49,8 +51,11 @@ def score(options: argparse.Namespace) -> None:
         tell(told)
     names = list(filter(None, options.tasks.split(",")))
     asked = ctp.ask_tasks(
-        arm, tokenizer, names, limit=options.limit or None, batch=options.batch, seed=options.seed, progress=bar
-    )
+        arm, tokenizer, names, limit=options.limit or None, batch=options.batch, seed=options.seed, start=options.start,
+        progress=bar,
+    )  # fmt: skip
+    if asked:
+        result["start"] = start_of(tokenizer, options.start, raw=set(names) != {"atlas"})
     for name, found in asked.items():
         result["tasks"][name] = {metric: asdict(value) for metric, value in found.metrics.items()}
         result["marks"] = result.get("marks", {}) | {name: found.marks}
@@ -71,6 +76,7 @@ def register(commands: Any) -> None:
     sub.add_argument(
         "--tasks", default="", help="atlas (the embedded questions), any of lm-eval's by name, or a YAML file"
     )
+    start_option(sub)
     sub.add_argument("--limit", type=at_least(0), default=0, help="the first N questions of each task only")
     sub.add_argument("--as-published", action="store_true", help="also the paper's understated perplexity")
     sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")
