@@ -14,9 +14,7 @@ The answer depends on model code and configuration. It is kept with the model's 
 nothing later.
 """
 
-import hashlib
 import inspect
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,21 +23,16 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import transformers
 from torch import Tensor
 
-from ctplab import parallel
-from ctplab.disk import cache_dir, once
 from ctplab.errors import InputError
 from ctplab.models import Model
 from ctplab.models.anatomy import context_length, embed, embeddings
-from ctplab.models.fingerprints import base_fingerprint
+from ctplab.models.checks import kept_answer
 from ctplab.prompts.attention import prefix_attention, takes_switch
 from ctplab.prompts.cache import Behind, Recorder, keeps_keys_and_values
 
 K, N = 5, 7  # prefix rows and text tokens that are tried
-VERSION = 1
-"""Raised if the tries change, so that kept answers are found anew."""
 NOISE = {torch.float64: 1e-9, torch.float32: 3e-4}
 """Largest difference that rounding explains, relative to the largest logit: other orders of summation."""
 HALF_NOISE = 0.05
@@ -67,7 +60,7 @@ def ways(model: Model) -> Ways:
         state = _state(model)
         before = _known.get(model)
         if before is None or before[0] != state:
-            before = state, _kept(model)
+            before = state, Ways(**kept_answer(model, f"ways {state}", lambda: asdict(_try(model))))
             _known[model] = before
     found = before[1]
     if not found.causal:
@@ -93,20 +86,6 @@ def _state(model: Model) -> str:
     table = embeddings(model)
     adapters = sorted(getattr(model, "peft_config", {}))
     return f"{table.dtype} {table.device} {takes_switch(model)} {adapters}"
-
-
-def _kept(model: Model) -> Ways:
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    versions = [VERSION, torch.__version__, transformers.__version__]
-    made_from = [type(model).__name__, config, base_fingerprint(model), embeddings(model).device.type, _state(model)]
-    digest = hashlib.sha256(json.dumps([versions, made_from], default=str, sort_keys=True).encode()).hexdigest()[:16]
-    if parallel.size() > 1:  # processes that share work must not wait for one another here
-        return _try(model)
-    try:
-        found = once(cache_dir() / "ways" / f"{digest}.json", {"digest": digest}, lambda: asdict(_try(model)))
-        return Ways(**found)
-    except (InputError, TypeError):  # an unwritable or damaged cache
-        return _try(model)
 
 
 @torch.no_grad()
