@@ -124,7 +124,7 @@ def lens_table(seen: Lens) -> str:
         cells = [seen.arms[name].surprisal[t] for name in names]
         cells += [(seen.arms[name].kl or [])[t] for name in others]
         rows.append([repr(token), *("-" if value is None else f"{value:.2f}" for value in cells)])
-    return table(["token (nats)", *names, *(f"KL full||{name}" for name in others)], rows)
+    return table([f"token (nats), start: {seen.start}", *names, *(f"KL full||{name}" for name in others)], rows)
 
 
 def reproduced_table(rows: Sequence[dict[str, Any]]) -> str:
