@@ -12,7 +12,7 @@ from IPython.display import Markdown
 import ctplab as ctp
 from ctplab.atlas.questions import questions
 from ctplab.compression import grid, obs
-from ctplab.demo import ten_questions
+from ctplab.demo.embedded import ten_questions
 from ctplab.measure.stats import mcnemar, wilson
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.models.anatomy import as_matrix, blocks, linears
@@ -31,8 +31,40 @@ from ctplab.show.shares import draw_shares
 from ctplab.show.tables import arms_table, table
 
 __all__ = [
-    "Markdown", "WORDINGS", "Path", "above", "all_of", "answers", "arms_table", "as_matrix", "below", "blocks", "check", "ctp",
-    "draw_curve", "draw_heat", "draw_levels", "draw_nearness", "draw_shares", "draw_weights", "explore", "grid",
-    "larger", "linears", "live_curve", "marks", "mcnemar", "more_right", "obs", "paper", "prefix", "questions",
-    "replace", "shipped_pair", "table", "ten_questions", "torch", "wilson",
+    "WORDINGS",
+    "Markdown",
+    "Path",
+    "above",
+    "all_of",
+    "answers",
+    "arms_table",
+    "as_matrix",
+    "below",
+    "blocks",
+    "check",
+    "ctp",
+    "draw_curve",
+    "draw_heat",
+    "draw_levels",
+    "draw_nearness",
+    "draw_shares",
+    "draw_weights",
+    "explore",
+    "grid",
+    "larger",
+    "linears",
+    "live_curve",
+    "marks",
+    "mcnemar",
+    "more_right",
+    "obs",
+    "paper",
+    "prefix",
+    "questions",
+    "replace",
+    "shipped_pair",
+    "table",
+    "ten_questions",
+    "torch",
+    "wilson",
 ]  # fmt: skip
