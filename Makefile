@@ -75,8 +75,9 @@ interop-vllm: .venv/.dev .venv-vllm/.ready
 	.venv-vllm/bin/python tests/interop/peer_vllm.py build/interop atlas
 	$(BIN)/python -m pytest tests/interop/test_interop_tokens.py
 
+# A process a core, four at most: each holds torch and a few models.
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Fetches SmolLM2 (93 MB) and measures it: minutes on two cores.
 test-slow: .venv/.dev

@@ -11,11 +11,11 @@ import ctplab as ctp
 from ctplab.app import limits
 from ctplab.app.bench import ARMS, Bench, Chosen
 from ctplab.atlas.questions import FORM, Question, all_questions
-from ctplab.decoding.inputs import written
 from ctplab.measure.verdicts import Verdict, judge
 from ctplab.prompts.arms import USUAL
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.text.chat import has_template
+from ctplab.text.reading import written
 
 PERIOD = 0.1  # seconds between updates of a page: faster than reading, slower than flooding
 

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from ctplab.app import history, many, saves, views, welcome
-from ctplab.app.answers import Request, answer, read_text
+from ctplab.app.answers import Request, answer, chats, read_text
 from ctplab.app.bench import ARMS, DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.closer import look
 from ctplab.app.header import Header
@@ -100,7 +100,8 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
             wanted = Request(**{key: told[key] for key in Request.__dataclass_fields__})
             tokenizer = bench.model(chosen.full if names[0] in ("full", "full+soft") else chosen.compressed).tokenizer
             text = read_text(replace(wanted, arms=tuple(wanted.arms)), tokenizer, source["text"])
-            found = look(bench, chosen, names, wanted.hard_prompt, wanted.seed, text)
+            start = "none" if chats(wanted, tokenizer) else "auto"  # a template has written its own
+            found = look(bench, chosen, names, wanted.hard_prompt, wanted.seed, text, start=start)
         return [views.looked(records, found, view), gr.update(choices=names, value=source["arm"], visible=True)]
 
     def stopped(request: gr.Request) -> None:

@@ -29,6 +29,7 @@ FLOORS = [
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 MODULES = [p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.stem not in ("__init__", "__main__")]
 TENSORS_ONLY = (
+    "compression/columns",
     "compression/grid",
     "compression/hessian",
     "compression/obs",

@@ -8,10 +8,9 @@ from typing import Any
 import ctplab as ctp
 from ctplab.cli.generate import sampler, sampler_options
 from ctplab.cli.many import DEFAULT_TOKENS, compare_many
-from ctplab.cli.shared import add_command, at_least, compared_arms, finish, raw_options, say
-from ctplab.decoding.inputs import written
+from ctplab.cli.shared import add_command, at_least, compared_arms, finish, raw_options, say, start_option
 from ctplab.errors import InputError
-from ctplab.text.chat import has_template
+from ctplab.text.reading import chats, start_of, written
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -23,19 +22,20 @@ def compare(options: argparse.Namespace) -> None:
         return compare_many(options)
     options.max_new_tokens = 32 if options.max_new_tokens is None else options.max_new_tokens
     arms, tokenizer, dtype = compared_arms(options)
-    settings: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "raw": options.raw}
-    chats = has_template(tokenizer) and not options.raw
-    settings["stop"] = options.stop if options.stop or chats else "\n"
+    settings: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "raw": options.raw, "start": options.start}
+    settings["stop"] = options.stop if options.stop or chats(tokenizer, options.raw) else "\n"
+    start = start_of(tokenizer, options.start, options.raw)
     settings["sampler"] = sampler(options)
     result = []
     for text in (t.replace("\\n", "\n") for t in options.text):
         row: dict[str, Any] = {
             "text": text,
             "sent": written(tokenizer, text, options.raw),
+            "start": start,
             "answers": {},
             "dtype": dtype,
         }
-        say(options)(row["sent"] if options.show_text else text)
+        say(options)(f"{row['sent'] if options.show_text else text}   (start: {start})")
         for arm in arms:
             answer = ctp.generate(arm, tokenizer, [text], **settings)[0]
             row["answers"][arm.name] = asdict(answer)
@@ -69,4 +69,5 @@ def register(commands: Any) -> None:
     sampler_options(sub)
     sub.add_argument("--stop", help="text that ends an answer (default: a line break, or the end of a turn)")
     raw_options(sub)
+    start_option(sub)
     sub.add_argument("text", nargs="*")

@@ -24,6 +24,7 @@ from ctplab.runs.store import Store
 from ctplab.scores import WindowScores
 from ctplab.specs import CompressionSpec, LoraSpec, PromptSpec
 from ctplab.text.corpora import Split
+from ctplab.text.reading import start_of
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Study:
         """The arm's answers, and whether each is right."""
         result = once(
             self.store.score(self.folder(tag), arm.name, "questions"),
-            {"arm": arm.fingerprint, "asked": _asked(questions, self.tokenizer)},
+            {"arm": arm.fingerprint, "asked": _asked(questions, self.tokenizer), "start": start_of(self.tokenizer)},
             lambda: {"answers": answers(arm, self.tokenizer, questions, progress=self.progress)},
         )
         return result["answers"], marks(result["answers"], questions)
