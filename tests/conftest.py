@@ -12,6 +12,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: before torch is imported
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton: its interpreter then runs kernels on CPUs
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import transformers
 from transformers import (
     BloomConfig,

@@ -19,6 +19,7 @@ from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.progress import Progress, bar
 from ctplab.prompts.arms import USUAL, Arm, Parts, arms, build, check_dtypes
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
+from ctplab.runs.stale import weights_id
 from ctplab.runs.store import Store
 from ctplab.runs.study import Study
 from ctplab.show import report
@@ -96,6 +97,7 @@ def run_demo(
         compressed[spec.tag] = model
         scores[spec.tag] = score(spec.tag, build("compressed", Parts(compressed=model)))
         levels[spec.tag] = level(scores[spec.tag], manifest)
+        levels[spec.tag] |= {"folder": study.folder(spec.tag), "weights": weights_id(manifest)}
     say(report.levels_table(levels, CORPORA))
 
     say(f"\n2. Learn: {PROMPT.tokens} soft tokens through the frozen {SHOWCASE} weights, on {LEARNED_ON}")
@@ -176,5 +178,11 @@ def run_demo(
     }
     write(study.store.report(), result, report.markdown(result, CORPORA), report.figures(result))
     say(f"\nReport with figures: {study.store.report() / 'report.md'}  ({result['seconds']:.0f} s)")
-    say(report.NEXT.format(model=study.store.compressed(SHOWCASE), prompt=study.store.prompt(SHOWCASE, "demo")))
+    say(_next(study))
     return result
+
+
+def _next(study: Study) -> str:
+    """What to do now, with the names of what was made."""
+    folder = study.folder(SHOWCASE)
+    return report.NEXT.format(model=study.store.compressed(folder), prompt=study.store.prompt(folder, "demo"))

@@ -173,7 +173,11 @@ def run_tour(
     write(study.store.report(), result, show.markdown(result), show.figures(result))
     place = study.store.report() / "report.md"
     say(f"\nReport with figures: {place}  ({result['seconds']:.0f} s, {result['cpu_seconds']:.0f} s of processor time)")
-    where = {"name": NAME, "model": study.store.compressed(tag), "prompt": study.store.prompt(tag, "tour")}
+    where = {
+        "name": NAME,
+        "model": study.store.compressed(study.folder(tag)),
+        "prompt": study.store.prompt(study.folder(tag), "tour"),
+    }
     say(show.NEXT.format(**where))
     return result
 

@@ -105,7 +105,9 @@ def _compress(job: Job, progress: Progress) -> None:
     cell, calibration = job.cell, job.settings.calibration
     assert cell.spec is not None
     windows = _split(job, calibration.corpus, "train").sample(calibration.samples, calibration.seed)
-    _study(job, _full(job), progress).compressed(cell.spec, windows)
+    study = _study(job, _full(job), progress)
+    study.store.make_way(cell.tag, study.made_from(cell.spec, windows))
+    study.compressed(cell.spec, windows)
 
 
 def _learn(job: Job, progress: Progress) -> None:
