@@ -80,7 +80,7 @@ def run_tour(
     for spec in (OTHER, SHOWCASE):  # one compressed model in memory at a time; the last one stays
         small, manifest = study.compressed(spec, calibration)
         alone[spec.tag] = score(spec.tag, build("compressed", Parts(compressed=small)))
-        levels[spec.tag] = level(alone[spec.tag], manifest)
+        levels[spec.tag] = level(alone[spec.tag], manifest, study.folder(spec.tag))
     say(report.levels_table(levels, tuple(texts)))
 
     tag = SHOWCASE.tag
@@ -114,7 +114,7 @@ def run_tour(
     say(show.long_run_table(long_run))
 
     say(f"\n5. {len(QUESTIONS)} questions through the model's chat template")
-    given = {name: ask(study.store, tag, found[name], tokenizer, QUESTIONS) for name in (*USUAL, "from-nothing")}
+    given = {name: ask(study, tag, found[name], QUESTIONS) for name in (*USUAL, "from-nothing")}
     answers = side_by_side(QUESTIONS, given)
     say(show.answers_text(answers))
     questions = {name: right_answers([row["arms"][name]["right"] for row in answers]) for name in given}
