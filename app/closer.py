@@ -3,7 +3,8 @@
 from typing import Any
 
 import ctplab as ctp
-from ctplab.app.bench import Bench, Chosen
+from ctplab.app import limits
+from ctplab.app.bench import ARMS, Bench, Chosen
 
 
 def look(
@@ -14,8 +15,12 @@ def look(
 
     ``start`` is ``none`` for a rendered conversation, whose template has written its own.
     """
-    made = [bench.arm(name, chosen, hard_prompt, seed) for name in arms]
+    text, hard_prompt = limits.text(text, "text"), limits.text(hard_prompt, "hard prompt")
+    top, seed = limits.whole(top, "top", 1, 100), limits.whole(seed, "seed", 0, 2**31 - 1)
+    if not 1 <= len(arms) <= len(ARMS):
+        raise ctp.InputError("choose at least one arm, and each once")
     with bench.turns.turn():
+        made = [bench.arm(name, chosen, hard_prompt, seed) for name in arms]
         seen = ctp.lens([arm for arm, _ in made], made[0][1].tokenizer, text, top=top, start=start)
     return {
         "tokens": seen.tokens,

@@ -215,3 +215,28 @@ def compare(first: TaskResult, second: TaskResult, metric: str | None = None, *,
         raise InputError(f"these results have no {metric} of the same questions")
     difference = paired_mean(torch.tensor(a), torch.tensor(b), seed=seed)
     return Paired(difference, mcnemar([x > 0.5 for x in a], [x > 0.5 for x in b]))
+
+
+@dataclass(frozen=True)
+class Flips:
+    """What changes from the full model's answers to an arm's. An equal number right can hide many flips."""
+
+    n: int
+    lost: int
+    """Questions that the full model has right and the arm has wrong."""
+    won: int
+    """Questions that the full model has wrong and the arm has right."""
+    p: float
+    """p value of the exact McNemar test on these."""
+
+
+def flips(full: TaskResult, arm: TaskResult, metric: str | None = None) -> Flips:
+    """Count the flips on one task by the main metric or another. Raises InputError if the questions differ."""
+    metric = metric or full.main
+    before, after = full.marks.get(metric), arm.marks.get(metric)
+    if before is None or after is None or len(before) != len(after):
+        raise InputError(f"these results have no {metric} of the same questions")
+    first, second = [mark > 0.5 for mark in before], [mark > 0.5 for mark in after]
+    pairs = list(zip(first, second, strict=True))
+    lost, won = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    return Flips(len(pairs), lost, won, mcnemar(first, second))
