@@ -1,4 +1,4 @@
-"""No number of the lab is silently wrong, on any architecture that transformers knows and a tiny configuration builds."""
+"""No number is silently wrong, on any architecture that transformers knows and a tiny configuration builds."""
 
 import pytest
 import transformers
