@@ -47,6 +47,7 @@ def compare_many(options: argparse.Namespace) -> None:
         "exact": options.questions == "atlas" and options.full == "atlas",
         "max_new_tokens": options.max_new_tokens,
         "raw": options.raw,
+        "start": options.start,
     }
     blocks = list(ask(arms, tokenizer, asked, **settings, keep=keep, progress=bar))
     rows = as_json(asked, blocks)
