@@ -1,6 +1,7 @@
 """Tab *Results*: what the runs in the run folder found (sweeps: ``sweeps.py``). Reads files; measures nothing."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.header import Header
 from ctplab.app.views import size
 from ctplab.paper.printed import TABLES
+from ctplab.runs.stale import stale
 from ctplab.show.colours import HELPS, HURTS, colour
 
+STALE = "⚠ "
 NOTHING = "No demo yet in `{runs}`. Run `ctplab demo --out {runs}` (some minutes), then open this tab again."
 FILES = ["arm", "file", "windows", "tokens", "summed NLL", "windows' fingerprint"]
 NOMINAL_BITS = {"3-bit": 3.0, "50% + 4-bit": 2.0}
@@ -57,6 +60,18 @@ def read(runs: Path, name: str | None) -> dict[str, Any] | None:
         return None
 
 
+def stale_levels(runs: Path, name: str, result: dict[str, Any]) -> dict[str, str]:
+    """Level -> why its results cannot be repeated, for those whose weights are gone or were made anew."""
+    store, report = ctp.Store(runs, name), ctp.Store(runs, name).report() / "demo.json"
+    when = report.stat().st_mtime if report.exists() else 0.0
+    found = {
+        tag: stale(store.compressed(level.get("folder", tag)), level.get("weights"), when)
+        for tag, level in result["levels"].items()
+        if tag != "full"
+    }
+    return {tag: reason for tag, reason in found.items() if reason}
+
+
 def price(result: dict[str, Any], corpus: str) -> go.Figure:
     """Perplexity (log) against the bytes that a level really takes, with and without the prompt."""
     figure = figures.blank(420, "bytes on disk", f"perplexity on {corpus}")
@@ -66,7 +81,7 @@ def price(result: dict[str, Any], corpus: str) -> go.Figure:
 
     def add(name: str, style: str, symbol: str, tags: list[str], x: list[float], y: list[float]) -> None:
         figure.add_scatter(
-            x=x, y=y, text=tags, mode="markers+text", textposition="top center", name=name,
+            x=x, y=y, text=tags, mode="markers", name=name,
             marker={"size": 11, "symbol": symbol, "color": colour(style)},
             hovertemplate="%{text}: %{y:.3f} at %{x:,} bytes",
         )  # fmt: skip
@@ -77,13 +92,15 @@ def price(result: dict[str, Any], corpus: str) -> go.Figure:
     measured = {tag: cell[corpus]["soft"] for tag, cell in result["transfer"].items() if tag in levels}
     add(f"with the prompt learned on {showcase}", "soft", "diamond", ["" for _ in measured],
         [levels[tag]["bytes"] for tag in measured], list(measured.values()))  # fmt: skip
-    figure.update_yaxes(type="log")
+    figures.logarithmic(figure, [y for trace in figure.data for y in trace.y])
+    figures.labels(figure, [(level["bytes"], level["ppl"][corpus], tag) for tag, level in result["levels"].items()])
+    figure.update_xaxes(tickformat=".2s")
     return figure
 
 
 def beside_the_paper(result: dict[str, Any], corpus: str) -> go.Figure:
     """Perplexity relative to each full model's, so that models of any size share an axis; hollow: the paper's."""
-    figure = figures.blank(420, "bits a weight (ours true, the paper's nominal)", "perplexity / full model's")
+    figure = figures.blank(420, "bits a weight", "perplexity / full model's")
     base = result["levels"]["full"]["ppl"][corpus]
     tags = [tag for tag in result["transfer"] if tag in result["levels"] and tag != "full"]
     bits = [result["levels"][tag]["bits_per_weight"] for tag in tags]
@@ -109,14 +126,14 @@ def beside_the_paper(result: dict[str, Any], corpus: str) -> go.Figure:
             hovertemplate="%{text}: %{y:.2f} times the full model's",
         )
     figure.add_hline(y=1, line={"dash": "dot", "color": figures.GREY})
-    figure.update_yaxes(type="log")
-    figure.update_layout(legend={"font": {"size": 11}}, margin={"t": 84})
+    figures.logarithmic(figure, [y for trace in figure.data for y in trace.y])
+    figure.update_layout(legend={"font": {"size": 11}})
     return figure
 
 
 def recovery(result: dict[str, Any]) -> go.Figure:
     """Share of the NLL gap closed, with 95% intervals: the prompt next to its controls."""
-    figure = figures.blank(420, "", f"share of the NLL gap closed at {result['showcase']}")
+    figure = figures.blank(420, "", "share of the gap closed")
     corpora = list(result["recovery"])
     for arm in result["recovery"][corpora[0]]:
         shares = [ctp.Interval(**result["recovery"][corpus][arm]) for corpus in corpora]
@@ -126,7 +143,8 @@ def recovery(result: dict[str, Any]) -> go.Figure:
         )  # fmt: skip
     figure.update_layout(scattermode="group", scattergap=0.4)
     figure.add_hline(y=1, line={"dash": "dot", "color": figures.GREY}, annotation_text="the full model")
-    figure.add_hline(y=0, line={"dash": "dot", "color": figures.GREY}, annotation_text="the compressed model")
+    figure.add_hline(y=0, line={"dash": "dot", "color": figures.GREY}, annotation_text="the compressed model",
+                     annotation_position="bottom right")  # fmt: skip
     figure.update_yaxes(tickformat=".0%", range=[-2, 1.5])
     return figure
 
@@ -144,12 +162,12 @@ def questions(result: dict[str, Any]) -> go.Figure:
     return figure
 
 
-def heat(result: dict[str, Any]) -> dict[str, Any]:
+def heat(result: dict[str, Any], old: Collection[str] = ()) -> dict[str, Any]:
     """The transfer matrix as coloured cells: green where the prompt helps, orange-red where it hurts."""
     corpora = list(next(iter(result["transfer"].values())))
     data, styling = [], []
     for tag, cells in result["transfer"].items():
-        data.append([f"{tag} *" if tag == result["showcase"] else tag])
+        data.append([(STALE if tag in old else "") + (f"{tag} *" if tag == result["showcase"] else tag)])
         styling.append([""])
         for corpus in corpora:
             before, after = cells[corpus]["compressed"], cells[corpus]["soft"]
@@ -185,7 +203,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             corpus = gr.Dropdown([], label="Corpus", elem_id="results-corpus")
         with gr.Row():
             levels = gr.Plot(label="Perplexity against true bytes", elem_id="levels", min_width=320)
-            paper = gr.Plot(label="Beside the paper (hollow: its values, printed and corrected)", elem_id="paper",
+            paper = gr.Plot(label="Beside the paper (hollow: its values, at nominal bits)", elem_id="paper",
                             min_width=320)  # fmt: skip
         with gr.Row():
             shares = gr.Plot(label="Recovery and its controls, 95% intervals", elem_id="recovery", min_width=320)
@@ -211,10 +229,14 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         words += (
             f"{result['prompt']['spec']['tokens']} tokens learned on {result['learned_on']} at {result['showcase']}."
         )
+        old = stale_levels(bench.runs, str(name), result)
+        if old:
+            words += "\n\n" + STALE + "**Stale**: " + "; ".join(f"{tag}: {reason}" for tag, reason in old.items())
+            words += ". Run `ctplab demo` again for numbers on the weights that lie there now."
         return [
             words, gr.update(visible=True), gr.update(choices=names, value=name),
             gr.update(choices=corpora, value=corpus), price(result, corpus), beside_the_paper(result, corpus),
-            recovery(result), questions(result), heat(result),
+            recovery(result), questions(result), heat(result, old),
         ]  # fmt: skip
 
     def pick(event: gr.SelectData, name: str | None) -> Any:

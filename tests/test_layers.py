@@ -21,7 +21,8 @@ FLOORS = [
     {"measure", "inspect"},
     {"runs"},
     {"show"},
-    {"demo", "notebook", "paper", "sweep"},
+    {"demo", "paper", "sweep"},
+    {"notebook"},
     {"app"},
     {"cli"},
 ]

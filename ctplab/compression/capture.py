@@ -22,6 +22,10 @@ PASS = {"cpu": 2048, "cuda": 8192}
 busy."""
 
 
+PRODUCTS = (nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__)
+"""How an expert multiplies: x Wᵀ by ``linear``, or x W with a stack stored as (experts, in, out)."""
+
+
 class Stop(Exception):
     """Ends a forward pass once the caller has seen all it needs."""
 
@@ -122,7 +126,7 @@ class Watch(TorchFunctionMode):
         self.stacked = {id(p): name for name, p in block.named_parameters() if p.ndim == 3}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is nn.functional.linear and len(args) > 1 and isinstance(args[1], Tensor):
+        if func in PRODUCTS and len(args) > 1 and isinstance(args[1], Tensor):
             stack = args[1]._base
             name = self.stacked.get(id(stack))
             if name is not None and stack is not None:

@@ -19,6 +19,7 @@ from ctplab.models.anatomy import embed, embeddings
 from ctplab.prompts.attention import Layout, prefix_attention
 from ctplab.prompts.compiled import compile_rows
 from ctplab.prompts.head import Halves
+from ctplab.prompts.ways import ways
 
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """The largest relative difference of hidden states between the two ways: rounding, through all blocks."""
@@ -45,7 +46,7 @@ def fits(cut: Halves, k: int, batch: int, length: int) -> bool:
 
     Compares them on a few tokens. A pass of the real size then shows whether some window needs a mask there.
     """
-    if not cut.plain:
+    if not cut.plain or not ways(cut.model).maskless:
         return False
     table = embeddings(cut.model)
     rows, ids = table[:3].float(), torch.arange(10, device=table.device).view(2, 5) % len(table)
