@@ -413,7 +413,7 @@ def whole(setup: Setup) -> None:
     middle = 1000 * statistics.median(step.seconds for step in steps)
     note = f" (not recorded: {learned[0].not_recorded})" if learned[0].not_recorded else ""
     setup.say(
-        f"learned, {len(steps)} steps of 4 x {ids.shape[1]}, recomputed: {seconds / 60:.2f} min, {middle:.0f} ms a step, "
+        f"learned, {len(steps)} steps of 4 x {ids.shape[1]}, recomputed: {seconds / 60:.2f} min, {middle:.0f} ms each, "
         f"peak {peak:.1f} GiB (ctplab memory: {told.total / 2**30:.1f}){note}"
     )
     arm = ctp.Arm("soft", model, learned[0].prefix)

@@ -2,8 +2,8 @@
 
 The estimate follows ``learning/step.py`` through LLaMA-shaped blocks (RMSNorm, attention without a mask, gated MLP). It
 counts the tensors that autograd keeps, those that one block's backward pass adds, and one chunk of logits. With
-``card`` it counts the fused layers and the larger chunks that a card learns with (``learning/fused``). It does not count
-the process itself, a GPU's context (about half a GB), the allocator's slack, the training text or a teacher.
+``card`` it counts the fused layers and the larger chunks that a card learns with (``learning/fused``). It does not
+count the process itself, a GPU's context (about half a GB), the allocator's slack, the training text or a teacher.
 
 Symbols: d width, f MLP width, V vocabulary, k prompt rows, n tokens per window, B windows at once, s bytes per number.
 """
