@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: install demo app notebooks notebooks-run test test-slow lint bench interop interop-vllm
+.PHONY: install demo demo-real app notebooks notebooks-run test test-slow lint bench interop interop-vllm
 
 install: .venv/.core
 
@@ -21,6 +21,10 @@ install: .venv/.core
 
 demo: .venv/.core
 	$(BIN)/ctplab demo
+
+# Fetches SmolLM2 (93 MB); ten minutes on two cores.
+demo-real: .venv/.core
+	$(BIN)/ctplab demo --model smollm2
 
 .venv/.app: .venv/.core
 	$(INSTALL) --editable '.[app]'

@@ -60,6 +60,7 @@ from ctplab.prompts.prefix import KVPrefix as KVPrefix
 from ctplab.prompts.prefix import Prefix as Prefix
 from ctplab.prompts.prefix import hard as hard_prompt
 from ctplab.runs.controls import recover_with_controls as recover_with_controls
+from ctplab.runs.copies import recompress as recompress
 from ctplab.runs.store import Store as Store
 from ctplab.runs.study import Study as Study
 from ctplab.scores import Score as Score

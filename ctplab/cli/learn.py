@@ -11,6 +11,7 @@ from ctplab.cli.shared import (
     Parser,
     add_command,
     at_least,
+    corpora_option,
     finish,
     load_model,
     loss_option,
@@ -21,6 +22,7 @@ from ctplab.cli.shared import (
 )
 from ctplab.errors import InputError
 from ctplab.models.fingerprints import tokenizer_fingerprint
+from ctplab.models.loading import local_folder
 from ctplab.progress import bar
 
 OBJECTIVES = {"nll": 0.0, "kl": 1.0, "nll,kl": 0.5}
@@ -62,10 +64,27 @@ def teacher_of(options: argparse.Namespace, train: ctp.Split) -> Any:
     return found
 
 
+def recompressed(options: argparse.Namespace, folder: Path) -> list[str]:
+    """Make the copies that --recompress asks for, as the first MODEL was made; returns their folders."""
+    manifest = manifest_of(options.model[0])
+    if not manifest:
+        raise InputError(f"--recompress makes more copies of a compressed model, which {options.model[0]} is not")
+    base = options.teacher or manifest["base"]
+    tokenizer = ctp.load_tokenizer(local_folder(base))
+    length = options.seq_len or 256
+    texts = [ctp.corpus(name, tokenizer, length).train for name in options.calibration or [options.corpus]]
+    spec, n = ctp.CompressionSpec.from_json(manifest["spec"]), options.recompress
+    how: dict[str, Any] = {"samples": options.samples, "seed": options.seed + 1}
+    made = ctp.recompress(base, folder, tokenizer, texts, spec, n, device=options.device, dtype=options.dtype, **how)
+    return [str(copy) for copy in made]
+
+
 def learn(options: argparse.Namespace) -> None:
     """Learn a prompt into --out; the same command goes on where it stopped."""
     spec = recipe(options)
     out = Path(options.out)
+    if options.recompress:
+        options.model += recompressed(options, out / "copies")
     loaded = [load_model(options, name, options.packed) for name in options.model]
     models, tokenizer = [ctp.recompute(model) if options.recompute else model for model, _ in loaded], loaded[0][1]
     if len({tokenizer_fingerprint(tokenizer) for _, tokenizer in loaded}) > 1:
@@ -89,10 +108,10 @@ def learn(options: argparse.Namespace) -> None:
         learned,
         out,
         spec,
-        models[0],
+        models,
         tokenizer,
         base=bases[0].get("base", options.model[0]),
-        tag="+".join(base.get("tag", "full") for base in bases),
+        tag="+".join(dict.fromkeys(base.get("tag", "full") for base in bases)),
         corpus=options.corpus,
         loss="all" if text.train.mask is None else "answers",
         corpus_fingerprint=text.train.fingerprint,
@@ -140,6 +159,12 @@ def register(commands: Any) -> None:
     sub = add_command(commands, "learn", learn, "a soft prompt through frozen weights; resumes", shared=True)
     sub.add_argument("model", nargs="+", help="several models (of one base) take turns: one prompt for all of them")
     recipe_options(sub)
+    sub.add_argument(
+        "--recompress", type=at_least(1), metavar="N",
+        help="compress MODEL's base N times more to its level, and learn on all of them: a prompt for other copies too",
+    )  # fmt: skip
+    corpora_option(sub, "--calibration", about="for --recompress: texts that its copies are calibrated on, in turn")
+    sub.add_argument("--samples", type=at_least(1), default=64, help="calibration windows of its copies (64)")
     sub.add_argument("--tokens", type=int, metavar="K", help="rows of the prompt (100)")
     sub.add_argument("--recompute", action="store_true", help="compute blocks again in the backward pass: less memory")
     sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")

@@ -6,8 +6,8 @@ from torch import Tensor
 CHUNK = 2048  # tokens per bfloat16 product
 FEW = 512  # the first tokens of a batch, which give an estimate of its first product; shorter parts are joined
 PANEL = {"cpu": 256, "cuda": 2048}
-"""Rows of H per product: each product starts at the diagonal, so that little more than the upper triangle is computed. A
-card needs large products."""
+"""Rows of H per product: each product starts at the diagonal, so that little more than the upper triangle is computed.
+A card needs large products."""
 
 
 class Hessian:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ctplab.atlas.questions import FORM
@@ -16,7 +17,7 @@ from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.ways import ways
 from ctplab.text.questions import Asked
-from ctplab.text.reading import chats
+from ctplab.text.reading import chats, start_of
 
 BLOCK = 32
 """Questions that are answered together, and kept together."""
@@ -67,7 +68,9 @@ def ask(
         "max_new_tokens": max_new_tokens,
         "raw": raw,
         "template": str(getattr(tokenizer, "chat_template", None)),
+        "start": start_of(tokenizer, start, raw),
     }
+    answer = partial(_answers, tokenizer=tokenizer, max_new_tokens=max_new_tokens, raw=not turn, start=start)
     rounds = [(first, arm) for first in range(0, len(asked), block) for arm in arms]
     for first, arm in progress(rounds, total=len(rounds), label="ask"):
         these = asked[first : first + block]
@@ -76,7 +79,7 @@ def ask(
         found = keep(
             f"{arm.name}-{first:05d}",
             key,
-            lambda arm=arm, texts=texts: {"answers": _answers(arm, tokenizer, texts, max_new_tokens, not turn, start)},
+            lambda arm=arm, texts=texts: {"answers": answer(arm, texts)},
         )["answers"]
         yield Block(arm.name, first, [_reply(text, item, exact) for text, item in zip(found, these, strict=True)])
 
@@ -85,7 +88,9 @@ def _reply(text: str, item: Asked, exact: bool) -> Reply:
     return Reply(text, judge(text, item.expected, exact=exact, question=item.text))
 
 
-def _answers(arm: Arm, tokenizer: Tokenizer, texts: list[str], max_new_tokens: int, raw: bool, start: str) -> list[str]:
+def _answers(
+    arm: Arm, texts: list[str], *, tokenizer: Tokenizer, max_new_tokens: int, raw: bool, start: str
+) -> list[str]:
     """Greedy answers; the first line only if the questions have the lab's own form (``raw``)."""
     ends = answer_ends(arm.model, tokenizer, raw)
     if raw:
@@ -93,7 +98,8 @@ def _answers(arm: Arm, tokenizer: Tokenizer, texts: list[str], max_new_tokens: i
     batch = prepare(arm, tokenizer, texts, max_new_tokens, raw=raw, start=start)
     crowded = crowded_window(arm, behind_prefix(batch.mask, arm.prefix.k), max_new_tokens)
     if len(texts) > 1 and (crowded or not ways(arm.model).padded):
-        return [_answers(arm, tokenizer, [text], max_new_tokens, raw, start)[0] for text in texts]
+        same: dict[str, Any] = {"tokenizer": tokenizer, "max_new_tokens": max_new_tokens, "raw": raw, "start": start}
+        return [_answers(arm, [text], **same)[0] for text in texts]
     new = greedy(arm, batch, max_new_tokens, ends=ends)
     found = [tokenizer.decode(before_end(row, ends), skip_special_tokens=True) for row in new.tolist()]
     return [text.split("\n")[0].strip() if raw else text.strip() for text in found]

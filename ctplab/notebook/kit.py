@@ -12,7 +12,7 @@ from IPython.display import Markdown
 import ctplab as ctp
 from ctplab.atlas.questions import questions
 from ctplab.compression import grid, obs
-from ctplab.demo import ten_questions
+from ctplab.demo.embedded import ten_questions
 from ctplab.measure.stats import mcnemar, wilson
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.models.anatomy import as_matrix, blocks, linears

@@ -20,6 +20,7 @@ from ctplab.models import Model, Tokenizer
 from ctplab.models.fingerprints import tensor_fingerprint, text_fingerprint, weights_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.arms import Arm
+from ctplab.prompts.prefix import Prefix
 from ctplab.runs.store import Store
 from ctplab.scores import WindowScores
 from ctplab.specs import CompressionSpec, LoraSpec, PromptSpec
@@ -79,10 +80,11 @@ class Study:
         spec: PromptSpec,
         *,
         how: Callable[..., Learned] = rows.learn,
+        earlier: Prefix | None = None,
     ) -> prompt_file.SavedPrompt:
         """Return the learned prompt. The first call learns it; after a kill or Ctrl-C the next call resumes.
 
-        ``how``: ``learn`` for rows, ``learn_kv`` for keys and values.
+        ``how``: ``learn`` for rows, ``learn_kv`` for keys and values. ``earlier``: what the init 'prompt' starts from.
         """
         folder = self.store.prompt(self.folder(tag), name)
         teacher = self.full if spec.kl > 0 else None
@@ -90,6 +92,10 @@ class Study:
             "corpus_fingerprint": train.fingerprint,
             "weights_fingerprint": "-".join(map(weights_fingerprint, [model, teacher] if teacher else [model])),
         }
+        more: dict[str, Any] = {}
+        if earlier is not None:
+            more["earlier"] = earlier
+            learned_from["earlier"] = tensor_fingerprint(earlier.rows)
         if (folder / prompt_file.MANIFEST).exists():
             saved = prompt_file.load(folder)
             if saved.info["spec"] == spec.to_json() and learned_from.items() <= saved.info.items():
@@ -104,6 +110,7 @@ class Study:
             teacher=teacher,
             state=state,
             progress=self.progress,
+            **more,
         )
         _go_on(learned)
         provenance = {"base": self.store.model, "tag": tag, "corpus": train.name, "seq_len": train.seq_len}

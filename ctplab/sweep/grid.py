@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from ctplab.errors import InputError
 from ctplab.specs import CompressionSpec, PromptSpec
+from ctplab.text.corpora import LOSSES
 
 T = TypeVar("T")
 
@@ -45,6 +46,8 @@ class SweepGrid:
     windows: int | None
     """Scored windows per corpus. None: all."""
     calibration: Calibration
+    loss: str | None = None
+    """Which tokens are counted, as in :func:`ctplab.text.corpora.corpus`."""
 
     def __str__(self) -> str:
         parts = ("model", self.models), ("spec", self.specs), ("prompt", self.prompts)
@@ -91,7 +94,10 @@ def _grid(data: dict[str, Any], seed: int) -> SweepGrid:
         seq_len=_positive(data, "seq_len"),
         windows=None if windows is None else _positive(data, "windows"),
         calibration=_spec(Calibration, calibration, "calibration"),
+        loss=data.get("loss"),
     )
+    if grid.loss not in (None, *LOSSES):
+        raise InputError(f"loss must be one of {', '.join(LOSSES)}, not {grid.loss!r}")
     tags = [spec.tag for spec in grid.specs]
     for tag in tags:
         if tags.count(tag) > 1:

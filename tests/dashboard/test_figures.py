@@ -12,7 +12,7 @@ import ctplab as ctp
 from ctplab.app import curves, latency, marks, results, similarity, tokens, views
 from ctplab.app.jobs import Job
 from ctplab.app.turns import Turns
-from ctplab.demo import CORPORA
+from ctplab.demo.embedded import CORPORA
 from ctplab.formats.checkpoint import read_manifest
 from ctplab.measure.latency import LatencyPoint
 from ctplab.prompts.arms import COLOURS

@@ -301,9 +301,10 @@ def test_a_changed_folder_does_not_pass_for_the_prompt(llama, tokenizer, tmp_pat
 def test_what_attaching_warns_of_stands_in_the_readme(llama, tokenizer, tmp_path):
     stored(llama, tokenizer, tmp_path / "m")
     found = ctp.export_tokens(prompt_of(llama, tokenizer, tag="w3"), tmp_path / "m", tmp_path / "t")
-    assert found["warnings"] == ["the prompt was learned on w3 and is used on full, the same base model"]
+    [warning] = found["warnings"]
+    assert warning.startswith("the prompt was learned on w3 and is used on full, the same base model")
     page = (tmp_path / "t" / "README.md").read_text()
-    assert found["warnings"][0] in page and "`<|soft_0|>` to `<|soft_6|>`" in page
+    assert warning in page and "`<|soft_0|>` to `<|soft_6|>`" in page
     manifest = json.loads((tmp_path / "t" / tokens.MANIFEST).read_text())
     assert (manifest["prompt_tag"], manifest["tag"], manifest["prompt_base"]) == ("w3", "full", "tiny")
 

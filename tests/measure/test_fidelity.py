@@ -6,7 +6,7 @@ import torch
 from commands import run, run_json
 
 import ctplab as ctp
-from ctplab.demo import SHOWCASE
+from ctplab.demo.embedded import SHOWCASE
 from ctplab.disk import data_dir
 from ctplab.measure.fidelity import divergence
 from ctplab.measure.stats import quantile
