@@ -63,9 +63,10 @@ SHAPE: dict[str, Any] = {
 LAYERS = {"num_hidden_layers": 4}
 MORE: dict[str, dict[str, Any]] = {
     "bamba": LAYERS | {"attn_layer_indices": [1, 3]},
+    "doge": {"sliding_window": None},
     "ctrl": {"n_embd": 32, "n_layer": 2, "n_head": 4},
     "gemma3n_text": LAYERS | {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2,
-                              "laurel_rank": 4, "activation_sparsity_pattern": 0.0},
+                              "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 4},
     "gemma4_text": LAYERS | {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
     "jamba": LAYERS | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
@@ -87,8 +88,8 @@ def tiny_config(kind: str) -> Any:
         raise ValueError("made of several models")
     names = known().to_dict()
     settings = {name: value for name, value in SHAPE.items() if name in names} | MORE.get(kind, {})
-    if "qk_rope_head_dim" in settings:  # latent attention: what these models call head_dim is its rotated part
-        settings["head_dim"] = settings["qk_rope_head_dim"]
+    if "qk_rope_head_dim" in settings and "num_key_value_heads" in settings:  # latent attention shares no heads
+        settings |= {"num_key_value_heads": 4, "head_dim": settings["qk_rope_head_dim"]}
     return known(**settings)
 
 
