@@ -41,7 +41,8 @@ SAME_INPUTS = 1e-3
 #: Whatever a configuration calls them: its own names are taken.
 SHAPE: dict[str, Any] = {
     **dict.fromkeys(("vocab_size",), VOCABULARY),
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "dim_model", "embedding_size", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim"), 32),
+    **dict.fromkeys(("dim_model", "embedding_size", "word_embed_proj_dim",), 32),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 2),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "n_kv_heads", "num_kv_heads"), 2),
