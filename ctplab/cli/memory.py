@@ -32,5 +32,6 @@ def register(commands: Any) -> None:
     sub.add_argument("--batch", type=int, default=4, help="windows at a time: batch over accumulate and processes")
     sub.add_argument("--bits", type=int, help="packed weights of so many bits (default: dense)")
     sub.add_argument("--group-size", type=at_least(1), default=128)
+    sub.add_argument("--card", action="store_true", help="on a GPU with Triton: fused layers, larger chunks of logits")
     sub.add_argument("--no-recompute", dest="recompute", action="store_false")
     sub.set_defaults(dtype="bfloat16")
