@@ -6,6 +6,7 @@ from typing import Any
 
 import ctplab as ctp
 from ctplab.cli.generate import sampler, sampler_options
+from ctplab.cli.numbers import at_least, words
 from ctplab.cli.shared import add_command, compared_arms, finish, raw_options, say
 from ctplab.decoding.inputs import written
 from ctplab.text.chat import has_template
@@ -42,11 +43,17 @@ def register(commands: Any) -> None:
     sub.add_argument("--compressed", required=True, metavar="MODEL")
     sub.add_argument("--prompt", metavar="DIR")
     sub.add_argument(
-        "--hard-prompt", default="paper", metavar="TEXT", help="words, or a preset: paper, pruned, quantized"
+        "--hard-prompt",
+        type=words,
+        default="paper",
+        metavar="TEXT",
+        help="words, or a preset: paper, pruned, quantized",
     )
     sub.add_argument("--force", action="store_true")
-    sub.add_argument("--max-new-tokens", type=int, default=32)
+    sub.add_argument("--max-new-tokens", type=at_least(1), default=32)
     sampler_options(sub)
-    sub.add_argument("--stop", help="text that ends an answer (default: a line break, or the end of a turn)")
+    sub.add_argument(
+        "--stop", type=words, help="text that ends an answer (default: a line break, or the end of a turn)"
+    )
     raw_options(sub)
-    sub.add_argument("text", nargs="+")
+    sub.add_argument("text", type=words, nargs="+")

@@ -32,7 +32,15 @@ from ctplab.compression.sharing import deal, whole
 from ctplab.compression.staging import Stages, staged
 from ctplab.errors import InputError
 from ctplab.models import Model
-from ctplab.models.anatomy import blocks, check_context, eager_experts, linears, parameter_name, weight_matrix
+from ctplab.models.anatomy import (
+    blocks,
+    check_context,
+    check_ids,
+    eager_experts,
+    linears,
+    parameter_name,
+    weight_matrix,
+)
 from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.progress import Progress, bar
 from ctplab.specs import CompressionSpec
@@ -141,6 +149,7 @@ def walk(
     the block is no longer needed.
     """
     check_context(model, 0, calibration.shape[1])
+    check_ids(model, calibration)
     named = blocks(model)
     modules = [block for _, block in named]
     if not linears(modules[0]):

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ctplab.disk import read_json
+from ctplab.disk import check_name
 from ctplab.errors import InputError
+from ctplab.reading import read_json, told
 
 INDEX = "model.safetensors.index.json"
 
@@ -18,8 +19,11 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / INDEX).exists():
         return sorted(folder.glob("*.safetensors")) or _none(folder)
     shards = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+    if not isinstance(shards, dict) or not shards:
         raise InputError(f"{folder / INDEX} is damaged: it has no weight_map")
+    for name in shards.values():
+        with told(folder / INDEX):
+            check_name(name, "the file")
     files = [folder / name for name in sorted(set(shards.values()))]
     for path in files:
         if not path.exists():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
-from ctplab.models.anatomy import embed, embeddings
+from ctplab.models.anatomy import check_ids, embed, embeddings
 
 #: The hard prompt of the paper's Figure 1.
 PAPER_HARD_PROMPT = (
@@ -60,6 +60,7 @@ def none(model: Model) -> Prefix:
 
 def from_ids(model: Model, ids: Tensor, name: str) -> Prefix:
     """The embeddings of vocabulary ``ids`` (k,)."""
+    check_ids(model, ids)
     return Prefix(name, embed(model, ids).detach().float().cpu(), tuple(ids.tolist()))
 
 

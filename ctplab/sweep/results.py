@@ -6,8 +6,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ctplab.disk import read_json, write_json
+from ctplab.disk import write_json
 from ctplab.measure.stats import recovery
+from ctplab.reading import read_json
 from ctplab.runs import store
 from ctplab.scores import WindowScores
 from ctplab.sweep.cells import Cell, short
