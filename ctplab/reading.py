@@ -43,7 +43,7 @@ def regular(path: Path) -> Path:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        what = "it is a link to nothing" if path.is_symlink() else "there is no such file"
+        what = "it is a link to nothing" if path.is_symlink() else "No such file"
         raise InputError(f"cannot read {path}: {what}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or half of a character
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None

@@ -87,7 +87,7 @@ def run_command(arguments: list[str] | None, device: str | None) -> int:
     except BrokenPipeError:  # whoever read standard output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 130
-    except Exception as error:
+    except BaseException as error:
         told = in_words(error, flags)
         if told is None:
             raise

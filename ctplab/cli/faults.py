@@ -34,6 +34,8 @@ def in_words(error: BaseException, flags: Mapping[str, str]) -> str | None:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{error.strerror or error}"
+    if type(error).__name__ == "PanicException":  # Rust's, in the tokenizers library: it is no Exception
+        return f"a file is damaged: {' '.join(str(error).split())[:160]}"
     return None
 
 

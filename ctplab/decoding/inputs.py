@@ -47,7 +47,7 @@ def encode(arm: Arm, tokenizer: Tokenizer, text: str, raw: bool = False) -> list
 
 
 def left_padded(rows: Sequence[list[int]], model: Model, padding: int) -> Batch:
-    """Rows of ids as one batch on the model's device. Any id will do as ``padding``; one that the model lacks becomes 0.
+    """Rows of ids as one batch on the model's device. ``padding`` may be any id.
 
     Raises InputError if the model lacks one of the rows' own ids.
     """

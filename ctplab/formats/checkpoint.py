@@ -27,7 +27,7 @@ from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
 from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
 from ctplab.models.loading import resolve, skeleton
 from ctplab.models.origin import origin
-from ctplab.models.weights import weight_files
+from ctplab.models.weights import check_config, weight_files
 from ctplab.reading import expect, read_json, shown, told
 from ctplab.specs import SCHEMA, CompressionSpec
 
@@ -174,6 +174,7 @@ def load_compressed(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
     """Load the model in ``folder``, dense or with PackedLinear layers. Raises InputError if the folder is damaged."""
     manifest = read_manifest(folder)
     spec = CompressionSpec.from_json(manifest["spec"])
+    check_config(folder)
     try:
         model = skeleton(folder, dtype)
     except Exception as error:  # a foreign folder can fail here in many ways; the user needs one line

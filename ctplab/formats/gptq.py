@@ -22,6 +22,7 @@ from ctplab.formats import checkpoint
 from ctplab.models import Model
 from ctplab.models.anatomy import as_matrix, blocks
 from ctplab.models.loading import load_tokenizer, skeleton
+from ctplab.models.weights import check_config
 from ctplab.reading import read_json
 from ctplab.specs import CompressionSpec
 
@@ -199,6 +200,7 @@ def load_gptq(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
         raise InputError(
             f"{folder}: GPTQ format {name!r} with {bits!r} bits is not known; known: gptq, gptq_v2; 2, 3, 4, 8"
         )
+    check_config(folder)
     stored: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         stored |= tensor_files.read(path, finite=True)
