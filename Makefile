@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: install demo app notebooks notebooks-run test test-slow lint bench interop interop-vllm
+.PHONY: install demo demo-real app notebooks notebooks-run test test-slow lint bench interop interop-vllm
 
 install: .venv/.core
 
@@ -21,6 +21,10 @@ install: .venv/.core
 
 demo: .venv/.core
 	$(BIN)/ctplab demo
+
+# Fetches SmolLM2 (93 MB); ten minutes on two cores.
+demo-real: .venv/.core
+	$(BIN)/ctplab demo --model smollm2
 
 .venv/.app: .venv/.core
 	$(INSTALL) --editable '.[app]'
@@ -75,8 +79,9 @@ interop-vllm: .venv/.dev .venv-vllm/.ready
 	.venv-vllm/bin/python tests/interop/peer_vllm.py build/interop atlas
 	$(BIN)/python -m pytest tests/interop/test_interop_tokens.py
 
+# A process a core, four at most: each holds torch and a few models.
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Fetches SmolLM2 (93 MB) and measures it: minutes on two cores.
 test-slow: .venv/.dev

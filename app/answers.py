@@ -8,12 +8,14 @@ from threading import Event
 from typing import Any
 
 import ctplab as ctp
-from ctplab.app.bench import Bench, Chosen
-from ctplab.atlas.questions import FORM, Question, all_questions, is_correct
-from ctplab.decoding.inputs import written
+from ctplab.app import limits
+from ctplab.app.bench import ARMS, Bench, Chosen
+from ctplab.atlas.questions import FORM, Question, all_questions
+from ctplab.measure.verdicts import Verdict, judge
 from ctplab.prompts.arms import USUAL
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.text.chat import has_template
+from ctplab.text.reading import written
 
 PERIOD = 0.1  # seconds between updates of a page: faster than reading, slower than flooding
 
@@ -52,6 +54,10 @@ class Record:
     correct: bool | None = None
     known: str = ""
     """The right answer, if the embedded world knows one."""
+    how: str = ""
+    """How the verdict was reached, in words."""
+    sent: str = ""
+    """The text that the model read behind its prefix."""
     state: str = "waiting"
     """waiting, running, done, stopped or failed."""
     error: str = ""
@@ -77,6 +83,26 @@ def known_answers(question: str) -> list[Question]:
     return _wordings().get(question.strip(), [])
 
 
+def checked(request: Request) -> Request:
+    """The request with every value inside its bounds. Raises InputError if one is not."""
+    if not limits.text(request.question, "question").strip():
+        raise ctp.InputError("Type a question first.")
+    if not request.arms or len(request.arms) > len(ARMS):
+        raise ctp.InputError("Tick at least one arm.")
+    return Request(
+        request.question,
+        tuple(limits.text(arm, "arm", 40) for arm in request.arms),
+        limits.text(request.hard_prompt, "hard prompt"),
+        bool(request.ask),
+        limits.number(request.temperature, "temperature", 0, 10),
+        limits.number(request.top_p, "top-p", 0.01, 1),
+        limits.number(request.repetition_penalty, "repetition penalty", 0.1, 10),
+        limits.whole(request.seed, "seed", 0, 2**31 - 1),
+        limits.whole(request.max_new_tokens, "longest answer", 1, 1024),
+        bool(request.raw),
+    )
+
+
 def chats(request: Request, tokenizer: Any) -> bool:
     """Whether the question is a turn of a conversation, in the tokenizer's chat template."""
     return request.ask and not request.raw and has_template(tokenizer)
@@ -93,6 +119,7 @@ def _start(bench: Bench, chosen: Chosen, request: Request, record: Record) -> Ge
     """One arm's answer, piece by piece, a piece for every token. Raises InputError if the arm cannot run."""
     arm, loaded = bench.arm(record.arm, chosen, request.hard_prompt, request.seed)
     record.model, record.bytes = loaded.name, int(loaded.about.get("bytes", 0))
+    record.sent = read_text(request, loaded.tokenizer, "")
 
     def count() -> None:
         bench.tokens += 1
@@ -132,10 +159,7 @@ def answer(bench: Bench, chosen: Chosen, request: Request, stop: Event, period: 
     An arm that fails says why in its own record and leaves the others alone. Raises InputError for an empty
     question or no arms. Closing the iterator, or setting ``stop``, stops every model before its next token.
     """
-    if not request.question.strip():
-        raise ctp.InputError("Type a question first.")
-    if not request.arms:
-        raise ctp.InputError("Tick at least one arm.")
+    request = checked(request)
     known = known_answers(request.question) if request.ask else []
     records = [Record(name, known=known[0].answer if known else "") for name in request.arms]
     streams: dict[int, Generator[str]] = {}
@@ -144,7 +168,8 @@ def answer(bench: Bench, chosen: Chosen, request: Request, stop: Event, period: 
         yield snapshot(records)
         for i, record in enumerate(records):
             try:
-                streams[i] = _start(bench, chosen, request, record)
+                with bench.turns.turn():
+                    streams[i] = _start(bench, chosen, request, record)
                 record.state = "running"
             except ctp.InputError as error:
                 record.state, record.error = "failed", str(error)
@@ -162,7 +187,8 @@ def answer(bench: Bench, chosen: Chosen, request: Request, stop: Event, period: 
                     streams.pop(i).close()
                     if record.state == "running":
                         record.state = "done"
-                        record.correct = any(is_correct(record.text, q) for q in known) if known else None
+                        found = verdict(bench, record, request, known)
+                        record.correct, record.how = found.right, found.how
                 news = news or not more or before is None
             if news or time.perf_counter() - shown >= period:
                 yield snapshot(records)
@@ -173,6 +199,15 @@ def answer(bench: Bench, chosen: Chosen, request: Request, stop: Event, period: 
     for i in streams:
         records[i].state = "stopped"
     yield snapshot(records)
+
+
+def verdict(bench: Bench, record: Record, request: Request, known: list[Question]) -> Verdict:
+    """What can be said of one answer: exact for the embedded model's world, tolerant for any other model."""
+    if not known:
+        return Verdict(None, "")
+    return judge(
+        record.text, [q.answer for q in known], exact=bench.is_embedded(record.model), question=request.question
+    )
 
 
 def snapshot(records: list[Record]) -> list[dict[str, Any]]:

@@ -5,13 +5,17 @@ imports torch: all mathematics is asked of ctplab.
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import ctplab as ctp
+from ctplab.app import hub, limits
 from ctplab.app.jobs import Jobs
+from ctplab.app.loaded import Chosen as Chosen
+from ctplab.app.loaded import Loaded as Loaded
+from ctplab.app.places import HUB, Places
 from ctplab.app.turns import Turns
 from ctplab.disk import data_dir
 from ctplab.formats.checkpoint import MANIFEST, describe
@@ -22,44 +26,26 @@ from ctplab.prompts import arms
 ARMS = tuple(name for name in (*arms.USUAL, *arms.CONTROLS) if name not in ("text", "full+own"))
 """The arms of the page; those two need a text and a second prompt, which a session does not choose."""
 
-#: Options of events that use the device: one at a time, the others wait in the queue and see their place.
-DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
+#: Options of events that use the device: a few take turns on it, the others wait in the queue and see their place.
+DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 4}
+#: Options of measurements, which take turns round by round and must not keep questions waiting.
+LONG: dict[str, Any] = {"concurrency_id": "long", "concurrency_limit": 2}
 #: Options of events that only the page itself calls.
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model in memory, and what its folder says about it."""
-
-    name: str
-    source: str
-    model: Any = field(repr=False)
-    tokenizer: Any = field(repr=False)
-    about: dict[str, Any]
-
-    @property
-    def tag(self) -> str:
-        """How it was compressed: ``full``, ``w4-s50``, ``gptq``."""
-        return str(self.about.get("tag") or self.about.get("quant_method") or "full")
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What one session works with: names of loaded things."""
-
-    full: str
-    compressed: str
-    prompt: str
+MODELS, PROMPTS = 24, 200  # that stay in memory
 
 
 class Bench:
     """The server's models, prompts and runs."""
 
     def __init__(
-        self, runs: Path, stream: Callable[..., Generator[str]] = ctp.stream, device: str | None = None
+        self,
+        runs: Path,
+        stream: Callable[..., Generator[str]] = ctp.stream,
+        device: str | None = None,
+        places: Places | None = None,
     ) -> None:
-        self.runs, self.device = runs, device
+        self.runs, self.device, self.places = runs, device, places or Places()
         self.stream = stream
         """The model, or a fake one in tests that measure time."""
         self.turns = Turns()
@@ -76,14 +62,19 @@ class Bench:
 
     def load_model(self, source: str, again: bool = False) -> str:
         """Load a folder or hub id (``again``: it was written anew) and return its name here. Raises InputError."""
-        source = source.strip()
+        source = limits.text(source, "model", 1000).strip()
         if not source:
             raise ctp.InputError("give a model folder, a hub id, or 'atlas'")
-        for loaded in self.models.values():
+        for loaded in list(self.models.values()):
             if loaded.source == source and not again:
                 return loaded.name
+        self.places.check_model(source)
+        if len(self.models) >= MODELS:
+            raise ctp.InputError(f"{MODELS} models are loaded already; restart the server to load others")
+        on_hub = HUB.fullmatch(source) and not Path(resolve(source)).exists()
+        where = hub.folder(source) if on_hub else source
         with self.turns.turn():
-            model, tokenizer = ctp.load(source, device=self.device)
+            model, tokenizer = ctp.load(where, device=self.device)
         folder = Path(resolve(source))
         about = describe(source) if folder.is_dir() else {"base": source}
         short = source if source == "atlas" or not folder.is_dir() else folder.resolve().name
@@ -93,9 +84,12 @@ class Bench:
 
     def load_prompt(self, folder: str) -> str:
         """Read a prompt folder and return its name here. Raises InputError in one line."""
-        folder = folder.strip()
+        folder = limits.text(folder, "prompt", 1000).strip()
         if not folder:
             raise ctp.InputError("give a prompt folder (it holds prompt.json and prompt.safetensors)")
+        self.places.check(folder)
+        if len(self.prompts) >= PROMPTS:
+            raise ctp.InputError(f"{PROMPTS} prompts are loaded already; restart the server to load others")
         saved = ctp.load_prompt(folder)
         path = Path(folder).resolve()
         name = path.name if path.name != "prompt" else f"{saved.info.get('tag', 'model')} prompt"
@@ -109,6 +103,10 @@ class Bench:
         if name not in self.models:
             raise ctp.InputError(f"no model {name!r} is loaded; loaded are {', '.join(self.models) or 'none'}")
         return self.models[name]
+
+    def is_embedded(self, name: str) -> bool:
+        """Whether a loaded model is the embedded one or made from it: its exact match holds for no other."""
+        return self.model(name).about.get("base", name) == "atlas" or self.model(name).source == "atlas"
 
     def prompt(self, name: str) -> ctp.SavedPrompt:
         """A loaded prompt by name."""
@@ -130,6 +128,16 @@ class Bench:
         """Compressed models first."""
         return sorted(self.models, key=lambda name: self.models[name].tag == "full")
 
+    def default_corpus(self) -> str:
+        """A text that suits the first model: the embedded world's for the embedded model, general English else."""
+        return "atlas-web" if self.is_embedded(self.chosen().full) else "docs"
+
+    def default_arms(self, chosen: Chosen) -> list[str]:
+        """The usual arms that can run with what is loaded."""
+        if chosen.full == chosen.compressed:
+            return ["full"]
+        return [name for name in arms.USUAL if name != "soft" or (chosen.prompt and self.fit(chosen)[0])]
+
     # Do they fit?
 
     def fit(self, chosen: Chosen) -> tuple[bool, list[str]]:
@@ -143,7 +151,7 @@ class Bench:
                 f"{small.name} was made from {small.about.get('base', 'another model')}, not from this full one"
             )
         if not chosen.prompt:
-            return False, [*notes, "no prompt is loaded: load one below, or learn one in the tab Train"]
+            return False, [*notes, "no prompt yet: learn one in the tab Train, or load one below"]
         saved = self.prompt(chosen.prompt)
         try:
             found = ctp.attach(saved, small.model, small.tokenizer)
@@ -184,6 +192,12 @@ class Bench:
             ctp.attach(saved, loaded.model, loaded.tokenizer)
         return arm, loaded
 
+    def corpus(self, name: str, tokenizer: Any, seq_len: Any) -> ctp.Corpus:
+        """A text that the page may name, in windows. Raises InputError."""
+        name = limits.text(name, "text", 2000).strip()
+        self.places.check_corpus(name)
+        return ctp.corpus(name, tokenizer, limits.whole(seq_len, "Tokens a window", 2, 8192))
+
     # Stop
 
     def begin(self, session: str) -> Event:
@@ -197,11 +211,21 @@ class Bench:
         if session in self._stops:
             self._stops.pop(session).set()
 
+    def cancel_all(self) -> None:
+        """Ask all generations and jobs to end: the server is about to."""
+        for session in list(self._stops):
+            self.stop(session)
+        self.jobs.cancel_all()
+
     # Folders
 
     def store(self, chosen: Chosen) -> ctp.Store:
         """Run folders of the chosen base model."""
-        return ctp.Store(self.runs, self.model(chosen.full).name)
+        return self.store_of(self.model(chosen.full).name)
+
+    def store_of(self, base: str) -> ctp.Store:
+        """Run folders of a base model by its name here."""
+        return ctp.Store(self.runs, base)
 
 
 def shipped() -> tuple[str | None, str | None]:

@@ -1,15 +1,22 @@
 """Tab *Compress*: GPTQ, SparseGPT or both on a loaded model, with progress, a report by layer, and true bytes."""
 
+import time
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 import ctplab as ctp
+from ctplab.app import limits
 from ctplab.app.bench import PRIVATE, Bench
+from ctplab.app.guard import owner
 from ctplab.app.header import Header, renew
 from ctplab.app.jobs import Job
+from ctplab.app.share import lead
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
+from ctplab.disk import slug, write_json
+from ctplab.formats.checkpoint import MANIFEST, read_manifest
 
 CORPORA = ["atlas-web", "atlas-wiki", "atlas-news", "docs", "c4", "wikitext2", "ptb"]
 LAYERS = ["layer", "method", "loss a token", "weights", "bytes", "bits a weight", "note"]
@@ -20,32 +27,59 @@ def spec_of(
 ) -> ctp.CompressionSpec:
     """The form as a spec; raises InputError if the values contradict each other."""
     return ctp.CompressionSpec(
-        bits=None if bits == "none" else int(bits),
-        sparsity=0.0 if pattern else sparsity / 100,
+        bits=None if bits == "none" else limits.whole(bits, "bits", 2, 8),
+        sparsity=0.0 if pattern else limits.number(sparsity, "sparsity", 0, 99) / 100,
         pattern=pattern or None,
-        group_size=None if group == "row" else int(group),
+        group_size=None if group == "row" else limits.whole(group, "group size", 1, 65536),
         act_order=act_order,
         symmetric=symmetric,
     )
 
 
+def short(corpus: str) -> str:
+    """A corpus as part of a name: a file without its folder."""
+    return slug(Path(corpus.removeprefix("file:").split(",")[0].split("#")[0]).stem or corpus)[:24]
+
+
 def start(
-    bench: Bench, model: str, spec: ctp.CompressionSpec, corpus: str, samples: int, seq_len: int, seed: int
+    bench: Bench, model: str, spec: ctp.CompressionSpec, corpus: str, samples: Any, seq_len: Any, seed: Any, owner: str
 ) -> Job:
-    """Queue a compression of a loaded model into the run folder; it is loaded when done."""
+    """Queue a compression of a loaded model; it is loaded when done.
+
+    Its folder in the runs is named after level and calibration. What lies there already and was made from the same is
+    loaded; what was made from something else stays, and the new weights lie beside it.
+    """
     full = bench.model(model)
     if full.about.get("spec"):
         raise ctp.InputError(f"{model} is compressed already: choose the full model it came from")
-    out = ctp.Store(bench.runs, full.name).compressed(spec.tag)
+    title = f"compress {model} to {spec.tag}"
+    try:
+        n, length = limits.whole(samples, "windows", 1, 4096), limits.whole(seq_len, "tokens a window", 2, 8192)
+        limits.whole(n * length, "windows x tokens a window", 2, 4 * 2**20)
+        seed = limits.whole(seed or 0, "seed", 0, 2**31 - 1)
+        bench.places.check_corpus(limits.text(corpus, "calibration text", 2000))
+    except ctp.InputError as error:
+        return bench.jobs.refused("compress", title, str(error), owner)
+    name = f"{spec.tag}-{short(corpus)}-{n}x{length}" + (f"-s{seed}" if seed else "")
 
     def work(job: Job) -> None:
         job.note = f"reading {corpus}"
-        windows = ctp.corpus(corpus, full.tokenizer, seq_len).train.sample(samples, seed)
-        job.result = ctp.compress_to(full.source, out, full.tokenizer, windows, spec, progress=job.progress)
+        windows = bench.corpus(corpus, full.tokenizer, length).train.sample(n, seed)
+        study = ctp.Study(bench.store_of(full.name), full.model, full.tokenizer, job.progress)
+        made_from = study.made_from(spec, windows)
+        out = study.store.place(name, made_from)
+        if (out / MANIFEST).exists():
+            job.result, job.done, job.total = read_manifest(out), 1, 1
+            told = "was there already"
+        else:
+            made = {**made_from, "calibrated_on": f"{corpus}, {n} x {length} tokens", "made": time.strftime("%Y-%m-%d")}
+            job.result = ctp.compress_to(full.source, out, full.tokenizer, windows, spec, progress=job.progress) | made
+            write_json(job.result, out / MANIFEST)
+            told = size(job.result["bytes"])
         job.result["name"] = bench.load_model(str(out), again=True)
-        job.note = f"{size(job.result['bytes'])} in {out}"
+        job.note = f"{told}: {out}"
 
-    return bench.jobs.start("compress", f"compress {model} to {spec.tag}", work)
+    return bench.jobs.start("compress", title, work, owner)
 
 
 def layers(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +94,7 @@ def layers(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def summary(manifest: dict[str, Any]) -> str:
     """One paragraph with the true numbers beside the nominal ones."""
-    if not manifest:
+    if "bits_per_weight" not in manifest:
         return ""
     lines = [
         f"**{manifest['tag']}**: {size(manifest['bytes'])} on disk. {manifest['bits_per_weight']:.2f} true bits a "
@@ -93,34 +127,36 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         go = gr.Button("Compress", variant="primary", elem_id="compress")
         cancel = gr.Button("Cancel", elem_id="compress-cancel")
         use = gr.Button("Use it in Compare", elem_id="compress-use")
+        onward = gr.Button("Next: train a prompt for it →", elem_id="compress-next", variant="secondary")
     status = gr.HTML(elem_id="compress-job")
     text = gr.Markdown(elem_id="compress-summary")
     report = gr.Dataframe(headers=LAYERS, label="Report by layer", interactive=False, elem_id="layers", max_height=420)
     shown = gr.State(None)
 
-    def run(full: str, seed: float, corpus: str, samples: float, seq_len: float, *settings: Any) -> str:
+    def run(
+        request: gr.Request, full: str, seed: float, corpus: str, samples: float, seq_len: float, *settings: Any
+    ) -> str:
         with plain_errors():
-            return start(bench, full, spec_of(*settings), corpus, int(samples), int(seq_len), int(seed or 0)).html()
+            return start(bench, full, spec_of(*settings), corpus, samples, seq_len, seed, owner(request)).html()
 
-    def poll(shown: Any, full: str, compressed: str, prompt: str | None) -> list[Any]:
-        job = bench.jobs.latest("compress")
+    def poll(request: gr.Request, shown: Any, full: str, compressed: str, prompt: str | None) -> list[Any]:
+        job = bench.jobs.latest("compress", owner(request))
         if job is None or job.version == shown:
             return [gr.skip()] * 7
         finished = renew(bench, full, compressed, prompt) if job.state == "done" else (gr.skip(),) * 3
-        return [job.html(), summary(job.result), layers(job.result), job.version, *finished]
+        return [job.html(owner(request)), summary(job.result), layers(job.result), job.version, *finished]
 
-    def cancelled() -> None:
-        job = bench.jobs.latest("compress")
-        if job is None or not job.active:
-            raise gr.Error("Nothing is being compressed.")
-        job.cancel.set()
+    def cancelled(request: gr.Request) -> None:
+        with plain_errors():
+            bench.jobs.mine("compress", owner(request)).cancel.set()
         gr.Info("Stopping at the next block; finished blocks are kept, and the same settings go on from there.")
 
-    def chosen() -> Any:
-        job = bench.jobs.latest("compress")
-        if job is None or "name" not in job.result:
-            raise gr.Error("No compression is done yet.")
-        return gr.update(choices=bench.compressed_names(), value=job.result["name"])
+    def chosen(request: gr.Request) -> Any:
+        done = bench.jobs.done("compress", owner(request))
+        if not done:
+            raise gr.Error("You have compressed nothing yet: press Compress, and wait until it is done.")
+        gr.Info(f"{done[0].result['name']} is the compressed model now.")
+        return gr.update(choices=bench.compressed_names(), value=done[0].result["name"])
 
     go.click(
         run, [header.full, header.seed, corpus, samples, seq_len, bits, sparsity, pattern, group, act_order, symmetric],
@@ -130,5 +166,6 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         poll, [shown, *header.chosen], [status, text, report, shown, *header.chosen], queue=False,
         show_progress="hidden", **PRIVATE,
     )  # fmt: skip
-    cancel.click(cancelled, queue=False, **PRIVATE)
-    use.click(chosen, None, header.compressed, queue=False, **PRIVATE)
+    cancel.click(cancelled, **PRIVATE)
+    for button, place in ((use, "compare"), (onward, "train")):
+        lead(button.click(chosen, None, header.compressed, **PRIVATE), header.tabs, place)

@@ -9,12 +9,14 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
 
 import ctplab as ctp
+from ctplab.app import limits
 from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.header import Header
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
 from ctplab.disk import whole
 
+WEIGHTS = ["dense", "gptq", "gptq_v2"]
 FOLLOW = """(file) => {
   if (!file || !file.href) return;
   const link = document.createElement("a");
@@ -27,8 +29,9 @@ FOLLOW = """(file) => {
 def write(bench: Bench, chosen: Chosen, name: str, weights: str) -> tuple[str, dict[str, str]]:
     """Write the folder under the runs, and a zip of it beside. Returns what happened in words, and the link."""
     small = bench.model(chosen.compressed)
-    if not chosen.prompt or not name.strip():
+    if not chosen.prompt or not str(name).strip():
         raise ctp.InputError("choose a prompt, and give the export a name")
+    name, weights = limits.name(name, "the export"), limits.one_of(weights, "weights", WEIGHTS)
     out = bench.store(chosen).export(small.name, name)
     with bench.turns.turn():
         found = ctp.export_tokens(bench.prompt(chosen.prompt), small.source, out, weights=weights)
@@ -62,14 +65,14 @@ def build(bench: Bench, header: Header) -> None:
         )
         with gr.Row(equal_height=True):
             name = gr.Textbox("tokens", label="Name", elem_id="export-name", min_width=120)
-            weights = gr.Dropdown(["dense", "gptq", "gptq_v2"], value="dense", label="Weights", min_width=120)
+            weights = gr.Dropdown(WEIGHTS, value="dense", label="Weights", min_width=120)
             button = gr.Button("Write and download", elem_id="export-write", scale=0, min_width=180)
         told = gr.Markdown(elem_id="export-told")
     file = gr.JSON(visible="hidden")
 
-    def run(full: str, compressed: str, prompt: str | None, name: str, weights: str) -> tuple[Any, Any]:
+    def write_zip(full: str, compressed: str, prompt: str | None, name: str, weights: str) -> tuple[Any, Any]:
         with plain_errors():
             return write(bench, Chosen(full, compressed, prompt or ""), name, weights)
 
-    done = button.click(run, [*header.chosen, name, weights], [told, file], **DEVICE, **PRIVATE)
+    done = button.click(write_zip, [*header.chosen, name, weights], [told, file], **DEVICE, **PRIVATE)
     done.success(None, file, js=FOLLOW, **PRIVATE)

@@ -3,7 +3,7 @@
 Colours mean what they mean on paper (``ctplab.show.colours``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -22,14 +22,33 @@ def blank(height: int, x: str, y: str, **layout: Any) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY, "size": 13},
-        margin={"l": 60, "r": 16, "t": 64, "b": 50},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        margin={"l": 60, "r": 16, "t": 44, "b": 50},
+        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
         hoverlabel={"font": {"size": 13}},
         **layout,
     )
     for axis, title in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
         axis(title=title, gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID)
     return figure
+
+
+def logarithmic(figure: go.Figure, values: Iterable[float]) -> None:
+    """Make the y axis logarithmic, with few round numbers on it and none of the usual small ones between."""
+    known = [value for value in values if value > 0]
+    ticks = [digit * 10**power for power in range(-3, 7) for digit in (1, 1.5, 2, 3, 5, 7)]
+    inside = [tick for tick in ticks if known and 0.8 * min(known) <= tick <= 1.25 * max(known)]
+    thinned = inside[:: max(1, len(inside) // 7)]
+    figure.update_yaxes(type="log", tickmode="array", tickvals=thinned, ticktext=[f"{tick:g}" for tick in thinned])
+
+
+def apart(x: Sequence[float]) -> list[str]:
+    """Where labels stand at points, so that neighbours' do not touch: above and below in turn, from left to right."""
+    order = sorted(range(len(x)), key=lambda i: x[i])
+    places = ("top center", "bottom center", "top left", "bottom right")
+    found = [""] * len(x)
+    for turn, i in enumerate(order):
+        found[i] = places[turn % len(places)]
+    return found
 
 
 def faint(colour: str, opacity: float) -> str:

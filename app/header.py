@@ -6,9 +6,11 @@ from typing import Any
 
 import gradio as gr
 
-from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen, Loaded
+import ctplab as ctp
+from ctplab.app.bench import DEVICE, LONG, PRIVATE, Bench, Chosen, Loaded
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
+from ctplab.models.known import MODELS, KnownModel
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Header:
     prompt: gr.Dropdown
     seed: gr.Number
     card: gr.HTML
+    tabs: gr.Tabs | None = None
+    """The page's tabs, for buttons that lead from one to another."""
 
     @property
     def chosen(self) -> list[gr.Dropdown]:
@@ -36,6 +40,8 @@ def _model_html(title: str, loaded: Loaded) -> str:
         facts.append(
             f"truly {about['bits_per_weight']:.2f} bits a weight, nominally {about['nominal_bits_per_weight']:g}"
         )
+        if about.get("calibrated_on"):
+            facts.append(f"calibrated on {about['calibrated_on']}, {about.get('made', '')}")
     elif about.get("quant_method"):
         facts.append(f"{about['quant_method']}, {about.get('bits')} bits, made by another program")
     else:
@@ -54,6 +60,7 @@ def card(bench: Bench, chosen: Chosen) -> str:
     full, small = bench.model(chosen.full), bench.model(chosen.compressed)
     fits, notes = bench.fit(chosen)
     badge = '<span class="badge good">✓ fits</span>' if fits else '<span class="badge bad">✗ does not fit</span>'
+    badge = badge if chosen.prompt else ""  # nothing is wrong: there is just none yet
     lines = "".join(f"<p>{escape(note)}</p>" for note in notes)
     if chosen.prompt:
         info = bench.prompt(chosen.prompt).info
@@ -67,6 +74,13 @@ def card(bench: Bench, chosen: Chosen) -> str:
         f'<section aria-label="Prompt and compatibility"><h2>Prompt</h2><div class="name">'
         f"{escape(chosen.prompt or 'none')} {badge}</div>{lines}</section></div>"
     )
+
+
+def offered(model: KnownModel) -> str:
+    """What the button of a known model says: the size of its download, as long as it is not here."""
+    if model.folder.is_dir():
+        return f"Load {model.name}: {model.about.split(' (')[0]}"
+    return f"Get {model.name}: {model.about.split(' (')[0]}, {model.megabytes} MB, {model.licence}"
 
 
 def build(bench: Bench) -> Header:
@@ -90,6 +104,11 @@ def build(bench: Bench) -> Header:
                 label="Prompt folder", placeholder="runs/atlas/w4-s50/prompts/demo", elem_id="prompt-source"
             )
             add_prompt = gr.Button("Load prompt", elem_id="load-prompt", scale=0, min_width=140)
+        with gr.Row():
+            offers = {
+                model: gr.Button(offered(model), elem_id=f"get-{name}", size="sm", min_width=200)
+                for name, model in MODELS.items()
+            }
     header = Header(full, compressed, prompt, seed, box)
 
     def redraw(full: str, compressed: str, prompt: str | None) -> str:
@@ -105,6 +124,20 @@ def build(bench: Bench) -> Header:
             gr.update(choices=bench.compressed_names(), value=compressed if whole else name),
         )
 
+    def get(name: str) -> Any:
+        def fetched(compressed: str, bar: Any = gr.Progress()) -> tuple[Any, Any, str]:  # noqa: B008
+            def progress(items: Any, *, total: int | None = None, label: str = "") -> Any:
+                yield from bar.tqdm(items, total=total, desc=label)
+
+            with plain_errors():
+                ctp.get_model(name, progress=progress)
+                loaded = bench.load_model(name)
+            gr.Info(f"{loaded} is the full model now. Next: compress it.")
+            full = gr.update(choices=bench.full_names(), value=loaded)
+            return full, gr.update(choices=bench.compressed_names(), value=compressed), offered(MODELS[name])
+
+        return fetched
+
     def load_prompt(folder: str) -> Any:
         with plain_errors():
             return gr.update(choices=list(bench.prompts), value=bench.load_prompt(folder))
@@ -113,6 +146,8 @@ def build(bench: Bench) -> Header:
         component.change(redraw, header.chosen, box, show_progress="hidden", queue=False, **PRIVATE)
     add_model.click(load_model, [source, full, compressed], [full, compressed], **DEVICE, **PRIVATE)
     add_prompt.click(load_prompt, folder, prompt, **PRIVATE)
+    for model, button in offers.items():
+        button.click(get(model.name), compressed, [full, compressed, button], **LONG, **PRIVATE)
     return header
 
 

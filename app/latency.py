@@ -1,19 +1,22 @@
 """Tab *Latency*: time to the first token and tokens a second against k, with the prefix compiled and not."""
 
 from dataclasses import asdict
+from threading import Event
 from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
 
 import ctplab as ctp
-from ctplab.app import figures
-from ctplab.app.bench import DEVICE, PRIVATE, Bench
+from ctplab.app import figures, limits
+from ctplab.app.bench import LONG, PRIVATE, Bench
 from ctplab.app.header import Header
 from ctplab.app.toast import plain_errors
+from ctplab.progress import silent
 from ctplab.prompts import prefix
 from ctplab.show.colours import ATTACHED
 
+MOST = 12  # numbers of prompt tokens in one measurement
 NAMES = {"concatenated": "concatenated", "compiled": "compiled", "none": "no prompt"}
 
 
@@ -26,13 +29,38 @@ def numbers(text: str) -> list[int]:
 
 
 def measure(
-    bench: Bench, model: str, tokens: list[int], length: int, new: int, repeats: int, progress: Any
+    bench: Bench,
+    model: str,
+    tokens: list[int],
+    length: Any,
+    new: Any,
+    repeats: Any,
+    stop: Event,
+    progress: Any = silent,
 ) -> list[dict]:
-    """The points of ``ctp.latency`` as plain JSON, for k in ``tokens`` and texts of ``length`` tokens."""
+    """The points of ``ctp.latency`` as plain JSON, for k in ``tokens`` and texts of ``length`` tokens.
+
+    Questions and jobs get their turn between two readings. Raises InputError if ``stop`` is set before the end.
+    """
+    if not isinstance(tokens, list | tuple) or not 1 <= len(tokens) <= MOST:
+        raise ctp.InputError(f"prompt tokens: give one to {MOST} numbers")
+    ks = [limits.whole(k, "prompt tokens", 0, 2000) for k in tokens]
+    sizes: dict[str, int] = {
+        "length": limits.whole(length, "text tokens", 1, 2000),
+        "new_tokens": limits.whole(new, "new tokens", 2, 256),
+        "repeats": limits.whole(repeats, "repeats", 1, 100),
+    }
     loaded = bench.model(model)
     arm = ctp.Arm(model, loaded.model, prefix.none(loaded.model))
-    with bench.turns.turn():
-        points = ctp.latency(arm, tokens=tokens, length=length, new_tokens=new, repeats=repeats, progress=progress)
+
+    def in_turn(items: Any, *, total: int | None = None, label: str = "") -> Any:
+        for item in progress(items, total=total, label=label):
+            if stop.is_set():
+                raise ctp.InputError("the measurement was stopped")
+            with bench.turns.turn():
+                yield item
+
+    points = ctp.latency(arm, tokens=ks, **sizes, progress=in_turn)
     return [asdict(point) for point in points]
 
 
@@ -66,22 +94,36 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         length = gr.Number(64, label="Text tokens", precision=0, minimum=1)
         new = gr.Number(16, label="New tokens", precision=0, minimum=2)
         repeats = gr.Number(5, label="Repeats", precision=0, minimum=1, elem_id="latency-repeats")
-        go_button = gr.Button("Measure", variant="primary", elem_id="latency")
+        go_button = gr.Button("Measure", variant="primary", elem_id="latency", min_width=100)
+        stop = gr.Button("Stop", elem_id="latency-stop", min_width=60)
     with gr.Row():
         first = gr.Plot(figures.note(360, "Press Measure."), label="Time to first token", elem_id="first-token")
         speed = gr.Plot(figures.note(360, "Press Measure."), label="Tokens a second", elem_id="speed")
 
-    def run(compressed: str, tokens: str, length: float, new: float, repeats: float, bar: Any = gr.Progress()) -> Any:  # noqa: B008
+    def run(
+        compressed: str,
+        tokens: str,
+        length: float,
+        new: float,
+        repeats: float,
+        request: gr.Request,
+        bar: Any = gr.Progress(),  # noqa: B008
+    ) -> Any:
         def progress(items: Any, *, total: int | None = None, label: str = "") -> Any:
             yield from bar.tqdm(items, total=total, desc=label)
 
         with plain_errors():
-            points = measure(bench, compressed, numbers(tokens), int(length), int(new), int(repeats), progress)
+            flag = bench.begin(f"latency {request.session_hash}")
+            points = measure(bench, compressed, numbers(tokens), length, new, repeats, flag, progress)
             return draw(points, "first_token_ms", "ms to the first token"), draw(
                 points, "tokens_per_second", "tokens a second after it"
             )
 
-    go_button.click(run, [header.compressed, tokens, length, new, repeats], [first, speed], **DEVICE, **PRIVATE)
+    def stopped(request: gr.Request) -> None:
+        bench.stop(f"latency {request.session_hash}")
+
+    go_button.click(run, [header.compressed, tokens, length, new, repeats], [first, speed], **LONG, **PRIVATE)
+    stop.click(stopped, None, None, queue=False, **PRIVATE)
 
     def latency_api(
         tokens: list[int] = [0, 25, 50],  # noqa: B006 (gradio reads the default from here)
@@ -89,12 +131,12 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         new_tokens: int = 16,
         repeats: int = 3,
         compressed: str = "",
+        request: gr.Request = None,  # type: ignore[assignment]
     ) -> list[dict]:
         """Time to the first token (ms) and tokens a second at every k, concatenated and compiled."""
-        from ctplab.progress import silent
-
         with plain_errors():
+            flag = bench.begin(f"latency api {request.session_hash}")
             name = bench.chosen(compressed=compressed).compressed
-            return measure(bench, name, list(tokens), length, new_tokens, repeats, silent)
+            return measure(bench, name, tokens, length, new_tokens, repeats, flag)
 
-    gr.api(latency_api, api_name="latency", **DEVICE)
+    gr.api(latency_api, api_name="latency", **LONG)

@@ -1,10 +1,11 @@
 """The whole page: header and tabs."""
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
-from ctplab.app import compare, compress, header, latency, results, share, similarity, tokens, train
+from ctplab.app import api, compare, compress, header, latency, results, share, similarity, tokens, train
 from ctplab.app.bench import PRIVATE, Bench
 
 TABS = {
@@ -15,6 +16,10 @@ TABS = {
     "Results": results.build,
     "Latency": latency.build,
 }
+NAMES = ["compare", *(title.lower().replace(" ", "-") for title in TABS)]
+#: A reload returns to the tab one was in, unless a link names settings of its own.
+REMEMBER = "() => sessionStorage.setItem('ctplab-tab', '{}')"
+REMEMBERED = "() => location.search ? '' : sessionStorage.getItem('ctplab-tab') || ''"
 
 
 def build(bench: Bench) -> gr.Blocks:
@@ -24,13 +29,17 @@ def build(bench: Bench) -> gr.Blocks:
             "# ctplab\nWhat compression costs a language model, and what a soft prompt brings back.", elem_id="title"
         )
         head = header.build(bench)
-        with gr.Tabs(elem_id="tabs"):
-            with gr.Tab("Compare", id="compare"):
+        with gr.Tabs(elem_id="tabs") as tabs:
+            head = replace(head, tabs=tabs)
+            with gr.Tab("Compare", id="compare") as first:
                 restored = compare.build(bench, head)
+            first.select(None, None, None, js=REMEMBER.format("compare"), **PRIVATE)
             for title, build_tab in TABS.items():
-                with gr.Tab(title, id=title.lower().replace(" ", "-")) as tab:
+                name = title.lower().replace(" ", "-")
+                with gr.Tab(title, id=name) as tab:
                     build_tab(bench, head, tab)
-        compare.api(bench)
+                tab.select(None, None, None, js=REMEMBER.format(name), **PRIVATE)
+        api.build(bench)
 
         def opened(request: gr.Request) -> list[Any]:
             query = dict(request.query_params)
@@ -43,8 +52,16 @@ def build(bench: Bench) -> gr.Blocks:
             return [*share.restore(query), *header.renew(bench, *known)]
 
         def closed(request: gr.Request) -> None:
-            bench.stop(str(request.session_hash))
+            for what in ("", "latency ", "api ", "latency api "):
+                bench.stop(f"{what}{request.session_hash}")
 
-        page.load(opened, None, [*restored, *head.chosen], show_progress="hidden", queue=False, **PRIVATE)
+        def reopened(tab: str) -> Any:
+            return gr.Tabs(selected=tab) if tab in NAMES and tab != "compare" else gr.skip()
+
+        place = gr.Textbox(visible=False)
+        page.load(reopened, place, tabs, js=REMEMBERED, show_progress="hidden", queue=False, **PRIVATE)
+        page.load(opened, None, [*restored, *head.chosen], show_progress="hidden", queue=False, **PRIVATE).then(
+            None, None, None, js=share.RUN, **PRIVATE
+        )
         page.unload(closed)
     return page

@@ -1,6 +1,7 @@
 """Tab *Results*: what the runs in the run folder found (sweeps: ``sweeps.py``). Reads files; measures nothing."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.header import Header
 from ctplab.app.views import size
 from ctplab.paper.printed import TABLES
+from ctplab.runs.stale import stale
 from ctplab.show.colours import HELPS, HURTS, colour
 
+STALE = "⚠ "
 NOTHING = "No demo yet in `{runs}`. Run `ctplab demo --out {runs}` (some minutes), then open this tab again."
 FILES = ["arm", "file", "windows", "tokens", "summed NLL", "windows' fingerprint"]
 NOMINAL_BITS = {"3-bit": 3.0, "50% + 4-bit": 2.0}
@@ -57,6 +60,18 @@ def read(runs: Path, name: str | None) -> dict[str, Any] | None:
         return None
 
 
+def stale_levels(runs: Path, name: str, result: dict[str, Any]) -> dict[str, str]:
+    """Level -> why its results cannot be repeated, for those whose weights are gone or were made anew."""
+    store, report = ctp.Store(runs, name), ctp.Store(runs, name).report() / "demo.json"
+    when = report.stat().st_mtime if report.exists() else 0.0
+    found = {
+        tag: stale(store.compressed(level.get("folder", tag)), level.get("weights"), when)
+        for tag, level in result["levels"].items()
+        if tag != "full"
+    }
+    return {tag: reason for tag, reason in found.items() if reason}
+
+
 def price(result: dict[str, Any], corpus: str) -> go.Figure:
     """Perplexity (log) against the bytes that a level really takes, with and without the prompt."""
     figure = figures.blank(420, "bytes on disk", f"perplexity on {corpus}")
@@ -66,7 +81,7 @@ def price(result: dict[str, Any], corpus: str) -> go.Figure:
 
     def add(name: str, style: str, symbol: str, tags: list[str], x: list[float], y: list[float]) -> None:
         figure.add_scatter(
-            x=x, y=y, text=tags, mode="markers+text", textposition="top center", name=name,
+            x=x, y=y, text=tags, mode="markers+text", textposition=figures.apart(x), name=name,
             marker={"size": 11, "symbol": symbol, "color": colour(style)},
             hovertemplate="%{text}: %{y:.3f} at %{x:,} bytes",
         )  # fmt: skip
@@ -77,7 +92,8 @@ def price(result: dict[str, Any], corpus: str) -> go.Figure:
     measured = {tag: cell[corpus]["soft"] for tag, cell in result["transfer"].items() if tag in levels}
     add(f"with the prompt learned on {showcase}", "soft", "diamond", ["" for _ in measured],
         [levels[tag]["bytes"] for tag in measured], list(measured.values()))  # fmt: skip
-    figure.update_yaxes(type="log")
+    figures.logarithmic(figure, [y for trace in figure.data for y in trace.y])
+    figure.update_xaxes(tickformat=".2s")
     return figure
 
 
@@ -109,8 +125,8 @@ def beside_the_paper(result: dict[str, Any], corpus: str) -> go.Figure:
             hovertemplate="%{text}: %{y:.2f} times the full model's",
         )
     figure.add_hline(y=1, line={"dash": "dot", "color": figures.GREY})
-    figure.update_yaxes(type="log")
-    figure.update_layout(legend={"font": {"size": 11}}, margin={"t": 84})
+    figures.logarithmic(figure, [y for trace in figure.data for y in trace.y])
+    figure.update_layout(legend={"font": {"size": 11}})
     return figure
 
 
@@ -144,12 +160,12 @@ def questions(result: dict[str, Any]) -> go.Figure:
     return figure
 
 
-def heat(result: dict[str, Any]) -> dict[str, Any]:
+def heat(result: dict[str, Any], old: Collection[str] = ()) -> dict[str, Any]:
     """The transfer matrix as coloured cells: green where the prompt helps, orange-red where it hurts."""
     corpora = list(next(iter(result["transfer"].values())))
     data, styling = [], []
     for tag, cells in result["transfer"].items():
-        data.append([f"{tag} *" if tag == result["showcase"] else tag])
+        data.append([(STALE if tag in old else "") + (f"{tag} *" if tag == result["showcase"] else tag)])
         styling.append([""])
         for corpus in corpora:
             before, after = cells[corpus]["compressed"], cells[corpus]["soft"]
@@ -211,10 +227,14 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         words += (
             f"{result['prompt']['spec']['tokens']} tokens learned on {result['learned_on']} at {result['showcase']}."
         )
+        old = stale_levels(bench.runs, str(name), result)
+        if old:
+            words += "\n\n" + STALE + "**Stale**: " + "; ".join(f"{tag}: {reason}" for tag, reason in old.items())
+            words += ". Run `ctplab demo` again for numbers on the weights that lie there now."
         return [
             words, gr.update(visible=True), gr.update(choices=names, value=name),
             gr.update(choices=corpora, value=corpus), price(result, corpus), beside_the_paper(result, corpus),
-            recovery(result), questions(result), heat(result),
+            recovery(result), questions(result), heat(result, old),
         ]  # fmt: skip
 
     def pick(event: gr.SelectData, name: str | None) -> Any:

@@ -1,10 +1,12 @@
 """What leaves the page: downloads made in the browser, and links that carry the settings."""
 
 from typing import Any
+from urllib.parse import urlencode
 
 import gradio as gr
 
 from ctplab.app.bench import ARMS, PRIVATE
+from ctplab.app.views import VIEWS
 
 DOWNLOAD = """(file) => {
   if (!file || !file.name) return;
@@ -13,6 +15,16 @@ DOWNLOAD = """(file) => {
   link.download = file.name;
   link.click();
 }"""
+
+
+TOP = "() => window.scrollTo({ top: 0 })"
+
+
+def lead(event: Any, tabs: gr.Tabs | None, tab: str) -> None:
+    """Open the tab with the id ``tab`` once ``event`` has succeeded, and show its top."""
+    event.success(lambda: gr.Tabs(selected=tab), None, tabs, queue=False, show_progress="hidden", **PRIVATE).then(
+        None, None, None, js=TOP, **PRIVATE
+    )
 
 
 def download(button: gr.Button, write: Any, inputs: list[Any]) -> None:
@@ -32,7 +44,26 @@ LINK = {
     "penalty": float,
     "seed": int,
     "length": int,
+    "raw": lambda text: text == "1",
+    "view": lambda text: text if text in VIEWS else int(""),  # a ValueError leaves it
 }
+#: A link that asks for it is run as soon as its settings are restored.
+RUN = """() => new URLSearchParams(location.search).get("run") === "1"
+  && setTimeout(() => document.querySelector("#generate")?.click(), 600)"""
+
+
+def link_of(button: gr.Button, link: gr.Textbox, inputs: list[Any]) -> None:
+    """Let ``button`` show a link to the settings ``inputs``: three names, and those of :data:`LINK`."""
+
+    def shared(full: str, compressed: str, prompt: str | None, *values: Any) -> Any:
+        found = dict(zip(LINK, values, strict=True))
+        found |= {"arms": ",".join(found["arms"]), "ask": int(found["ask"]), "raw": int(found["raw"])}
+        found |= {"full": full, "compressed": compressed, "prompt": prompt or "", "run": 1}
+        return gr.update(value="?" + urlencode(found), visible=True)
+
+    button.click(shared, inputs, link, queue=False, **PRIVATE).then(
+        None, link, link, js="(query) => location.origin + location.pathname + query", **PRIVATE
+    )
 
 
 def restore(query: dict[str, str]) -> list[Any]:

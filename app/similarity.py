@@ -6,7 +6,7 @@ import gradio as gr
 import plotly.graph_objects as go
 
 import ctplab as ctp
-from ctplab.app import figures
+from ctplab.app import figures, limits
 from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.header import Header
 from ctplab.app.share import download
@@ -17,6 +17,7 @@ from ctplab.show.colours import ROW_NAMES, ROWS
 
 def histogram(bench: Bench, chosen: Chosen, top: int, bins: int) -> dict[str, Any]:
     """Counts as ctplab gives them: {"edges", "counts", "mean"}."""
+    top, bins = limits.whole(top, "nearest tokens a row", 1, 1000), limits.whole(bins, "bins", 1, 2000)
     small, saved = bench.fitting(chosen)
     with bench.turns.turn():
         return ctp.cosine_histogram(small.model, saved.prefix, saved.initial, top=top, bins=bins)
@@ -65,7 +66,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         full: str, compressed: str, prompt: str | None, top: int, bins: int, log: bool
     ) -> tuple[Any, dict[str, Any]]:
         with plain_errors():
-            found = histogram(bench, Chosen(full, compressed, prompt or ""), int(top), int(bins))
+            found = histogram(bench, Chosen(full, compressed, prompt or ""), top, bins)
             return draw(found, int(top), log), found
 
     def save(data: dict[str, Any] | None) -> dict[str, str]:

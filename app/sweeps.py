@@ -8,6 +8,7 @@ import gradio as gr
 
 from ctplab.app.bench import PRIVATE, Bench
 from ctplab.runs import store
+from ctplab.runs.stale import stale
 from ctplab.show.tables import sweep_cells
 
 
@@ -22,6 +23,11 @@ def read(runs: Path, name: str) -> dict[str, Any] | None:
     try:
         kept = json.loads(store.sweep(runs, name).read_text())
         headers, data = sweep_cells(kept["rows"])
+        when = store.sweep(runs, name).stat().st_mtime
+        for row, cells in zip(kept["rows"], data, strict=True):
+            made = row.get("weights")
+            if made and (reason := stale(runs / made["folder"], made["id"], when)):
+                cells[1] = f"⚠ {cells[1]} ({reason})"
         return {**kept, "table": {"headers": headers, "data": data}}
     except (OSError, ValueError, KeyError, TypeError):
         return None

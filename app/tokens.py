@@ -8,8 +8,8 @@ import gradio as gr
 import plotly.graph_objects as go
 
 import ctplab as ctp
-from ctplab.app import export, figures
-from ctplab.app.bench import DEVICE, PRIVATE, Bench, Chosen
+from ctplab.app import export, figures, limits
+from ctplab.app.bench import DEVICE, LONG, PRIVATE, Bench, Chosen
 from ctplab.app.header import Header
 from ctplab.app.toast import plain_errors
 from ctplab.inspect.nearest import METRICS
@@ -23,6 +23,7 @@ SEQ_LEN, WINDOWS = 128, 32  # of the perplexity of the nearest-token hard prompt
 
 def rows(bench: Bench, chosen: Chosen, top: int, metric: str, centre: bool, special: bool, unused: bool) -> list[dict]:
     """One plain record for every row of the chosen prompt."""
+    top, metric = limits.whole(top, "top", 1, 1000), limits.one_of(metric, "measure", METRICS)
     small, saved = bench.fitting(chosen)
     with bench.turns.turn():
         found = ctp.inspect_prompt(
@@ -49,7 +50,7 @@ def table(found: list[dict]) -> dict[str, Any]:
 
 def inside_text(bench: Bench, chosen: Chosen, word: str) -> tuple[str, list[int]]:
     """What the user typed as it stands inside a text (mostly behind a space), and its token ids."""
-    tokenizer = bench.model(chosen.compressed).tokenizer
+    word, tokenizer = limits.text(word, "word", 200), bench.model(chosen.compressed).tokenizer
     ways = {text: list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (f" {word.strip()}", word)}
     return min(ways.items(), key=lambda way: len(way[1])) if word.strip() else ("", [])
 
@@ -76,9 +77,11 @@ def draw_map(points: dict[str, Any], spell: Callable[[int], str], picked: int | 
 
     def scatter(name: str, group: str, text: list[str], **style: Any) -> None:
         spots = points[group]
+        rows = list(range(len(spots["x"]))) if group in ("init", "learned") else None  # what a click picks
         figure.add_scatter(
-            x=spots["x"], y=spots["y"], mode="markers", name=name, text=text, hoverinfo="text", marker=style
-        )
+            x=spots["x"], y=spots["y"], mode="markers", name=name, text=text, hoverinfo="text", marker=style,
+            customdata=rows,
+        )  # fmt: skip
 
     start, end = points["init"], points["learned"]
     scatter("vocabulary", "vocabulary", names(points["vocabulary"]["ids"], "token"), color=figures.GREY, size=4,
@@ -127,7 +130,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             )  # fmt: skip
     word = gr.Textbox(label="Place a word on the map (Enter)", placeholder="California", elem_id="word")
     nearby = gr.Markdown(elem_id="nearby")
-    plot = gr.Plot(label="Map: two principal axes of vocabulary, init and learned rows", elem_id="map")
+    plot = gr.Plot(label="Map on the vocabulary's two principal axes (zoom; click a row)", elem_id="map")
+    clicked = gr.Textbox(visible="hidden", elem_id="map-pick")
     with gr.Accordion("The nearest-token hard prompt: how much survives being written in words?", open=False):
         with gr.Row(equal_height=True):
             corpus = gr.Dropdown(
@@ -155,8 +159,13 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     def pick(
         event: gr.SelectData, records: list[dict], full: str, compressed: str, prompt: str | None, word: str
     ) -> tuple[Any, ...]:
-        row = int(event.row_value[0])
+        return picked_row(str(event.row_value[0]), records, full, compressed, prompt, word)
+
+    def picked_row(
+        which: str, records: list[dict], full: str, compressed: str, prompt: str | None, word: str
+    ) -> tuple[Any, ...]:
         with plain_errors():
+            row = limits.whole(which, "row", 0, max(0, len(records) - 1))
             return pick_row(records, row), row, map_of(bench, Chosen(full, compressed, prompt or ""), word, row)
 
     def place(full: str, compressed: str, prompt: str | None, word: str, picked: int | None) -> tuple[Any, str]:
@@ -184,11 +193,13 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             hard = ctp.nearest_hard_prompt(
                 small.model, small.tokenizer, saved.prefix, metric=metric, drop_special=special
             )
-            text = ctp.corpus(corpus, small.tokenizer, SEQ_LEN).test
+            text = bench.corpus(corpus, small.tokenizer, SEQ_LEN).test
             arms = [bench.arm(name, chosen, "", 0)[0] for name in ("compressed", "soft")]
             arms.insert(1, ctp.Arm("nearest", small.model, hard))
-            with bench.turns.turn():
-                data = [[arm.name, round(ctp.perplexity(arm, text, limit=WINDOWS).ppl, 3)] for arm in arms]
+            data = []
+            for arm in arms:
+                with bench.turns.turn():
+                    data.append([arm.name, round(ctp.perplexity(arm, text, limit=WINDOWS).ppl, 3)])
             return small.tokenizer.decode(list(hard.ids or ())), {"headers": ["arm", "perplexity"], "data": data}
 
     options = [metric, centre, special, unused]
@@ -200,8 +211,12 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     overview.select(
         pick, [found, *header.chosen, word], [neighbours, picked, plot], show_progress="hidden", **DEVICE, **PRIVATE
     )
+    clicked.input(
+        picked_row, [clicked, found, *header.chosen, word], [neighbours, picked, plot], show_progress="hidden",
+        **DEVICE, **PRIVATE,
+    )  # fmt: skip
     word.submit(place, [*header.chosen, word, picked], [plot, nearby], show_progress="hidden", **DEVICE, **PRIVATE)
-    measure.click(discrete, [*header.chosen, metric, special, corpus], [words, scores], **DEVICE, **PRIVATE)
+    measure.click(discrete, [*header.chosen, metric, special, corpus], [words, scores], **LONG, **PRIVATE)
 
     def nearest(
         top: int = SHOWN,

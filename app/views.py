@@ -1,17 +1,14 @@
-"""How answers look: cards as HTML, word differences and token scores as spans. Strings in, strings out."""
+"""How answers look: cards as HTML, with words or tokens marked in place. Strings in, strings out."""
 
-from difflib import SequenceMatcher
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from ctplab.app import marks
 from ctplab.prompts.arms import COLOURS, KINDS
 
-SAME, ADDED, MISSING = None, "only here", "only in full"
-#: Upper edge in nats and label of every step; the colour deepens from one to the next.
-STEPS = ((0.1, "< 0.1 nats"), (0.5, "0.1 to 0.5"), (2.0, "0.5 to 2"), (5.0, "2 to 5"), (float("inf"), "> 5 nats"))
-SCORE_COLOURS = dict(
-    zip((label for _, label in STEPS), ("#d9f0e3", "#fff3b0", "#fdc086", "#f0735a", "#b2182b"), strict=True)
-)
+TEXT, DIFFERENCE, SURPRISAL, KL = "Text", "Difference from full", "Surprisal", "KL to full"
+VIEWS = (TEXT, DIFFERENCE, SURPRISAL, KL)
 
 
 def size(count: int) -> str:
@@ -22,12 +19,17 @@ def size(count: int) -> str:
 
 
 def _badge(record: dict[str, Any]) -> str:
+    """The verdict and how it was reached; nothing if there is none."""
+    words = {"stopped": "stopped", "failed": "failed"}.get(record["state"])
+    if words:
+        return f'<span class="badge {"bad" if words == "failed" else "note"}">{words}</span>'
     if record["correct"] is None:
-        words = {"stopped": "stopped", "failed": "failed"}.get(record["state"])
-        return f'<span class="badge {"bad" if words == "failed" else "note"}">{words}</span>' if words else ""
+        return f'<span class="badge quiet">{escape(record["how"])}</span>' if record["how"] else ""
     if record["correct"]:
-        return '<span class="badge good">✓ correct</span>'
-    return f'<span class="badge bad">✗ it is {escape(record["known"])}</span>'
+        return f'<span class="badge good" title="{escape(record["how"], quote=True)}">✓ correct</span>'
+    if "exact" in record["how"]:
+        return f'<span class="badge bad">✗ it is {escape(record["known"])}</span>'
+    return f'<span class="badge note">{escape(record["how"])}</span>'
 
 
 def _text(record: dict[str, Any]) -> str:
@@ -40,27 +42,65 @@ def _text(record: dict[str, Any]) -> str:
     return f'<p class="text">{escape(record["text"])}</p>'
 
 
-def card(record: dict[str, Any]) -> str:
-    """One arm's answer with its figures."""
-    rate = f"{record['rate']:.0f} tok/s" if record["rate"] else "–"
-    first = f"{1000 * record['first']:.0f} ms" if record["first"] is not None else "–"
-    figures = (("Speed", rate), ("First token", first), (f"Model {record['model']}", size(record["bytes"])))
-    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures)
+def _figures(record: dict[str, Any]) -> str:
+    """Speed, first token and bytes of one arm, as far as they were measured."""
+    rate = f"{record['rate']:.0f} tok/s" if record.get("rate") else "–"
+    first = f"{1000 * record['first']:.0f} ms" if record.get("first") is not None else "–"
+    model, count = record.get("model", ""), record.get("bytes", 0)
+    figures = [("Speed", rate), ("First token", first), (f"Model {model}", size(count))] if model else []
+    return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures)
+
+
+def _sent(record: dict[str, Any]) -> str:
+    """The text that the model read, on demand."""
+    if not record.get("sent"):
+        return ""
+    front = "" if record["arm"] in ("full", "compressed") else "(the rows of this arm) + "
+    return f"<details><summary>Text that was sent</summary><pre>{front}{escape(record['sent'])}</pre></details>"
+
+
+def card(record: dict[str, Any], body: str = "", after: str = "") -> str:
+    """One arm's answer. ``body`` stands in place of its plain text, ``after`` below it."""
     name = record["arm"]
     return (
         f'<section class="arm" id="arm-{escape(name.replace("+", "-"))}" style="--arm:{COLOURS[name]}" '
         f'aria-label="Answer of the arm {escape(name)}"><div class="top"><h3>{escape(name)}</h3>{_badge(record)}</div>'
-        f'<p class="what">{escape(KINDS[name].says)}</p>{_text(record)}<dl>{rows}</dl></section>'
+        f'<p class="what">{escape(KINDS[name].says)}</p>{body or _text(record)}{after}<dl>{_figures(record)}</dl>'
+        f"{_sent(record)}</section>"
     )
 
 
-def cards(records: list[dict[str, Any]]) -> str:
+def cards(records: Sequence[dict[str, Any]]) -> str:
     """All answers side by side; a screen reader is told once they are complete."""
     busy = "true" if any(r["state"] in ("waiting", "running") for r in records) else "false"
     return f'<div class="arms" role="status" aria-live="polite" aria-busy="{busy}">{"".join(map(card, records))}</div>'
 
 
-def waiting(arms: list[str]) -> str:
+def differences(records: Sequence[dict[str, Any]], reference: str) -> str:
+    """The cards, with what differs from the full model's answer marked in place."""
+    found = [
+        card(r, "" if r["arm"] == "full" or r["error"] else marks.differing(reference, r["text"])) for r in records
+    ]
+    legend = '<p class="legend"><del>only the full model says</del> <ins>only this arm says</ins></p>'
+    return f'{legend}<div class="arms" aria-busy="false">{"".join(found)}</div>'
+
+
+def looked(records: Sequence[dict[str, Any]], seen: dict[str, Any], view: str) -> str:
+    """The cards, with the tokens of the closer look below each answer. Answers and verdicts stay in sight."""
+    key, last, found = "kl" if view == KL else "surprisal", len(seen["tokens"]) - 1, []
+    for record in records:
+        name = record["arm"]
+        after = ""
+        if name in seen["arms"]:
+            after = marks.means(seen, name) + marks.tokens(seen, name, key) + marks.chosen(seen, name, last)
+        found.append(card(record, after=after))
+    return (
+        f'<p class="legend">{marks.LEGEND}</p><div class="arms" aria-busy="false" data-seen="{marks.payload(seen)}">'
+        f"{''.join(found)}</div>"
+    )
+
+
+def waiting(arms: Sequence[str]) -> str:
     """Empty cards, which Generate fills."""
     html = "".join(
         f'<section class="arm" style="--arm:{COLOURS[name]}" aria-label="The arm {escape(name)}"><div class="top">'
@@ -71,41 +111,16 @@ def waiting(arms: list[str]) -> str:
     return f'<div class="arms">{html}</div>'
 
 
-def difference(reference: str, text: str) -> list[tuple[str, str | None]]:
-    """Word by word: what ``text`` shares with ``reference``, what it adds and what it lacks."""
-    before, after = reference.split(), text.split()
-    spans: list[tuple[str, str | None]] = []
-    for kind, a, b, c, d in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        if kind == "equal":
-            spans.append((" ".join(after[c:d]) + " ", SAME))
-            continue
-        spans += [(" ".join(before[a:b]), MISSING), (" ", SAME)] if b > a else []
-        spans += [(" ".join(after[c:d]), ADDED), (" ", SAME)] if d > c else []
-    return spans or [("(empty)", SAME)]
-
-
-def difference_colours(name: str) -> dict[str, str]:
-    """What only the arm ``name`` says is in its own colour, and what only the full model says in that one's."""
-    return {ADDED: COLOURS[name], MISSING: COLOURS["full"]}
-
-
-def scored(tokens: list[str], values: list[float | None]) -> list[tuple[str, str | None]]:
-    """Every token with the step that its score falls into; None for the first, which has no score."""
-    return [
-        (token, None if value is None else next(label for edge, label in STEPS if value < edge))
-        for token, value in zip(tokens, values, strict=True)
-    ]
-
-
-def markdown(question: str, records: list[dict[str, Any]]) -> str:
-    """The answers as a Markdown table."""
+def markdown(question: str, records: Sequence[dict[str, Any]], settings: dict[str, Any] | None = None) -> str:
+    """The answers as a Markdown table, with the settings that made them."""
     lines = ["| arm | model | answer | correct | tokens | tok/s | first token (ms) | model bytes |"]
     lines.append("|---|---|---|---|---:|---:|---:|---:|")
     for r in records:
         answer = (r["error"] or r["text"]).replace("|", "\\|").replace("\n", "<br>")
-        right = {True: "yes", False: f"no ({r['known']})", None: ""}[r["correct"]]
+        right = {True: "yes", False: f"no ({r['how'] or r['known']})", None: ""}[r["correct"]]
         rate = f"{r['rate']:.0f}" if r["rate"] else ""
         first = f"{1000 * r['first']:.0f}" if r["first"] is not None else ""
         cells = (r["arm"], r["model"], answer, right, r["tokens"], rate, first, r["bytes"])
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return f"**{question}**\n\n" + "\n".join(lines) + "\n"
+    told = "".join(f"- {name}: {value}\n" for name, value in (settings or {}).items())
+    return f"**{question}**\n\n" + "\n".join(lines) + "\n" + (f"\n{told}" if told else "")

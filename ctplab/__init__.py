@@ -24,6 +24,7 @@ from ctplab.formats.prompt_file import attach as attach
 from ctplab.formats.prompt_file import load as load_prompt
 from ctplab.formats.streaming import compress_to as compress_to
 from ctplab.formats.tokens import export_tokens as export_tokens
+from ctplab.formats.tuned import fold as fold
 from ctplab.inspect.nearest import inspect_prompt as inspect_prompt
 from ctplab.inspect.nearest import nearest_hard_prompt as nearest_hard_prompt
 from ctplab.inspect.similarity import cosine_histogram as cosine_histogram
@@ -37,7 +38,10 @@ from ctplab.learning.rows import learn as learn
 from ctplab.learning.rows import learn_steps as learn_steps
 from ctplab.learning.saving import save_prompt as save_prompt
 from ctplab.learning.teacher import cached_teacher as cached_teacher
+from ctplab.learning.tuned import learn_tuned as learn_tuned
 from ctplab.measure.candidates import rank_hard_prompts as rank_hard_prompts
+from ctplab.measure.fidelity import Fidelity as Fidelity
+from ctplab.measure.fidelity import fidelity as fidelity
 from ctplab.measure.latency import latency as latency
 from ctplab.measure.lens import hurt_and_helped as hurt_and_helped
 from ctplab.measure.lens import lens as lens
@@ -60,6 +64,7 @@ from ctplab.prompts.prefix import KVPrefix as KVPrefix
 from ctplab.prompts.prefix import Prefix as Prefix
 from ctplab.prompts.prefix import hard as hard_prompt
 from ctplab.runs.controls import recover_with_controls as recover_with_controls
+from ctplab.runs.copies import recompress as recompress
 from ctplab.runs.store import Store as Store
 from ctplab.runs.study import Study as Study
 from ctplab.scores import Score as Score

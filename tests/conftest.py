@@ -7,9 +7,15 @@ from itertools import chain, repeat
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: before torch is imported, and for the commands that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton: its interpreter then runs kernels on CPUs
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import transformers
 from transformers import (
     BloomConfig,

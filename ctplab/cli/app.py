@@ -25,6 +25,8 @@ def app(options: argparse.Namespace) -> None:
         device=options.device,
         host=options.host,
         port=options.port,
+        token=options.token,
+        allow=options.allow,
     )
 
 
@@ -38,5 +40,11 @@ def register(commands: Any) -> None:
     sub.add_argument("--prompt", action="append", default=[], metavar="DIR", help="repeatable")
     sub.add_argument("--runs", default="runs", type=Path, metavar="DIR", help="where results are read and written")
     sub.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    sub.add_argument("--host", default="127.0.0.1")
+    sub.add_argument("--host", default="127.0.0.1", help="another address lets other machines in, who need a token")
+    sub.add_argument("--token", metavar="TEXT", help="who has it may use the page (default: made for other hosts)")
+    sub.add_argument(
+        "--allow", action="append", default=[], type=Path, metavar="DIR",
+        help="a folder whose models, prompts and texts the page may name; repeatable (always: --runs, and what is "
+        "named here)",
+    )  # fmt: skip
     sub.add_argument("--port", type=at_least(0, 65535), default=7860)

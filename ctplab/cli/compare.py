@@ -2,32 +2,41 @@
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
 from ctplab.cli.generate import sampler, sampler_options
+from ctplab.cli.many import DEFAULT_TOKENS, compare_many
 from ctplab.cli.numbers import at_least, words
-from ctplab.cli.shared import add_command, compared_arms, finish, raw_options, say
-from ctplab.decoding.inputs import written
-from ctplab.text.chat import has_template
+from ctplab.cli.shared import add_command, compared_arms, finish, raw_options, say, start_option
+from ctplab.errors import InputError
+from ctplab.text.reading import chats, start_of, written
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Ask every arm every text."""
+    """Ask every arm every text, or every question of a set."""
+    if (options.questions is None) == (not options.text):
+        raise InputError("give texts, or --questions with a file, atlas or task:NAME")
+    if options.questions is not None:
+        options.max_new_tokens = options.max_new_tokens or DEFAULT_TOKENS
+        return compare_many(options)
+    options.max_new_tokens = 32 if options.max_new_tokens is None else options.max_new_tokens
     arms, tokenizer, dtype = compared_arms(options)
-    settings: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "raw": options.raw}
-    chats = has_template(tokenizer) and not options.raw
-    settings["stop"] = options.stop if options.stop or chats else "\n"
+    settings: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "raw": options.raw, "start": options.start}
+    settings["stop"] = options.stop if options.stop or chats(tokenizer, options.raw) else "\n"
+    start = start_of(tokenizer, options.start, options.raw)
     settings["sampler"] = sampler(options)
     result = []
     for text in (t.replace("\\n", "\n") for t in options.text):
         row: dict[str, Any] = {
             "text": text,
             "sent": written(tokenizer, text, options.raw),
+            "start": start,
             "answers": {},
             "dtype": dtype,
         }
-        say(options)(row["sent"] if options.show_text else text)
+        say(options)(f"{row['sent'] if options.show_text else text}   (start: {start})")
         for arm in arms:
             answer = ctp.generate(arm, tokenizer, [text], **settings)[0]
             row["answers"][arm.name] = asdict(answer)
@@ -50,10 +59,22 @@ def register(commands: Any) -> None:
         help="words, or a preset: paper, pruned, quantized",
     )
     sub.add_argument("--force", action="store_true")
-    sub.add_argument("--max-new-tokens", type=at_least(1), default=32)
+    sub.add_argument("--max-new-tokens", type=at_least(1), help="default: 32, and 24 for --questions")
+    sub.add_argument(
+        "--questions", metavar="FILE",
+        help="many questions instead of texts: .csv, .jsonl, .json or a line each (question, answer); atlas: the "
+        "embedded world's; task:NAME: an lm-eval task's",
+    )  # fmt: skip
+    sub.add_argument("--limit", type=at_least(1), help="the first questions only")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="keep the answers; the same command goes on from there")
+    sub.add_argument(
+        "--write", type=Path, action="append", default=[], metavar="FILE",
+        help="the answers as .jsonl, .csv, or .json for LLM Comparator; repeatable",
+    )  # fmt: skip
     sampler_options(sub)
     sub.add_argument(
         "--stop", type=words, help="text that ends an answer (default: a line break, or the end of a turn)"
     )
     raw_options(sub)
-    sub.add_argument("text", type=words, nargs="+")
+    start_option(sub)
+    sub.add_argument("text", type=words, nargs="*")

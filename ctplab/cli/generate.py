@@ -6,8 +6,18 @@ from typing import Any
 
 import ctplab as ctp
 from ctplab.cli.numbers import at_least, real, words
-from ctplab.cli.shared import Parser, add_command, arm_options, chosen_arm, finish, load_model, raw_options, say
-from ctplab.decoding.inputs import written
+from ctplab.cli.shared import (
+    Parser,
+    add_command,
+    arm_options,
+    chosen_arm,
+    finish,
+    load_model,
+    raw_options,
+    say,
+    start_option,
+)
+from ctplab.text.reading import start_of, written
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -19,13 +29,15 @@ def generate(options: argparse.Namespace) -> None:
         "max_new_tokens": options.max_new_tokens,
         "sampler": sampler(options),
         "raw": options.raw,
+        "start": options.start,
     }
+    start = start_of(tokenizer, options.start, options.raw)
     sent = written(tokenizer, text, options.raw)
     if options.show_text:
-        say(options)(sent)
+        say(options)(f"{sent}   (start: {start})")
     if options.json:
         answer = ctp.generate(arm, tokenizer, [text], **settings)[0]
-        finish(options, {"arm": arm.name, "sent": sent, **asdict(answer)})
+        finish(options, {"arm": arm.name, "sent": sent, "start": start, **asdict(answer)})
         return
     for piece in ctp.stream(arm, tokenizer, text, **settings):
         print(piece, end="", flush=True)
@@ -53,3 +65,4 @@ def register(commands: Any) -> None:
     sub.add_argument("--max-new-tokens", type=at_least(1), default=48)
     sampler_options(sub)
     raw_options(sub)
+    start_option(sub)

@@ -17,7 +17,7 @@ def hard(options: argparse.Namespace) -> None:
     """Rank the presets, or the lines of --candidates."""
     texts = read_candidates(Path(options.candidates)) if options.candidates else list(WORDINGS.values())
     model, tokenizer = load_model(options, options.model)
-    longest = max(len(tokenizer(text)["input_ids"]) for text in texts)
+    longest = max(ctp.hard_prompt(model, tokenizer, text).k for text in texts)
     length = seq_len(model, options.seq_len, longest)
     text = ctp.corpus(options.corpus, tokenizer, length, loss=options.loss).validation
     more: dict[str, Any] = {"seed": options.seed, "progress": bar}

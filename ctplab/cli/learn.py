@@ -8,10 +8,23 @@ from typing import Any
 import ctplab as ctp
 from ctplab import parallel
 from ctplab.cli.numbers import at_least, real, words
-from ctplab.cli.shared import add_command, finish, load_model, loss_option, manifest_of, note, say, seq_len
+from ctplab.cli.shared import (
+    Parser,
+    add_command,
+    corpora_option,
+    finish,
+    load_model,
+    loss_option,
+    manifest_of,
+    note,
+    say,
+    seq_len,
+)
 from ctplab.errors import InputError
 from ctplab.models.fingerprints import tokenizer_fingerprint
+from ctplab.models.loading import local_folder
 from ctplab.progress import bar
+from ctplab.text.corpora import MOST_SAMPLES
 
 OBJECTIVES = {"nll": 0.0, "kl": 1.0, "nll,kl": 0.5}
 
@@ -32,6 +45,10 @@ def recipe(options: argparse.Namespace) -> ctp.PromptSpec:
         changes |= {"init": init, "init_text": options.init_text}
     kl = options.kl_weight if options.kl_weight is not None else OBJECTIVES[options.objective]
     preset = ctp.PromptSpec.paper() if options.preset == "paper" else ctp.PromptSpec()
+    if kl and not options.teacher:
+        raise InputError("the KL objective needs --teacher MODEL, the uncompressed model")
+    if options.teacher_cache and not options.teacher:
+        raise InputError("--teacher-cache needs --teacher MODEL")
     return replace(preset, kl=kl, **changes)
 
 
@@ -48,14 +65,27 @@ def teacher_of(options: argparse.Namespace, train: ctp.Split) -> Any:
     return found
 
 
+def recompressed(options: argparse.Namespace, folder: Path) -> list[str]:
+    """Make the copies that --recompress asks for, as the first MODEL was made; returns their folders."""
+    manifest = manifest_of(options.model[0])
+    if not manifest:
+        raise InputError(f"--recompress makes more copies of a compressed model, which {options.model[0]} is not")
+    base = options.teacher or manifest["base"]
+    tokenizer = ctp.load_tokenizer(local_folder(base))
+    length = options.seq_len or 256
+    texts = [ctp.corpus(name, tokenizer, length).train for name in options.calibration or [options.corpus]]
+    spec, n = ctp.CompressionSpec.from_json(manifest["spec"]), options.recompress
+    how: dict[str, Any] = {"samples": options.samples, "seed": options.seed + 1}
+    made = ctp.recompress(base, folder, tokenizer, texts, spec, n, device=options.device, dtype=options.dtype, **how)
+    return [str(copy) for copy in made]
+
+
 def learn(options: argparse.Namespace) -> None:
     """Learn a prompt into --out; the same command goes on where it stopped."""
     spec = recipe(options)
-    if spec.kl and not options.teacher:
-        raise InputError("the KL objective needs --teacher MODEL, the uncompressed model")
-    if options.teacher_cache and not options.teacher:
-        raise InputError("--teacher-cache needs --teacher MODEL")
     out = Path(options.out)
+    if options.recompress:
+        options.model += recompressed(options, out / "copies")
     loaded = [load_model(options, name, options.packed) for name in options.model]
     models, tokenizer = [ctp.recompute(model) if options.recompute else model for model, _ in loaded], loaded[0][1]
     if len({tokenizer_fingerprint(tokenizer) for _, tokenizer in loaded}) > 1:
@@ -79,10 +109,10 @@ def learn(options: argparse.Namespace) -> None:
         learned,
         out,
         spec,
-        models[0],
+        models,
         tokenizer,
         base=bases[0].get("base", options.model[0]),
-        tag="+".join(base.get("tag", "full") for base in bases),
+        tag="+".join(dict.fromkeys(base.get("tag", "full") for base in bases)),
         corpus=options.corpus,
         loss="all" if text.train.mask is None else "answers",
         corpus_fingerprint=text.train.fingerprint,
@@ -106,20 +136,15 @@ def learn(options: argparse.Namespace) -> None:
     (out / "state.safetensors").unlink(missing_ok=True)
 
 
-def register(commands: Any) -> None:
-    """Add the command."""
-    sub = add_command(commands, "learn", learn, "a soft prompt through frozen weights; resumes", shared=True)
-    sub.add_argument("model", nargs="+", help="several models (of one base) take turns: one prompt for all of them")
+def recipe_options(sub: Parser) -> None:
+    """Add the options of a recipe, for whatever is learned; :func:`recipe` and :func:`teacher_of` read them."""
     sub.add_argument("--corpus", default="atlas-web")
     loss_option(sub)
-    sub.add_argument("--tokens", type=at_least(1), metavar="K", help="rows of the prompt (100)")
     sub.add_argument("--steps", type=at_least(1), help="1000; the paper's preset: 30,000")
     sub.add_argument("--batch", type=at_least(1), help="windows a step, over all processes (16; paper: 4)")
     sub.add_argument(
         "--accumulate", type=at_least(1), metavar="N", help="work through a batch in N pieces, to save memory"
     )
-    sub.add_argument("--recompute", action="store_true", help="compute blocks again in the backward pass: less memory")
-    sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")
     sub.add_argument("--lr", type=real, help="0.03; paper: 0.001")
     sub.add_argument("--patience", type=at_least(1), metavar="N", help="stop after N validations without a better one")
     sub.add_argument("--seq-len", type=at_least(0), default=0)
@@ -130,8 +155,27 @@ def register(commands: Any) -> None:
     sub.add_argument(
         "--teacher-top", type=at_least(1), default=64, metavar="K", help="how many of them a position (64)"
     )
+    sub.add_argument("--preset", choices=("paper",), help="the paper's recipe; other options change it")
+    sub.set_defaults(tokens=None, init=None, init_text=None, init_prompt=None)
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    sub = add_command(commands, "learn", learn, "a soft prompt through frozen weights; resumes", shared=True)
+    sub.add_argument("model", nargs="+", help="several models (of one base) take turns: one prompt for all of them")
+    recipe_options(sub)
+    sub.add_argument(
+        "--recompress", type=at_least(1), metavar="N",
+        help="compress MODEL's base N times more to its level, and learn on all of them: a prompt for other copies too",
+    )  # fmt: skip
+    corpora_option(sub, "--calibration", about="for --recompress: texts that its copies are calibrated on, in turn")
+    sub.add_argument(
+        "--samples", type=at_least(1, MOST_SAMPLES), default=64, help="calibration windows of its copies (64)"
+    )
+    sub.add_argument("--tokens", type=at_least(1), metavar="K", help="rows of the prompt (100)")
+    sub.add_argument("--recompute", action="store_true", help="compute blocks again in the backward pass: less memory")
+    sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")
     sub.add_argument("--init", choices=("vocab-random", "vocab-first", "frequent"), help="vocab-random")
     sub.add_argument("--init-text", type=words, metavar="TEXT", help="start from a text's tokens")
     sub.add_argument("--init-prompt", metavar="DIR", help="start from an earlier prompt, cut or repeated to --tokens")
-    sub.add_argument("--preset", choices=("paper",), help="the paper's recipe; other options change it")
     sub.add_argument("--out", required=True, metavar="DIR")

@@ -6,14 +6,14 @@ from typing import Any
 
 import ctplab as ctp
 from ctplab.cli.numbers import at_least, words
-from ctplab.cli.shared import add_command, compared_arms, finish, say
+from ctplab.cli.shared import add_command, compared_arms, finish, say, start_option
 from ctplab.show import tables
 
 
 def lens(options: argparse.Namespace) -> None:
     """Show the surprisal of every token, and with a prompt which tokens moved most."""
     arms, tokenizer, dtype = compared_arms(options)
-    seen = ctp.lens(arms, tokenizer, options.text.replace("\\n", "\n"), top=options.top)
+    seen = ctp.lens(arms, tokenizer, options.text.replace("\\n", "\n"), top=options.top, start=options.start)
     say(options)(tables.lens_table(seen))
     moved = {}
     if options.prompt is not None:
@@ -35,5 +35,6 @@ def register(commands: Any) -> None:
     sub.add_argument("--hard-prompt", type=words, metavar="TEXT")
     sub.add_argument("--top", type=at_least(0), default=10, help="alternatives a token")
     sub.add_argument("--most", type=at_least(0), default=5, help="how many of the most hurt and most helped tokens")
+    start_option(sub)
     sub.add_argument("--force", action="store_true", help="use a prompt of unknown origin")
     sub.add_argument("text", type=words)

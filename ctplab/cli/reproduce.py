@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctplab.cli.numbers import at_least
-from ctplab.cli.shared import add_command, corpora_option, finish, say
+from ctplab.cli.shared import add_command, corpora_option, finish, loss_option, say
 from ctplab.disk import write_json, write_text
 from ctplab.errors import InputError
 from ctplab.measure.latency import LatencyPoint
@@ -95,6 +95,8 @@ def _scale(options: argparse.Namespace) -> Scale:
         scale = replace(scale, corpora=dict(zip(CORPORA, options.corpus, strict=False)))
     if options.tasks:
         scale = replace(scale, tasks=tuple(options.tasks.split(",")))
+    if options.loss:
+        scale = replace(scale, loss=options.loss)
     if options.seq_len:
         scale = replace(scale, seq_len=options.seq_len)
     if options.windows:
@@ -112,6 +114,7 @@ def register(commands: Any) -> None:
     corpora_option(
         sub, "--corpus", about="one to three corpora, separated by commas, in place of C4, Wikitext2 and PTB"
     )
+    loss_option(sub)
     sub.add_argument("--tasks", help="table8: these instead, by name or YAML file (embedded: atlas, its own questions)")
     sub.add_argument("--seq-len", type=at_least(0), default=0)
     sub.add_argument("--windows", type=at_least(0), default=0, help="score the first N windows only")

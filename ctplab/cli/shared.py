@@ -19,6 +19,7 @@ from ctplab.models.loading import DTYPES, resolve
 from ctplab.prompts.arms import ALONE, Parts, build, check_dtypes
 from ctplab.prompts.wordings import wording
 from ctplab.text.corpora import LOSSES, NAMES
+from ctplab.text.reading import STARTS
 
 HINT = re.compile(r"(?<![\w/.'\"-])([a-z]\w*)=(?:True|'([^']*)')?(?=[\s,;:.)]|$)")
 """``force=True``, ``dtype='float32'`` or ``samples=``, as the library's errors name arguments; no part of a path."""
@@ -169,6 +170,14 @@ def raw_options(sub: Parser) -> None:
     """Add the options of a text that becomes a user's turn if the tokenizer has a chat template."""
     sub.add_argument("--raw", action="store_true", help="no chat template: the text is continued as it stands")
     sub.add_argument("--show-text", action="store_true", help="show what the model reads, template included")
+
+
+def start_option(sub: Parser) -> None:
+    """Add the option that says what stands between an arm's prefix and a text; one choice for all arms."""
+    sub.add_argument(
+        "--start", choices=STARTS, default="auto",
+        help="the start token in front of a text, behind any prompt: token, none, or auto: as the tokenizer does",
+    )  # fmt: skip
 
 
 def loss_option(sub: Parser) -> None:

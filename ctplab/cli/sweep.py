@@ -2,10 +2,11 @@
 
 import argparse
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctplab.cli.shared import add_command, finish, in_flags, say
+from ctplab.cli.shared import add_command, finish, in_flags, loss_option, say
 from ctplab.errors import InputError
 from ctplab.progress import bar, by_size
 from ctplab.show import tables
@@ -19,8 +20,15 @@ def sweep(options: argparse.Namespace) -> None:
     """Plan the cells of a file, run those that are not done, and show what all of them gave."""
     file, tell, workers = Path(options.file), say(options), 1
     grid = read(file, options.seed)
+    grid = replace(grid, loss=options.loss or grid.loss)
     settings = Settings(
-        Path(options.out).resolve(), grid.seq_len, grid.windows, grid.calibration, options.device, options.dtype
+        Path(options.out).resolve(),
+        grid.seq_len,
+        grid.windows,
+        grid.calibration,
+        options.device,
+        options.dtype,
+        grid.loss,
     )
     with ExitStack() as held:
         if not options.dry_run:
@@ -92,5 +100,6 @@ def register(commands: Any) -> None:
     sub.add_argument(
         "--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, host:port, or local (one of its own)"
     )
+    loss_option(sub)
     sub.add_argument("--dry-run", action="store_true", help="show the plan and its cost, and stop")
     sub.add_argument("--out", default="runs", metavar="DIR", help="run folders, shared with demo and reproduce")

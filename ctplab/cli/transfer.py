@@ -17,6 +17,7 @@ from ctplab.cli.shared import (
     loss_option,
     manifest_of,
     say,
+    start_option,
     window_options,
 )
 from ctplab.disk import write_json
@@ -54,7 +55,7 @@ def transfer(options: argparse.Namespace) -> None:
     if options.out:
         more["keep"] = ctp.kept_in(Path(options.out).with_suffix(".cells"))
     tell = say(options)
-    result: dict[str, Any] = {"seq_len": options.seq_len, "cells": [], "task_cells": []}
+    result: dict[str, Any] = {"seq_len": options.seq_len, "start": options.start, "cells": [], "task_cells": []}
     if options.corpora:
         windows: dict[str, Any] = {"seq_len": options.seq_len, "limit": options.windows or None}
         found = ctp.transfer(sources, targets, options.corpora, loss=options.loss, **more, **windows)
@@ -64,7 +65,9 @@ def transfer(options: argparse.Namespace) -> None:
             tell(f"{name}: perplexity, and the change in nats a token against no prompt [95%]")
             tell(tables.matrix_table([cell for cell in cells if cell.corpus == name]))
     if tasks:
-        found = ctp.transfer_tasks(sources, targets, tasks, limit=options.limit or None, seed=options.seed, **more)
+        found = ctp.transfer_tasks(
+            sources, targets, tasks, limit=options.limit or None, seed=options.seed, start=options.start, **more
+        )
         asked = [_in_flags(cell, options) for cell in found]
         result["task_cells"] = [cell.to_json() for cell in asked]
         for name in dict.fromkeys(cell.task for cell in asked):
@@ -96,6 +99,7 @@ def register(commands: Any) -> None:
     corpora_option(sub, "--corpora")
     loss_option(sub)
     sub.add_argument("--tasks", default="", help="atlas, lm-eval's by name, or YAML files, separated by commas")
+    start_option(sub)
     sub.add_argument("--limit", type=at_least(0), default=0, help="the first N questions of each task only")
     sub.add_argument("--force", action="store_true", help="use prompts of unknown origin")
     sub.add_argument("--out", metavar="FILE", help="write JSON here; cells are kept beside it and not computed twice")

@@ -17,7 +17,13 @@ from torch.overrides import TorchFunctionMode
 from ctplab.models import Model
 from ctplab.models.anatomy import linears
 
-PASS = 2048  # tokens per forward pass: few enough that a CPU's cache holds the activations between two steps
+PASS = {"cpu": 2048, "cuda": 8192}
+"""Tokens per forward pass: few enough that a CPU's cache holds the activations between two steps; enough to keep a card
+busy."""
+
+
+PRODUCTS = (nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__)
+"""How an expert multiplies: x Wᵀ by ``linear``, or x W with a stack stored as (experts, in, out)."""
 
 
 class Stop(Exception):
@@ -88,7 +94,7 @@ def capture(model: Model, modules: list[nn.Module], batches: tuple[Tensor, ...])
 
         return call
 
-    windows = max(1, PASS // batches[0].shape[1])
+    windows = max(1, PASS.get(batches[0].device.type, PASS["cpu"]) // batches[0].shape[1])
     passes = [(batches[0][:1],), *(torch.split(batch, windows) for batch in batches)]
     for ids in chain.from_iterable(passes):
         seen: list[Call] = []
@@ -120,7 +126,7 @@ class Watch(TorchFunctionMode):
         self.stacked = {id(p): name for name, p in block.named_parameters() if p.ndim == 3}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is nn.functional.linear and len(args) > 1 and isinstance(args[1], Tensor):
+        if func in PRODUCTS and len(args) > 1 and isinstance(args[1], Tensor):
             stack = args[1]._base
             name = self.stacked.get(id(stack))
             if name is not None and stack is not None:

@@ -30,7 +30,7 @@ def inverse_upper(R: Tensor) -> Tensor:
     """
     n = len(R)
     if n <= LEAF:
-        return torch.linalg.solve_triangular(R, torch.eye(n, dtype=R.dtype, device=R.device), upper=True)
+        return torch.linalg.solve_triangular(R, torch.eye(n, dtype=R.dtype, device=R.device), upper=True).contiguous()
     half = n // 2
     inverse = R.new_zeros(n, n)
     inverse[:half, :half], inverse[half:, half:] = inverse_upper(R[:half, :half]), inverse_upper(R[half:, half:])

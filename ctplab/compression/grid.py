@@ -26,18 +26,9 @@ class Grid:
         """The values of ``codes``, (rows, n)."""
         return self.scale * (codes - self.zero)
 
-    def snap(self, w: Tensor, codes: Tensor, out: Tensor) -> None:
-        """Write the codes of ``w`` (rows,) into ``codes`` and the decoded values into ``out``.
-
-        Gives the same as ``encode`` and ``decode`` without temporaries. The solver does this for every column.
-        """
-        scale, zero = self.scale[:, 0], self.zero[:, 0]
-        torch.div(w, scale, out=out).round_().add_(zero).clamp_(0, self.maxq)
-        codes.copy_(out)
-        out.sub_(zero).mul_(scale)
-
 
 MSE_SHRINKS = 80  # candidates: 100%, 99%, ... 21% of the range
+AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}  # weights x candidates: what a cache holds; what keeps a card busy
 MSE_NORM = 2.4  # error exponent of the search, as in the reference
 
 
@@ -71,13 +62,21 @@ def _spanning(low: Tensor, high: Tensor, maxq: int, symmetric: bool, reference: 
 
 def _search(w: Tensor, grid: Grid, low: Tensor, high: Tensor, symmetric: bool, reference: bool) -> Grid:
     """The best of ``MSE_SHRINKS`` shrunken ranges for each row. Among equals the first one wins."""
+    most = AT_ONCE["cuda" if w.is_cuda else "cpu"]
+    shares = torch.tensor([1 - i / 100 for i in range(MSE_SHRINKS)], dtype=w.dtype, device=w.device)
     scale, zero = grid.scale.clone(), grid.zero.clone()
-    best = torch.full_like(scale, torch.inf)
-    for i in range(MSE_SHRINKS):
-        share = 1 - i / 100
-        tried = _spanning(share * low, share * high, grid.maxq, symmetric, reference)
-        error = (tried.decode(tried.encode(w)) - w).abs().pow(MSE_NORM).sum(1, keepdim=True)
-        better = error < best
-        best = torch.where(better, error, best)
-        scale, zero = torch.where(better, tried.scale, scale), torch.where(better, tried.zero, zero)
+    n = w.shape[1]
+    step = max(1, most // n)
+    for start in range(0, len(w), step):
+        own = slice(start, start + step)
+        best = torch.full_like(scale[own], torch.inf)
+        for some in shares.split(max(1, most // (n * min(step, len(w))))):
+            tried = _spanning(low[own] * some, high[own] * some, grid.maxq, symmetric, reference)  # (rows, some)
+            each = Grid(tried.scale[..., None], tried.zero[..., None], grid.maxq)
+            error = (each.decode(each.encode(w[own, None])) - w[own, None]).abs().pow(MSE_NORM).sum(2)
+            at = error.argmin(1, keepdim=True)
+            better = error.gather(1, at) < best
+            best = torch.where(better, error.gather(1, at), best)
+            scale[own] = torch.where(better, tried.scale.gather(1, at), scale[own])
+            zero[own] = torch.where(better, tried.zero.gather(1, at), zero[own])
     return Grid(scale, zero, grid.maxq)

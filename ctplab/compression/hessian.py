@@ -5,7 +5,9 @@ from torch import Tensor
 
 CHUNK = 2048  # tokens per bfloat16 product
 FEW = 512  # the first tokens of a batch, which give an estimate of its first product; shorter parts are joined
-PANEL = 256  # rows of H per product: each product starts at the diagonal, so only the upper triangle is computed
+PANEL = {"cpu": 256, "cuda": 2048}
+"""Rows of H per product: each product starts at the diagonal, so that little more than the upper triangle is computed.
+A card needs large products."""
 
 
 class Hessian:
@@ -28,11 +30,13 @@ class Hessian:
             xs = [torch.cat(xs)]
         x = xs[0]
         native = x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        xs = xs if native else [x.float() for x in xs]
-        product = _bfloat16_product if native else _product
-        for start in range(0, x.shape[1], PANEL):
-            left, right = [x[:, start : start + PANEL] for x in xs], [x[:, start:] for x in xs]
-            self.total[start : start + PANEL, start:] += product(left, right)
+        half = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+        xs = xs if native or half else [x.float() for x in xs]
+        product = _bfloat16_product if native else _half_product if half else _product
+        panel = PANEL.get(x.device.type, PANEL["cpu"])
+        for start in range(0, x.shape[1], panel):
+            left, right = [x[:, start : start + panel] for x in xs], [x[:, start:] for x in xs]
+            self.total[start : start + panel, start:] += product(left, right)
         self.tokens += sum(len(x) for x in xs)
 
     @property
@@ -47,6 +51,18 @@ def _product(lefts: list[Tensor], rights: list[Tensor]) -> Tensor:
     total = lefts[0].T @ rights[0]
     for left, right in zip(lefts[1:], rights[1:], strict=True):
         total.addmm_(left.T, right)
+    return total
+
+
+def _half_product(lefts: list[Tensor], rights: list[Tensor]) -> Tensor:
+    """The same sum of half-precision inputs in fp32, computed with a card's tensor cores: ten times as fast as in fp32.
+
+    The product of two bfloat16 or two fp16 numbers has at most 22 bits, so fp32 holds it exactly. Only the sums are
+    rounded, as in fp32 products of the same numbers.
+    """
+    total = torch.mm(lefts[0].T, rights[0], out_dtype=torch.float32)
+    for left, right in zip(lefts[1:], rights[1:], strict=True):
+        total += torch.mm(left.T, right, out_dtype=torch.float32)
     return total
 
 

@@ -28,6 +28,7 @@ from ctplab import parallel
 from ctplab.compression import heap, obs, packing
 from ctplab.compression.capture import Grouping, capture, find_groups
 from ctplab.compression.hessian import Hessian
+from ctplab.compression.rehearsal import flow_agrees, shares_weights
 from ctplab.compression.sharing import deal, whole
 from ctplab.compression.staging import Stages, staged
 from ctplab.errors import InputError
@@ -41,11 +42,14 @@ from ctplab.models.anatomy import (
     parameter_name,
     weight_matrix,
 )
+from ctplab.models.checks import kept_answer
 from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.progress import Progress, bar
 from ctplab.specs import CompressionSpec
 
 Parts = dict[str, Tensor]
+NOTICED = 0.02
+"""Share of the blocks' weights that may stay uncompressed without a word: routers, convolutions."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class CompressionReport:
     """Calibration tokens."""
     seconds: float
     parts: dict[str, Parts] = field(repr=False)
+    left: dict[str, int] = field(default_factory=dict)
+    """Matrices inside the blocks that were not compressed -> their numbers of weights."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -82,9 +88,23 @@ class CompressionReport:
         return 8 * sum(layer.bytes for layer in self.layers) / sum(layer.weights for layer in self.layers)
 
     @property
+    def block_bits_per_weight(self) -> float:
+        """The same over all matrices inside the blocks: those that were left as they are count 16 bits a weight."""
+        left, done = sum(self.left.values()), sum(layer.weights for layer in self.layers)
+        return (8 * sum(layer.bytes for layer in self.layers) + 16 * left) / (done + left)
+
+    @property
     def warnings(self) -> list[str]:
-        """What the user should know: fallbacks, and Hessians of less than full rank."""
+        """What the user should know: fallbacks, weights left as they are, and Hessians of less than full rank."""
         found = [f"{layer.name}: {layer.fallback}" for layer in self.layers if layer.fallback]
+        left, done = sum(self.left.values()), sum(layer.weights for layer in self.layers)
+        if left > NOTICED * (done + left):
+            names = sorted(self.left, key=lambda name: -self.left[name])
+            found.append(
+                f"{left / (done + left):.0%} of the blocks' weights were not compressed ({', '.join(names[:2])}, ...): "
+                f"they are multiplied in a way that is not watched; all in all {self.block_bits_per_weight:.2f} bits a "
+                "weight of the blocks"
+            )
         widest = max((int(p["shape"][1]) for p in self.parts.values()), default=0)
         if self.tokens < widest:
             found.append(
@@ -126,10 +146,12 @@ def report_of(model: Model, done: Done, spec: CompressionSpec, calibration: Tens
     """The report on everything that :func:`walk` yielded."""
     layers = tuple(report for report, _ in done)
     names = {parameter_name(layer.name, model) for layer in layers}
-    untouched = tuple(n for n, p in model.named_parameters() if p.ndim > 1 and n not in names)
+    matrices = {n: p.numel() for n, p in model.named_parameters() if p.ndim > 1 and n not in names}
+    prefixes = tuple(f"{name}." for name, _ in blocks(model))
+    left = {n: count for n, count in matrices.items() if n.startswith(prefixes)}
     parts = {report.name: parts for report, parts in done}
     return CompressionReport(
-        spec, layers, untouched, tensor_fingerprint(calibration), calibration.numel(), seconds, parts
+        spec, layers, tuple(matrices), tensor_fingerprint(calibration), calibration.numel(), seconds, parts, left
     )
 
 
@@ -140,13 +162,15 @@ def walk(
     *,
     batch: int,
     progress: Progress,
+    load: Callable[[int, nn.Module], object] = lambda index, block: None,
     enter: Callable[[int, nn.Module], bool] = lambda index, block: False,
     leave: Callable[[int, nn.Module], None] = lambda index, block: None,
 ) -> Iterator[tuple[int, Done]]:
     """Compress block after block in place. Yields (index, reports with packed weights) once a block is ready.
 
-    ``enter`` puts a block's weights in place and returns True if they are compressed already. ``leave`` is called once
-    the block is no longer needed.
+    ``load`` puts a block's own weights in place. So does ``enter``, which returns True if they are compressed already.
+    ``leave`` is called once the block is no longer needed. Raises InputError if blocks share weights, and if the
+    captured flow is not the model's own (see ``rehearsal``).
     """
     check_context(model, 0, calibration.shape[1])
     check_ids(model, calibration)
@@ -154,9 +178,18 @@ def walk(
     modules = [block for _, block in named]
     if not linears(modules[0]):
         raise InputError("this model runs from packed weights: it is compressed already")
-    finished = enter(0, modules[0])
+    if shares_weights(modules):
+        raise InputError(f"the blocks of {type(model).__name__} share weights: such models cannot be compressed here")
+    load(0, modules[0])
     device = next(modules[0].parameters()).device
     with eager_experts(model), heap.kept():
+        agrees = lambda: {"agrees": flow_agrees(model, modules, calibration.to(device), load, leave)}  # noqa: E731
+        if not kept_answer(model, "flow", agrees)["agrees"]:
+            raise InputError(
+                f"{type(model).__name__} hands its blocks more than hidden states and positions, so calibration would "
+                "not see what the model sees: such models cannot be compressed here"
+            )
+        finished = enter(0, modules[0])
         flow = capture(model, modules, deal(calibration.to(device), batch))
         plans: dict[tuple, Grouping] = {}
         for index, (prefix, block) in enumerate(progress(named, total=len(named), label=f"compress {spec.tag}")):

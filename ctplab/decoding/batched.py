@@ -3,7 +3,6 @@
 ``generate`` of transformers does more there. The answers are the same.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,8 +14,10 @@ from ctplab.decoding.sampler import refuse_nan
 from ctplab.errors import InputError
 from ctplab.models.anatomy import check_context, embed, embeddings
 from ctplab.prompts.arms import Arm
-from ctplab.prompts.compiled import check_width, compiled, expand
+from ctplab.prompts.compiled import KV, Concatenated, check_width, compiled, expand
+from ctplab.prompts.head import logits_after
 from ctplab.prompts.prefix import Prefix
+from ctplab.prompts.ways import last_only, takes, ways
 
 
 @torch.no_grad()
@@ -48,13 +49,22 @@ def greedy(
     mask = behind_prefix(batch.mask, k)
     if window := crowded_window(arm, mask, new_tokens):
         raise InputError(f"padding does not go with this model's attention window of {window}: use batches of one")
+    found = ways(model)
+    if not found.padded and not batch.mask.all():
+        raise InputError("padding does not go with this model: use batches of one")
     rows = _rows(arm) if concatenate else None
     kv = compiled(arm) if rows is None else []
     on_tokens(0)
+    if not found.cached:
+        return _read_again(
+            arm, kv if rows is None else Concatenated(rows[None]), batch.ids, new_tokens, ends, on_tokens
+        )
+    if isinstance(kv, Concatenated):
+        rows, kv = kv.rows[0], []
 
     mask = torch.cat([mask, mask.new_ones(count, new_tokens)], 1)
-    places = positions(mask) if "position_ids" in inspect.signature(model.forward).parameters else None
-    cache, start = expand(model, kv, count), k
+    places = positions(mask) if takes(model, "position_ids") else None
+    cache, start, one = expand(model, kv, count), k, last_only(model)
     current: dict[str, Any] = {"input_ids": batch.ids}
     if rows is not None:
         current = {"inputs_embeds": torch.cat([rows.expand(count, -1, -1), embed(model, batch.ids)], 1)}
@@ -67,7 +77,7 @@ def greedy(
     for width in range(length, length + new_tokens):
         if places is not None:
             current["position_ids"] = places[:, start:width]
-        out = model(**current, attention_mask=mask[:, :width], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(**current, attention_mask=mask[:, :width], past_key_values=cache, use_cache=True, **one)
         best = out.logits[:, -1].to(device).max(-1)
         token, total = best.indices, total + best.values
         if new and ends:
@@ -81,6 +91,23 @@ def greedy(
                 break
     refuse_nan(total)  # once for all passes, so that none is waited for
     return torch.stack(new, 1)
+
+
+def _read_again(
+    arm: Arm, kv: KV, ids: Tensor, new_tokens: int, ends: Sequence[int], on_tokens: Callable[[int], None]
+) -> Tensor:
+    """The same for models whose own cache cannot be trusted: every pass reads prefix and texts (B, n) again."""
+    length, last = ids.shape[1], torch.tensor(list(ends), device=ids.device)
+    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    for count in range(1, new_tokens + 1):
+        token = refuse_nan(logits_after(arm.model, kv, ids)[:, -1].to(ids.device)).argmax(-1)
+        token = torch.where(done, ids[:, -1], token)
+        ids = torch.cat([ids, token[:, None]], 1)
+        on_tokens(count)
+        done |= torch.isin(token, last)
+        if done.all():
+            break
+    return ids[:, length:]
 
 
 def _rows(arm: Arm) -> Tensor:

@@ -6,15 +6,18 @@ repetition penalty sees them.
 
 import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 
-from ctplab.decoding.inputs import answer_ends, before_end, behind_prefix, crowded_window, padding_token, prepare
+from ctplab.decoding.inputs import Batch, answer_ends, before_end, behind_prefix, crowded_window, padding_token, prepare
 from ctplab.decoding.sampler import GREEDY, Sampler, processors
+from ctplab.decoding.steps import tokens as tokens_of
 from ctplab.models import Tokenizer
 from ctplab.prompts.arms import Arm
-from ctplab.prompts.compiled import compiled, expand
+from ctplab.prompts.compiled import Concatenated, compiled, expand
+from ctplab.prompts.ways import ways
 
 #: What a model's own generation settings may ask for, switched off: the sampler alone says how a token is chosen.
 SAMPLER_ALONE: dict[str, Any] = {
@@ -51,15 +54,24 @@ def generate(
     sampler: Sampler = GREEDY,
     stop: str | None = None,
     raw: bool = False,
+    start: str = "auto",
 ) -> list[Answer]:
     """Continue every text, up to ``stop`` if given. Raises InputError as :func:`ctplab.decoding.inputs.prepare` does.
 
+    ``raw``: no chat template. ``start``: what stands between prefix and text, one for all arms (``text/reading.py``).
+
     Texts are answered together. They take turns only if padding would push the prefix out of an attention window.
     """
-    batch = prepare(arm, tokenizer, texts, max_new_tokens, raw)
+    found = ways(arm.model)
+    if not (found.cached and found.padded) or isinstance(compiled(arm), Concatenated):
+        singles = [prepare(arm, tokenizer, [text], max_new_tokens, raw=raw, start=start) for text in texts]
+        ends = answer_ends(arm.model, tokenizer, raw)
+        return [_alone(arm, tokenizer, single, max_new_tokens, sampler, stop, ends) for single in singles]
+    batch = prepare(arm, tokenizer, texts, max_new_tokens, raw=raw, start=start)
     mask = behind_prefix(batch.mask, arm.prefix.k)
     if crowded_window(arm, mask, max_new_tokens):
-        one_by_one: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler, "stop": stop, "raw": raw}
+        one_by_one: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler, "stop": stop}
+        one_by_one |= {"raw": raw, "start": start}
         return [generate(arm, tokenizer, [text], **one_by_one)[0] for text in texts]
     settings: dict[str, Any] = {**SAMPLER_ALONE, "logits_processor": processors(sampler, batch.mask)}
     if stop is not None:
@@ -82,3 +94,18 @@ def generate(
         text = tokenizer.decode(tokens, skip_special_tokens=True)
         answers.append(Answer(text if stop is None else text.split(stop)[0], len(tokens), seconds))
     return answers
+
+
+def _alone(
+    arm: Arm, tokenizer: Tokenizer, batch: Batch, most: int, sampler: Sampler, stop: str | None, ends: list[int]
+) -> Answer:
+    """One answer by the loop of ``steps``: for models that ``ways`` does not trust with padding or with their cache."""
+    began, said, text = time.perf_counter(), [], ""
+    for token in islice(tokens_of(arm, batch, sampler), most):
+        if token in ends:
+            break
+        said.append(token)
+        text = tokenizer.decode(said, skip_special_tokens=True)
+        if stop is not None and stop in text:
+            break
+    return Answer(text if stop is None else text.split(stop)[0], len(said), time.perf_counter() - began)

@@ -1,7 +1,6 @@
 """What stands behind an arm's prefix: texts as ids, their padding, masks and positions, and whether all of it fits.
 
-Every way to decode starts here, so a text reads the same in each of them. :func:`encode` is the one place where text
-becomes ids for an arm.
+Every way to decode starts here, so a text reads the same in each of them. ``text/reading.py`` says which ids it is.
 """
 
 from collections.abc import Collection, Sequence
@@ -16,6 +15,7 @@ from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import check_context, check_ids, embeddings
 from ctplab.prompts.arms import Arm
 from ctplab.text import chat
+from ctplab.text.reading import encode
 
 
 @dataclass(frozen=True)
@@ -24,26 +24,6 @@ class Batch:
 
     ids: Tensor  # (B, n)
     mask: Tensor  # (B, n): 1 for a text's own tokens, 0 for padding
-
-
-def written(tokenizer: Tokenizer, text: str, raw: bool = False) -> str:
-    """What is sent for ``text``: a turn in the tokenizer's chat template, if it has one and ``raw`` is not set."""
-    return text if raw or not chat.has_template(tokenizer) else chat.render(tokenizer, chat.question(text), reply=True)
-
-
-def encode(arm: Arm, tokenizer: Tokenizer, text: str, raw: bool = False) -> list[int]:
-    """The ids of ``text`` behind ``arm``.
-
-    Behind a prefix a text starts as it did in training: without a start token of its own. With no prefix the
-    tokenizer decides. A chat template is used if the tokenizer has one (``raw`` turns it
-    off): the prefix then stands before the template's first token. Raises InputError if there is nothing to read.
-    """
-    if not raw and chat.has_template(tokenizer) and text.strip():  # the template writes the start token itself
-        return chat.read(tokenizer, written(tokenizer, text))
-    ids = tokenizer(text, add_special_tokens=arm.prefix.k == 0, verbose=False)["input_ids"]
-    if not text.strip() or not ids:
-        raise InputError("the text is empty; give at least one word")
-    return ids
 
 
 def left_padded(rows: Sequence[list[int]], model: Model, padding: int) -> Batch:
@@ -60,8 +40,10 @@ def left_padded(rows: Sequence[list[int]], model: Model, padding: int) -> Batch:
     return Batch(torch.tensor(ids, device=device), torch.tensor(mask, device=device))
 
 
-def prepare(arm: Arm, tokenizer: Tokenizer, texts: Sequence[str], new_tokens: int, raw: bool = False) -> Batch:
-    """``texts`` behind ``arm``, ready for answers of ``new_tokens`` tokens.
+def prepare(
+    arm: Arm, tokenizer: Tokenizer, texts: Sequence[str], new_tokens: int, *, raw: bool = False, start: str = "auto"
+) -> Batch:
+    """``texts`` behind ``arm``, ready for answers of ``new_tokens`` tokens. ``raw``, ``start``: as for ``encode``.
 
     Raises InputError for empty texts, for fewer than one new token, and if prefix, text and answer do not fit.
     """
@@ -69,7 +51,7 @@ def prepare(arm: Arm, tokenizer: Tokenizer, texts: Sequence[str], new_tokens: in
         raise InputError(f"max_new_tokens must be at least 1, not {new_tokens}")
     if not texts:
         raise InputError("the list of texts is empty; give at least one")
-    rows = [encode(arm, tokenizer, text, raw) for text in texts]
+    rows = [encode(tokenizer, text, raw=raw, start=start) for text in texts]
     check_context(arm.model, arm.prefix.k, max(map(len, rows)) + new_tokens)
     return left_padded(rows, arm.model, padding_token(tokenizer))
 

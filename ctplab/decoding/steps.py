@@ -14,7 +14,9 @@ from ctplab.decoding.inputs import Batch, answer_ends, behind_prefix, prepare
 from ctplab.decoding.sampler import GREEDY, Sampler, processors
 from ctplab.models import Tokenizer
 from ctplab.prompts.arms import Arm
-from ctplab.prompts.compiled import compiled, expand
+from ctplab.prompts.compiled import KV, Concatenated, compiled, expand
+from ctplab.prompts.head import logits_after
+from ctplab.prompts.ways import last_only, ways
 
 
 def stream(
@@ -26,6 +28,7 @@ def stream(
     sampler: Sampler = GREEDY,
     stop: str | None = None,
     raw: bool = False,
+    start: str = "auto",
     on_token: Callable[[], None] | None = None,
 ) -> Generator[str, None, None]:
     """Pieces of one answer, one for every token; joined, they are what ``generate`` gives for this text alone.
@@ -34,25 +37,43 @@ def stream(
     more piece shows it. ``on_token`` is called after every token, an end token included (to count, to time). Closing
     the iterator stops at once. Bad input raises InputError here, not at the first piece.
     """
-    batch = prepare(arm, tokenizer, [text], max_new_tokens, raw)
-    tokens = islice(_tokens(arm, batch, expand(arm.model, compiled(arm), 1), sampler), max_new_tokens)
-    pieces = _pieces(tokenizer, tokens, answer_ends(arm.model, tokenizer, raw), on_token)
+    batch = prepare(arm, tokenizer, [text], max_new_tokens, raw=raw, start=start)
+    found = islice(tokens(arm, batch, sampler), max_new_tokens)
+    pieces = _pieces(tokenizer, found, answer_ends(arm.model, tokenizer, raw), on_token)
     return pieces if stop is None else until(pieces, stop)
 
 
-def _tokens(arm: Arm, batch: Batch, cache: object, sampler: Sampler) -> Iterator[int]:
+def tokens(arm: Arm, batch: Batch, sampler: Sampler) -> Iterator[int]:
+    """The next token of one text, again and again. Raises InputError here if prefix and model do not fit."""
+    kv = compiled(arm)
+    if isinstance(kv, Concatenated) or not ways(arm.model).cached:
+        return _read_again(arm, batch, kv, sampler)
+    return _from_cache(arm, batch, expand(arm.model, kv, 1), sampler)
+
+
+def _from_cache(arm: Arm, batch: Batch, cache: object, sampler: Sampler) -> Iterator[int]:
     """The next token, again and again; one forward pass for each."""
     ids, mask, current = batch.ids, behind_prefix(batch.mask, arm.prefix.k), batch.ids
     choose = processors(sampler, batch.mask)
     while True:
         with torch.no_grad():
             out = arm.model(
-                input_ids=current, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1
+                input_ids=current, attention_mask=mask, past_key_values=cache, use_cache=True, **last_only(arm.model)
             )
             scores = choose(ids, out.logits[:, -1].to(ids.device, torch.float32))
         cache, current = out.past_key_values, scores.argmax(-1, keepdim=True)
         ids, mask = torch.cat([ids, current], 1), torch.cat([mask, mask.new_ones(1, 1)], 1)
         yield int(current)
+
+
+def _read_again(arm: Arm, batch: Batch, kv: KV, sampler: Sampler) -> Iterator[int]:
+    """The same for models whose cache cannot be trusted with it: every token reads prefix and text again."""
+    ids, choose = batch.ids, processors(sampler, batch.mask)
+    while True:
+        with torch.no_grad():
+            scores = choose(ids, logits_after(arm.model, kv, ids)[:, -1].to(ids.device, torch.float32))
+        ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], 1)
+        yield int(ids[0, -1])
 
 
 def _pieces(

@@ -39,8 +39,11 @@ ENTRIES |= {"bits_per_weight": float, "untouched": list, "warnings": list, "toke
 
 def _smallest_exact(tensor: Tensor) -> Tensor:
     """The same values in half precision if nothing is lost, else as they are."""
-    half = tensor.half()
-    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
+    for kind in (torch.float16, torch.bfloat16):
+        half = tensor.to(kind)
+        if torch.equal(half.to(tensor.dtype), tensor):
+            return half
+    return tensor
 
 
 def block_file(out: Path, index: int) -> Path:
@@ -139,6 +142,7 @@ def finish_folder(
             "bytes": size,
             "bits_per_weight": round(report.bits_per_weight, 4),
             "nominal_bits_per_weight": report.spec.nominal_bits,
+            "block_bits_per_weight": round(report.block_bits_per_weight, 4),
             "model_bits_per_weight": round(8 * size / parameters, 4),
             "seconds": round(report.seconds, 2),
             "layers": [asdict(layer) for layer in report.layers],
@@ -175,11 +179,7 @@ def load_compressed(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
     manifest = read_manifest(folder)
     spec = CompressionSpec.from_json(manifest["spec"])
     check_config(folder)
-    try:
-        model = skeleton(folder, dtype)
-    except Exception as error:  # a foreign folder can fail here in many ways; the user needs one line
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"cannot load the compressed model {folder}: {reason}") from error
+    model = skeleton(folder, dtype)
     for path in [folder / "rest.safetensors", *(block_file(folder, i) for i in range(len(blocks(model))))]:
         stored = read_tensors(path)
         assign(

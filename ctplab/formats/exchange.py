@@ -21,7 +21,7 @@ from ctplab.errors import InputError
 from ctplab.formats import peft, prompt_file, tokens
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
-from ctplab.prompts.compiled import compile_prefix
+from ctplab.prompts.compiled import compile_prefix, pairs
 from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
 from ctplab.reading import read_json
 
@@ -37,7 +37,7 @@ def export_prompt(saved: prompt_file.SavedPrompt, out: Path, model: Model, to: s
     prefix = saved.prefix
     if to == "kv":
         with torch.no_grad():
-            prefix = KVPrefix(prefix.name, tuple(compile_prefix(model, prefix)))
+            prefix = KVPrefix(prefix.name, tuple(pairs(model, compile_prefix(model, prefix))))
     elif isinstance(prefix, KVPrefix):
         raise InputError(f"this prompt consists of keys and values, which have no form as {to}; use to='kv'")
     if to == "embeds":

@@ -20,7 +20,7 @@ from ctplab.disk import whole, write_json, writing
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
 from ctplab.models import Model
-from ctplab.models.anatomy import as_matrix, blocks
+from ctplab.models.anatomy import as_matrix, blocks, transposed
 from ctplab.models.loading import load_tokenizer, skeleton
 from ctplab.models.weights import check_config
 from ctplab.reading import read_json
@@ -173,7 +173,8 @@ def _put_dense(tensors: dict[str, Tensor], model: Model, unit: str, dense: Tenso
     stack, _, expert = unit.rpartition(".")
     if stack not in tensors:
         tensors[stack] = torch.empty(model.state_dict()[stack].shape, dtype=torch.float16)
-    tensors[stack][int(expert)] = dense
+    experts = model.get_submodule(stack.rpartition(".")[0])
+    tensors[stack][int(expert)] = dense.T if transposed(experts) else dense
 
 
 def quantization(folder: Path) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from ctplab import tensor_files
 from ctplab.disk import whole, write_json
 from ctplab.errors import InputError
 from ctplab.models import Model
-from ctplab.prompts.compiled import KV
+from ctplab.prompts.compiled import Pairs
 from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
 from ctplab.reading import read_json
 
@@ -29,7 +29,7 @@ KINDS = {"PROMPT_TUNING": "peft", "PREFIX_TUNING": "kv", "CARTRIDGE": "kv"}
 """PEFT's name for the kind of prompt -> ours."""
 
 
-def pack(kv: KV) -> Tensor:
+def pack(kv: Pairs) -> Tensor:
     """Pack each layer's keys and values (1, heads, k, head_dim) into (k, 2 · layers · heads · head_dim)."""
     slots = [t[0].transpose(0, 1) for pair in kv for t in pair]  # (k, heads, head_dim)
     if len({slot.shape for slot in slots}) > 1:

@@ -1,7 +1,8 @@
 """The prompt file: a folder with ``prompt.safetensors`` (fp32) and ``prompt.json`` (provenance), written last.
 
 prompt.safetensors   E (k, d) and, if known, init (k, d); or key.0, value.0, ... (1, heads, k, head_dim) per layer
-prompt.json          base, tokenizer and corpus with their fingerprints, compression tag, recipe, scores, versions
+prompt.json          base, tokenizer and corpus with their fingerprints, compression tag, recipe, scores, versions;
+                     ``copies``: fingerprints of the very weights that it was learned through
 
 :func:`attach` checks that a prompt fits a model before anything is computed with it.
 """
@@ -22,7 +23,7 @@ from ctplab.disk import whole
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
-from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
+from ctplab.models.fingerprints import base_fingerprint, copy_fingerprint, tokenizer_fingerprint
 from ctplab.prompts.compiled import compile_prefix
 from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
 from ctplab.reading import read_json
@@ -105,6 +106,8 @@ def load(folder: str | Path) -> SavedPrompt:
 def _check_manifest(info: dict[str, Any]) -> None:
     if info.get("schema") != SCHEMA:
         raise ValueError(f"schema {info.get('schema')!r} is not {SCHEMA}, which this ctplab reads")
+    if not isinstance(info.get("copies", []), list) or any(type(c) is not str for c in info.get("copies", [])):
+        raise ValueError("copies is no list of fingerprints")
     for key in ("k", "width"):
         if type(info.get(key)) is not int or info[key] < 1:
             raise ValueError(f"{key} is {info.get(key)!r}, not a positive number")
@@ -145,8 +148,9 @@ def attach(
 ) -> list[str]:
     """Check that ``prompt`` fits the model, and return notes for the user. Raises InputError if it does not fit.
 
-    ``tag``: the model's compression level, if known. Another level, or another base model with equal tokenizer and
-    width, is accepted with a note. Another width or tokenizer is refused. ``force`` accepts an unknown origin.
+    ``tag``: the model's compression level, if known. Another level, another compression to this level, or another base
+    model with equal tokenizer and width, is accepted with a note. Another width or tokenizer is refused. ``force``
+    accepts an unknown origin.
     """
     info = prompt.info
     origin = info.get("base") or "a model that it does not name"
@@ -175,7 +179,25 @@ def attach(
     if known[1] != base_fingerprint(model):
         notes.append(f"the prompt was made for another base model ({origin}) of equal width and tokenizer")
     elif tag is not None and info.get("tag") not in (None, tag):
-        notes.append(f"the prompt was learned on {info['tag']} and is used on {tag}, the same base model")
+        notes.append(
+            f"the prompt was learned on {info['tag']} and is used on {tag}, the same base model: a prompt of another "
+            "level often does harm"
+        )
+    elif info.get("copies") and copy_fingerprint(model) not in info["copies"]:
+        notes.append(_other_copy(len(info["copies"])))
     if info.get("claimed"):
         notes.append(f"where the prompt comes from was {info['claimed']}, not recorded when it was learned")
     return notes
+
+
+def _other_copy(n: int) -> str:
+    """What to expect of a prompt on weights that it was not learned through; ``n``: how many it was."""
+    if n == 1:
+        return (
+            "the prompt was learned through another compression of this model to this level: most of what it wins "
+            "there is lost here, until it learns on through these weights"
+        )
+    return (
+        f"the prompt was learned through {n} other compressions of this model in turn, not through these weights: it "
+        "wins less here, until it learns on through them"
+    )

@@ -21,6 +21,7 @@ from ctplab.errors import InputError
 from ctplab.formats import checkpoint
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
+from ctplab.models.complete import check_complete, check_numbers, untie
 from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.models.loading import dtype_on, load_dense, local_folder, skeleton, usable
 from ctplab.models.weights import weight_files
@@ -39,7 +40,8 @@ class Source:
     def names(self, model: Model) -> dict[str, str]:
         """Parameter and buffer names of ``model`` -> names in the files (with or without the base model's prefix).
 
-        Raises KeyError if one is missing: the model's own loading code must then convert the weights.
+        Raises KeyError if one is missing: the model's own loading code must then convert the weights. Raises InputError
+        if tensors beside these change what they mean.
         """
         prefix = f"{model.base_model_prefix}."
         tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(
@@ -53,15 +55,33 @@ class Source:
                 raise KeyError(name)
             if stored is not None:
                 found[name] = stored
+        check_complete(next(iter(self.files.values())).parent, model, (), self.files.keys() - found.values())
         return found
+
+    def untie(self, model: Model, names: dict[str, str]) -> None:
+        """Give the head a matrix of its own if the files hold one that is not the embeddings, as transformers does."""
+        inside, head = model.get_input_embeddings(), model.get_output_embeddings()
+        if head is None or head.weight is not inside.weight:
+            return
+        tied = [n for n, p in model.named_parameters(remove_duplicate=False) if p is head.weight and n in names]
+        matrices = list(self.read({n: names[n] for n in tied}, torch.float32, "cpu").values())
+        if any(not torch.equal(matrices[0], other) for other in matrices[1:]):
+            untie(model.config)
+            head.weight = nn.Parameter(torch.empty_like(head.weight), requires_grad=False)
 
     def read(self, names: dict[str, str], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
         """Read the tensors ``names`` (model name -> name in the files)."""
         found = {}
         for name, stored in names.items():
             with tensor_files.opened(self.files[stored]) as file:
-                found[name] = file.get_tensor(stored).to(device=device, dtype=dtype)
+                tensor = file.get_tensor(stored)
+                found[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
         return found
+
+
+def _kept_precise(model: Model) -> bool:
+    names = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    return any(getattr(part, name, None) for part in model.modules() for name in names)
 
 
 def _key(spec: CompressionSpec, calibration: Tensor, batch: int, source: Path, dtype: torch.dtype, device: str) -> str:
@@ -95,11 +115,14 @@ def compress_to(
     folder, device = local_folder(name), usable(None if device == "auto" else device)
     if (folder / checkpoint.MANIFEST).exists():
         raise InputError(f"{name} is compressed already; compress the full model it came from")
+    check_numbers(folder)
     kind = dtype_on(device, dtype)
-    source = Source(folder)
+    source, model = Source(folder), skeleton(folder, kind)
     try:
-        model = skeleton(folder, kind)
         names = source.names(model)
+        source.untie(model, names)
+        if kind != torch.float32 and _kept_precise(model):
+            raise KeyError("some modules stay in float32: transformers knows which")
     except KeyError:  # stored in another layout than the model's: transformers converts it, in memory
         model, names = load_dense(folder, device=device, dtype=dtype)[0], {}
     if parallel.is_main():
@@ -115,9 +138,12 @@ def compress_to(
             module._buffers[buffer] = None if value is None else value.to(device)
     done: Done = []
 
-    def enter(index: int, block: nn.Module) -> bool:
+    def load(index: int, block: nn.Module) -> None:
         mine = {n: s for n, s in names.items() if n.startswith(f"{prefixes[index]}.")}
         model.load_state_dict(source.read(mine, kind, device), strict=False, assign=True)
+
+    def enter(index: int, block: nn.Module) -> bool:
+        load(index, block)
         kept = checkpoint.read_block(checkpoint.block_file(out, index), key)
         if kept is None:
             return False
@@ -132,7 +158,8 @@ def compress_to(
             empty = {n: torch.empty_like(p, device="meta") for n, p in block.named_parameters()}
             block.load_state_dict(empty, strict=False, assign=True)
 
-    for index, found in walk(model, calibration, spec, batch=batch, progress=progress, enter=enter, leave=leave):
+    visits: dict[str, Any] = {"load": load, "enter": enter, "leave": leave}
+    for index, found in walk(model, calibration, spec, batch=batch, progress=progress, **visits):
         prefix = prefixes[index]
         compressed = {parameter_name(report.name, model) for report, _ in found}
         state = model.get_submodule(prefix).state_dict()

@@ -75,16 +75,17 @@ def cosine_histogram(
     return binned(nearness(vocabulary(model), prefix, initial, top=top, seed=seed), -1, 1, bins)
 
 
-def pca(rows: Tensor, n: int = 2) -> tuple[Tensor, Tensor]:
-    """Principal components of ``rows`` (N, d): coordinates (N, n) and the shares of variance (n,) they explain.
+def pca(rows: Tensor, n: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Principal axes of ``rows`` (N, d): their mean (d,), axes (n, d), and the shares of variance (n,) they explain.
 
     Signs are fixed (the largest loading of each axis is positive), so the same rows give the same picture.
     """
-    centred = rows.double() - rows.double().mean(0)
-    _, s, axes = torch.linalg.svd(centred, full_matrices=False)  # axes (d or N, d)
-    axes = axes[:n]
+    middle = rows.double().mean(0)
+    centred = rows.double() - middle
+    variances, axes = torch.linalg.eigh(centred.T @ centred)  # (d,) rising, columns of (d, d)
+    axes = axes.T.flip(0)[:n]
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    return centred @ axes.T, s[:n] ** 2 / (s**2).sum().clamp(min=1e-30)
+    return middle, axes, variances.flip(0)[:n] / variances.sum().clamp(min=1e-30)
 
 
 def project(
@@ -98,6 +99,8 @@ def project(
 ) -> dict[str, Any]:
     """Map ``sample`` vocabulary rows, ``extra_ids``, the untrained and the learned rows onto two principal axes.
 
+    The axes are the vocabulary's own, all of its rows: a prompt is seen on them, and does not turn them.
+
     Returns {"explained": [x, y], "vocabulary": points, "extra": points, "init": points, "learned": points}; points
     are {"ids": [...] or None, "x": [...], "y": [...]}, rows of ``init`` and ``learned`` in the prompt's order.
     """
@@ -106,7 +109,8 @@ def project(
     extra = torch.tensor(extra_ids, dtype=torch.long)
     groups = {"vocabulary": table[chosen], "extra": table[extra], "init": initial.rows, "learned": prefix.rows}
     ids = {"vocabulary": chosen.tolist(), "extra": list(extra_ids), "init": list(initial.ids or ()), "learned": None}
-    where, explained = pca(torch.cat([rows.float().cpu() for rows in groups.values()]))
+    middle, axes, explained = pca(table.float().cpu())
+    where = (torch.cat([rows.float().cpu() for rows in groups.values()]).double() - middle) @ axes.T
     points, at = {}, 0
     for name, rows in groups.items():
         x, y = where[at : at + len(rows)].T.tolist()

@@ -16,7 +16,7 @@ from ctplab.learning.teacher import Teacher
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
 from ctplab.progress import Progress, bar
-from ctplab.prompts.compiled import KV, compile_prefix
+from ctplab.prompts.compiled import KV, compile_prefix, pairs
 from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
 from ctplab.specs import PromptSpec
 from ctplab.text.corpora import Split
@@ -49,8 +49,8 @@ class KeysValues:
 @torch.no_grad()
 def as_keys_and_values(model: Model, prefix: AnyPrefix, name: str) -> KVPrefix:
     """Compute the keys and values of a prefix with ``model``; they are in fp32 on the CPU."""
-    pairs = compile_prefix(model, prefix)
-    return KVPrefix(name, tuple((keys.float().cpu(), values.float().cpu()) for keys, values in pairs))
+    found = pairs(model, compile_prefix(model, prefix))
+    return KVPrefix(name, tuple((keys.float().cpu(), values.float().cpu()) for keys, values in found))
 
 
 def intact(full: Model, prefix: Prefix) -> KVPrefix:

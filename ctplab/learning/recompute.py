@@ -4,8 +4,8 @@ Memory then holds the activations of one block instead of all, and a step takes 
 gradient checkpointing cannot be used: it drops the cache that holds the prefix, and it needs training mode.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ctplab.models import Model
 from ctplab.models.anatomy import blocks
+from ctplab.prompts.attention import NAME, switched
 
 
 def recompute(model: Model) -> Model:
@@ -24,7 +25,9 @@ def recompute(model: Model) -> Model:
 
 def _twice(forward: Callable, config: Any) -> Callable:
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), _attention(config, config._attn_implementation)
+        """The second pass attends as the first one did, which behind a prefix is not the model's own way."""
+        behind_prefix = config._attn_implementation == NAME
+        return nullcontext(), switched(config) if behind_prefix else nullcontext()
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -32,14 +35,3 @@ def _twice(forward: Callable, config: Any) -> Callable:
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
     return run
-
-
-@contextmanager
-def _attention(config: Any, name: str) -> Iterator[None]:
-    """Use the attention of the first pass, which behind a prefix is not the model's own (see ``prompts/attention``)."""
-    before = config._attn_implementation
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

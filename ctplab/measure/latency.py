@@ -20,7 +20,7 @@ from ctplab.errors import InputError
 from ctplab.models.anatomy import check_context, embeddings
 from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
-from ctplab.prompts.compiled import compiled
+from ctplab.prompts.compiled import Concatenated, compiled
 from ctplab.prompts.prefix import random_rows
 
 
@@ -111,8 +111,9 @@ def latency(
         for k in dict.fromkeys(tokens):
             check_context(arm.model, k, length + new_tokens)
             prompted = Arm(arm.name, arm.model, random_rows(arm.model, k, seed))
-            compiled(prompted)  # refuses what does not fit before the first round
-            ways = ("concatenated", "compiled") if k else ("none",)
+            kv = compiled(prompted)  # refuses what does not fit before the first round
+            both = ("concatenated",) if isinstance(kv, Concatenated) else ("concatenated", "compiled")
+            ways = both if k else ("none",)
             settings += [(prompted, Batch(ids, torch.ones_like(ids)), attached) for attached in ways]
     times: list[list[tuple[float, float]]] = [[] for _ in settings]
     rounds = [(turn, place) for turn in range(repeats + 1) for place in range(len(settings))]

@@ -5,8 +5,9 @@ Entry t of every list is about the prediction *of* token t from all that stands 
     surprisal   -log p_arm(x_t | prefix, x_0 .. x_{t-1})
     kl          KL(p_full || p_arm) over the vocabulary at that place
 
-The text is read as a window of a corpus is: every arm sees the same tokens, without a start token. As everywhere in
-the lab, the first token is no target, so entry 0 is None and has no alternatives.
+Every arm reads the same tokens, those that it reads when it is asked to go on (``text/reading.py``): a greedy answer is
+the lens's first choice at every place. As everywhere in the lab, the first token is no target, so entry 0 (the start
+token if there is one) is None and has no alternatives.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ctplab.models.anatomy import check_context, check_ids, embeddings
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.compiled import compiled
 from ctplab.prompts.head import logits_after
+from ctplab.text.reading import encode, start_of
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Lens:
     tokens: list[str]
     ids: list[int]
     arms: dict[str, ArmLens]
+    start: str = "none"
+    """What stands between prefix and text: the start token, or ``none``."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,14 @@ def _log_probabilities(arm: Arm, ids: list[int]) -> Tensor:
     return logits.float().log_softmax(-1).cpu()
 
 
-def lens(arms: list[Arm], tokenizer: Tokenizer, text: str, *, top: int = 10) -> Lens:
+def lens(arms: list[Arm], tokenizer: Tokenizer, text: str, *, top: int = 10, start: str = "auto") -> Lens:
     """Per-token surprisal of every arm, KL to the arm called ``full``, and the ``top`` alternatives everywhere.
 
-    Raises InputError if the text has fewer than two tokens or is too long for a model, if two arms share a name, and
-    if the arms' vocabularies differ.
+    The text is read as it stands: a conversation must be rendered already, and then ``start`` is ``none``. Raises
+    InputError if the text has fewer than two tokens or is too long for a model, if two arms share a name, and if the
+    arms' vocabularies differ.
     """
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = encode(tokenizer, text, raw=True, start=start) if text.strip() else []
     if len(ids) < 2:
         raise InputError("the lens needs a text of at least two tokens")
     if not arms or len({arm.name for arm in arms}) < len(arms):
@@ -98,7 +103,7 @@ def lens(arms: list[Arm], tokenizer: Tokenizer, text: str, *, top: int = 10) -> 
             for row, probabilities in places
         ]
         views[name] = ArmLens([None, *surprisal(rows, target).tolist()], kl, [[], *alternatives])
-    return Lens([tokenizer.decode([i]) for i in ids], ids, views)
+    return Lens([tokenizer.decode([i]) for i in ids], ids, views, start_of(tokenizer, start, raw=True))
 
 
 def changes(seen: Lens, first: str, second: str) -> list[Change]:

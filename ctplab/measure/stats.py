@@ -57,7 +57,7 @@ def _limits(sample: Tensor) -> tuple[float, float]:
 
 def paired_mean(first: Tensor, second: Tensor, *, draws: int = 2000, seed: int = 0) -> Interval:
     """Mean of ``first`` minus ``second``, (N,) values of the same N questions, with its paired 95% interval."""
-    return _ratio_of_sums(first.double() - second.double(), torch.ones(len(first)), draws, seed)
+    return ratio_of_sums(first.double() - second.double(), torch.ones(len(first)), draws, seed)
 
 
 def change(arm: WindowScores, other: WindowScores, *, draws: int = 2000, seed: int = 0) -> Interval:
@@ -66,14 +66,36 @@ def change(arm: WindowScores, other: WindowScores, *, draws: int = 2000, seed: i
     Raises InputError if the scores are of different windows.
     """
     arm.check_same_windows(other)
-    return _ratio_of_sums(arm.nll.double() - other.nll.double(), arm.n_tokens, draws, seed)
+    return ratio_of_sums(arm.nll.double() - other.nll.double(), arm.n_tokens, draws, seed)
 
 
-def _ratio_of_sums(values: Tensor, counts: Tensor, draws: int, seed: int) -> Interval:
+def ratio_of_sums(values: Tensor, counts: Tensor, draws: int = 2000, seed: int = 0) -> Interval:
     """Σ values / Σ counts, (N,) each, with its bootstrap interval over the N items."""
     counts, picks = counts.double(), resample(len(values), draws, seed)
     sample = values[picks].sum(1) / counts[picks].sum(1)
     return Interval(float(values.sum() / counts.sum()), *_limits(sample))
+
+
+def quantile(values: Tensor, group: Tensor, q: float, *, draws: int = 500, seed: int = 0) -> Interval:
+    """The least of ``values`` (n,) that a share ``q`` does not exceed, with its 95% interval over groups.
+
+    ``group`` (n,): the number of each value's group. The bootstrap draws whole groups, because the values of one text
+    hang together.
+    """
+    ordered, order = values.double().sort()
+    _, numbers = group[order].unique(return_inverse=True)
+    n_groups = int(numbers.max()) + 1
+
+    def at(weights: Tensor) -> Tensor:
+        """``weights`` (draws, groups): how often each group counts -> (draws,)."""
+        below = weights[:, numbers].cumsum(1)
+        wanted = (q * below[:, -1:]).contiguous()
+        return ordered[torch.searchsorted(below, wanted)[:, 0].clamp(max=len(ordered) - 1)]
+
+    value = at(torch.ones(1, n_groups, dtype=torch.float64))[0]
+    counts = torch.stack([torch.bincount(pick, minlength=n_groups) for pick in resample(n_groups, draws, seed)])
+    sample = torch.cat([at(part) for part in counts.double().split(25)])  # 25 at a time: each is as long as the text
+    return Interval(float(value), *_limits(sample))
 
 
 def recovery(

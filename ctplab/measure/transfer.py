@@ -8,7 +8,7 @@ is known. If a pair does not fit (another tokenizer, another width, too little c
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from ctplab.disk import Keep, compute_always
 from ctplab.errors import InputError
@@ -56,6 +56,13 @@ class TransferCell:
     def to_json(self) -> dict[str, Any]:
         """A plain dict with the perplexity."""
         return asdict(self) | {"ppl": self.ppl}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse."""
+        change = None if data["change"] is None else Interval(**data["change"])
+        rest = {name: value for name, value in data.items() if name not in ("ppl", "change")}
+        return cls(**rest, change=change)
 
 
 def home(info: Mapping[str, Any]) -> str:

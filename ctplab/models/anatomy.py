@@ -61,8 +61,14 @@ def weight_matrix(module: nn.Module, unit: str) -> Tensor:
         owner, _, name = parent.rpartition(".")
         stack = getattr(module.get_submodule(owner), name)
         if isinstance(stack, nn.Parameter):
-            return stack[int(last)]
+            matrix = stack[int(last)]
+            return matrix.T if transposed(module.get_submodule(owner)) else matrix
     return as_matrix(module.get_submodule(unit))
+
+
+def transposed(experts: nn.Module) -> bool:
+    """Whether stacked experts are stored as (experts, in, out), as transformers notes on their module."""
+    return bool(getattr(experts, "is_transposed", False))
 
 
 def parameter_name(unit: str, model: nn.Module) -> str:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
 
 from ctplab.models import Model, Tokenizer
-from ctplab.models.anatomy import embeddings
+from ctplab.models.anatomy import as_matrix, blocks, embeddings, linears
 
 Seen = list[tuple[ref[Tensor], int, int]]
 """Every tensor of a set: a weak reference, its address, and its number of writes."""
@@ -72,6 +73,18 @@ def base_fingerprint(model: Model) -> str:
     digest = hashlib.sha256(json.dumps(list(table.shape)).encode())
     digest.update(table[:: max(1, table.shape[0] // 256)].float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def copy_fingerprint(model: Model) -> str:
+    """Tell a compressed model from other compressions of its base, whatever dtype it is in, packed or not.
+
+    It takes the signs of the last block's weights: where every earlier rounding shows, and no later one does.
+    """
+    _, last = blocks(model)[-1]
+    packed: list[Any] = [module for module in last.modules() if hasattr(module, "dense")]
+    dense = [as_matrix(layer) for layer in linears(last).values()]
+    matrices = [module.dense(torch.float32) for module in packed] or dense
+    return tensor_fingerprint(*(matrix.sign().to(torch.int8) for matrix in matrices))
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:

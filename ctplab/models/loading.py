@@ -11,6 +11,7 @@ from ctplab.disk import data_dir
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer, known
 from ctplab.models.anatomy import blocks
+from ctplab.models.complete import check_complete, check_numbers, untie
 from ctplab.models.weights import check_config, weight_files
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -133,14 +134,23 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     device = usable(device)
     kind = dtype_on(device, dtype)
     logging.disable_progress_bar()
+    if Path(path).is_dir():
+        check_numbers(Path(path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model: Model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=kind, trust_remote_code=False, use_safetensors=True
+        model: Model
+        model, read = AutoModelForCausalLM.from_pretrained(
+            path, dtype=kind, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # transformers raises a dozen types here; the user needs one line
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"cannot load the model {str(name)!r}: {reason}") from error
+    check_complete(
+        name, model, read["missing_keys"], read["unexpected_keys"], (key[0] for key in read["mismatched_keys"])
+    )
+    head = model.get_output_embeddings()
+    if head is not None and getattr(head, "weight", None) is not model.get_input_embeddings().weight:
+        untie(model.config)
     model.requires_grad_(False)
     return place(model, device).eval(), tokenizer
 
@@ -169,10 +179,17 @@ def load_config(name: str | Path) -> Any:
 
 
 def skeleton(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
-    """The model that ``folder`` describes, with parameters on the meta device (no memory yet) and real buffers."""
+    """The model that ``folder`` describes, with parameters on the meta device (no memory yet) and real buffers.
+
+    Raises InputError with one line if it is no causal language model that transformers knows.
+    """
     from transformers import AutoConfig
 
-    return empty_model(AutoConfig.from_pretrained(folder, trust_remote_code=False), dtype)
+    try:
+        return empty_model(AutoConfig.from_pretrained(folder, trust_remote_code=False), dtype)
+    except Exception as error:  # as for models
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"cannot load the model {str(folder)!r}: {reason}") from error
 
 
 def empty_model(config: Any, dtype: torch.dtype = torch.float32) -> Model:

@@ -37,7 +37,9 @@ class Bench:
         self.scale, self.seed, self.say = scale, seed, say
         self.name = scale.model or HUB[model][0]
         full, tokenizer = load(self.name, device=device, dtype=dtype)
-        self.texts = {what: corpus(name, tokenizer, scale.seq_len) for what, name in scale.corpora.items()}
+        self.texts = {
+            what: corpus(name, tokenizer, scale.seq_len, loss=scale.loss) for what, name in scale.corpora.items()
+        }
         self.study = Study(Store(root, self.name), full, tokenizer, progress)
         self._last: tuple[str, Model] = ("full", full)
 

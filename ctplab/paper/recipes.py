@@ -49,6 +49,8 @@ class Scale:
     """None: each row's own model, from the hub."""
     tasks: tuple[str, ...] = TASKS
     """The tasks of Table 8."""
+    loss: str | None = None
+    """Which tokens are counted, as in :func:`ctplab.text.corpora.corpus`."""
 
     def tokens(self, k: int) -> int:
         """Scale the paper's k in proportion to the prompt's length."""

@@ -15,6 +15,7 @@ from ctplab.models.anatomy import embeddings
 from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
 from ctplab.prompts import prefix
 from ctplab.prompts.prefix import AnyPrefix, Prefix
+from ctplab.text.reading import start_token
 
 USUAL = ("full", "compressed", "hard", "soft")
 CONTROLS = ("bos", "random", "init", "text", "full+soft", "full+own")
@@ -89,7 +90,7 @@ def _random(model: Model, parts: Parts) -> Prefix | None:
     if k is None:
         return None
     others = [parts.initial.ids if parts.initial else None, _text_ids(parts, k)]
-    start = None if parts.tokenizer is None else prefix.start_token(parts.tokenizer)
+    start = None if parts.tokenizer is None else start_token(parts.tokenizer)
     others.append(None if start is None else (start,))
     return prefix.random_control(model, k, parts.seed, unlike=others)
 
@@ -140,6 +141,8 @@ KINDS = {
         "a prompt learned on the full model",
     ),
     "lora": Kind("baseline: compressed, with a LoRA adapter", "#332288"),
+    "shipped": Kind("compressed, behind the prompt that comes with ctplab, untouched", "#117733"),
+    "from-nothing": Kind("compressed, behind a prompt learned as long from random rows", "#DDCC77"),
     "nearest": Kind("compressed, behind the learned rows' nearest tokens", "#882255"),
 }  # fmt: skip
 COLOURS = {name: kind.colour for name, kind in KINDS.items()}
@@ -180,7 +183,7 @@ def arms(
     found = []
     for name in (*USUAL, *CONTROLS) if controls else USUAL:
         model = full if KINDS[name].on_full else compressed
-        if model is None or (name == "bos" and tokenizer is not None and prefix.start_token(tokenizer) is None):
+        if model is None or (name == "bos" and tokenizer is not None and start_token(tokenizer) is None):
             continue
         rows = KINDS[name].build(model, parts)
         if rows is not None:

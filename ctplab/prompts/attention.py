@@ -4,9 +4,13 @@ PyTorch's fast causal kernels need as many queries as keys. A prefix in the cach
 a dense (n, k + n) mask, and no kernel can skip what it masks: at n = 1024 that costs more than the shared prefix saves.
 So this file puts k rows of zeros in front of the queries, discards their outputs, and lets the plain causal kernel do
 the rest. The result is exact, forward and backward.
+
+Several threads may use one model. The switch is a setting of the shared configuration, so it stays on while anyone
+needs it. It means something only inside the block: to all others it is transformers' own ``sdpa`` under another name.
 """
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +21,10 @@ from torch.nn import functional as F
 from ctplab.models import Model
 
 NAME = "ctplab_prefix"
+_lock = threading.Lock()
+_users: dict[int, int] = {}
+"""Identity of a configuration that is switched -> how many blocks need it."""
+_inside = threading.local()
 
 
 def _attend(
@@ -26,7 +34,7 @@ def _attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     n, cached = query.shape[2], key.shape[2] - query.shape[2]
-    if attention_mask is None and cached > 0 and n > 1:
+    if attention_mask is None and cached > 0 and n > 1 and getattr(module, "is_causal", True):
         query = F.pad(query, (0, 0, cached, 0))
         settings["is_causal"] = True
     out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
@@ -37,30 +45,54 @@ def _mask(mask_function: Any = None, attention_mask: Tensor | None = None, **siz
     """Return None if the mask would be purely causal without padding, else ``sdpa``'s mask (sliding windows, ...)."""
     from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+    if not getattr(_inside, "depth", 0):  # another thread's pass
+        return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **sizes)
     whole = attention_mask is None or bool(attention_mask.all())
     if mask_function is causal_mask_function and whole and sizes.get("local_size") is None:
         return None
     return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **sizes)
 
 
+def takes_switch(model: Model) -> bool:
+    """Whether the model takes ``sdpa`` from transformers' attention table: BLOOM, say, brings its own attention."""
+    config = model.config
+    by_table = hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
+    return by_table and config._attn_implementation in ("sdpa", NAME) and getattr(config, "is_causal", True)
+
+
 @contextmanager
 def prefix_attention(model: Model) -> Iterator[None]:
-    """Inside the block, ``model`` attends without masks if it takes ``sdpa`` from transformers' attention table.
+    """Inside the block, this thread's passes through ``model`` attend without masks, if it :func:`takes_switch`.
 
-    Other models stay as they are: BLOOM and Falcon, for example, bring their own attention.
+    The caller knows that this gives the same logits (``ways``).
     """
+    if not takes_switch(model):
+        yield
+        return
+    with switched(model.config):
+        _inside.depth = getattr(_inside, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            _inside.depth -= 1
+
+
+@contextmanager
+def switched(config: Any) -> Iterator[None]:
+    """Inside the block, a model with this configuration attends by :data:`NAME`, whatever other threads do."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    config = model.config
-    by_table = hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
-    if not by_table or config._attn_implementation != "sdpa" or not getattr(config, "is_causal", True):
-        yield
-        return
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _mask)
-    config._attn_implementation = NAME
+    with _lock:
+        _users[id(config)] = _users.get(id(config), 0) + 1
+        config._attn_implementation = NAME
     try:
         yield
     finally:
-        config._attn_implementation = "sdpa"
+        with _lock:
+            _users[id(config)] -= 1
+            if _users[id(config)] == 0:
+                del _users[id(config)]
+                config._attn_implementation = "sdpa"

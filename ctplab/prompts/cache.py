@@ -1,4 +1,4 @@
-"""The two caches that a prefix needs, besides the one that generation fills.
+"""The two caches that a prefix needs, besides the one that generation fills, and which models have such caches.
 
 Both allow a block to run twice on the same input, as recomputation does (see ``learning.recompute``).
 """
@@ -7,6 +7,16 @@ from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from ctplab.models import Model
+
+
+def keeps_keys_and_values(model: Model) -> bool:
+    """Whether the model's cache holds keys and values in every layer, and no other state (recurrent, convolutions)."""
+    return all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in Recorder(config=model.config).layers
+    )
 
 
 class Recorder(DynamicCache):

@@ -6,9 +6,15 @@ moved or written to. Callers need not invalidate anything. Two cases leave no tr
 them: models with PEFT adapters, which switch without touching a tensor, and tensors made under
 ``torch.inference_mode``. A write through ``tensor.data`` goes unnoticed, because it hides from torch as well; nothing
 in ctplab does that.
+
+Some models keep more than keys and values (recurrent states, convolutions), or their attention behind a cache is not
+what it is behind the same rows (``ways`` tries it). Their prefix stays :class:`Concatenated`: it is read with every
+text again.
 """
 
+from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,13 +22,29 @@ from torch import Tensor
 
 from ctplab.errors import InputError
 from ctplab.models import Model
-from ctplab.models.anatomy import embeddings
+from ctplab.models.anatomy import embed, embeddings
 from ctplab.models.fingerprints import Seen, see, unchanged
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.prefix import AnyPrefix, Prefix, tensors
+from ctplab.prompts.ways import last_only, ways
 
-KV = list[tuple[Tensor, Tensor]]
+Pairs = list[tuple[Tensor, Tensor]]
 """One (keys, values) pair per layer, each (1, heads, k, head_dim)."""
+
+
+@dataclass(frozen=True)
+class Concatenated:
+    """A prefix that cannot be kept as keys and values: rows that stand in front of every text's embeddings."""
+
+    rows: Tensor  # (1, k, d), as the model's embeddings are
+
+    def before(self, model: Model, ids: Tensor) -> Tensor:
+        """The rows in front of the embeddings of ``ids`` (B, n): (B, k + n, d)."""
+        return torch.cat([self.rows.expand(len(ids), -1, -1), embed(model, ids)], 1)
+
+
+KV = Pairs | Concatenated
+"""A compiled prefix; empty for k = 0."""
 
 _lock = Lock()
 _kept: WeakKeyDictionary[Model, WeakKeyDictionary[AnyPrefix, tuple[Seen | None, KV]]] = WeakKeyDictionary()
@@ -38,15 +60,24 @@ def check_width(model: Model, prefix: Prefix) -> None:
 def compile_rows(model: Model, rows: Tensor) -> KV:
     """Compute the keys and values of ``rows`` (k, d) in every layer. Differentiable in ``rows``. Empty for k = 0.
 
-    Raises InputError if a sliding attention window is too short for the rows.
+    Raises InputError if a sliding attention window is too short for the rows, and if the model takes no rows at all.
     """
+    found = ways(model)
     if rows.shape[0] == 0:
         return []
     from ctplab.prompts.cache import Recorder
 
-    table, cache = embeddings(model), Recorder(config=model.config)
+    table = embeddings(model)
     embedded = rows.to(table.device, table.dtype)[None]
-    out = model(inputs_embeds=embedded, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    if not found.rows:
+        raise InputError(
+            f"{type(model).__name__} does not give a text's logits for the text's embeddings: no prompt can stand in "
+            "front of them"
+        )
+    if not found.compiled:
+        return Concatenated(embedded)
+    cache = Recorder(config=model.config)
+    out = model(inputs_embeds=embedded, past_key_values=cache, use_cache=True, **last_only(model))
     kv = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
     window = min(keys.shape[2] for keys, _ in kv) + 1
     if window <= rows.shape[0]:  # the first rows are gone already, and the positions behind them would be wrong
@@ -60,11 +91,18 @@ def compile_prefix(model: Model, prefix: AnyPrefix) -> KV:
         check_width(model, prefix)
         return compile_rows(model, prefix.rows)
     table = embeddings(model)
-    own = compile_rows(model, table.new_zeros(1, table.shape[1]))
+    own = pairs(model, compile_rows(model, table.new_zeros(1, table.shape[1])))
     shapes = [(k.shape[1::2], v.shape[1::2]) for k, v in own]  # heads and their width, layer by layer
     if shapes != [(k.shape[1::2], v.shape[1::2]) for k, v in prefix.kv]:
         raise InputError(f"the KV prefix {prefix.name!r} was made for other layers or heads than this model has")
     return [(k.to(table.device, table.dtype), v.to(table.device, table.dtype)) for k, v in prefix.kv]
+
+
+def pairs(model: Model, kv: KV) -> Pairs:
+    """``kv`` as keys and values. Raises InputError if this model's prefixes cannot be kept so."""
+    if isinstance(kv, Concatenated):
+        raise InputError(f"{type(model).__name__} keeps more than keys and values, so a prompt cannot be given as such")
+    return kv
 
 
 @torch.no_grad()
@@ -82,11 +120,12 @@ def compiled(arm: Arm) -> KV:
         return kv
 
 
-def expand(model: Model, kv: KV, batch: int):
+def expand(model: Model, kv: KV, batch: int) -> Any:
     """Return a fresh cache for ``batch`` rows (models write into it), or None for an empty prefix."""
     from transformers import DynamicCache
 
-    if not kv:
+    found = pairs(model, kv)
+    if not found:
         return None
-    pairs = [(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in kv]
-    return DynamicCache(ddp_cache_data=pairs, config=model.config)
+    wide = [(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in found]
+    return DynamicCache(ddp_cache_data=wide, config=model.config)

@@ -5,6 +5,7 @@ and silently drop as many.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,15 @@ from torch import Tensor
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
 from ctplab.prompts.attention import prefix_attention
-from ctplab.prompts.compiled import KV
+from ctplab.prompts.compiled import KV, Concatenated
+from ctplab.prompts.ways import ways
 
 
 def _inputs(model: Model, kv: KV, ids: Tensor) -> dict[str, Any]:
     from ctplab.prompts.cache import Behind
 
+    if isinstance(kv, Concatenated):
+        return {"inputs_embeds": kv.before(model, ids), "use_cache": False}
     if not kv:
         return {"input_ids": ids, "use_cache": False}
     cache = Behind(kv, len(ids), model.config)
@@ -27,10 +31,18 @@ def _inputs(model: Model, kv: KV, ids: Tensor) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
 
 
+def _attention(model: Model) -> AbstractContextManager:
+    """Attention without masks if this model gives the same logits so; its own if not. Raises InputError as ``ways``."""
+    return prefix_attention(model) if ways(model).maskless else nullcontext()
+
+
 def logits_after(model: Model, kv: KV, ids: Tensor) -> Tensor:
-    """Return the logits (B, T, V) of ``ids`` (B, T, no padding) behind a compiled prefix."""
-    with prefix_attention(model):
-        return model(**_inputs(model, kv, ids)).logits
+    """Return the logits (B, T, V) of ``ids`` (B, T, no padding) behind a compiled prefix.
+
+    Raises InputError if the model is not causal.
+    """
+    with _attention(model):
+        return model(**_inputs(model, kv, ids)).logits[:, -ids.shape[1] :]
 
 
 @dataclass(frozen=True)
@@ -47,8 +59,8 @@ class Halves:
         """Return the head's input (B, T, d) for ``ids`` (B, T, no padding) behind a compiled prefix."""
         if not self.plain:
             return logits_after(self.model, kv, ids)
-        with prefix_attention(self.model):
-            return self.model.base_model(**_inputs(self.model, kv, ids))[0]
+        with _attention(self.model):
+            return self.model.base_model(**_inputs(self.model, kv, ids))[0][:, -ids.shape[1] :]
 
 
 @torch.no_grad()

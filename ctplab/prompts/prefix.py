@@ -12,6 +12,7 @@ from torch import Tensor
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import check_ids, embed, embeddings
+from ctplab.text.reading import start_token, words, written_first
 
 #: The hard prompt of the paper's Figure 1.
 PAPER_HARD_PROMPT = (
@@ -65,16 +66,10 @@ def from_ids(model: Model, ids: Tensor, name: str) -> Prefix:
 
 
 def hard(model: Model, tokenizer: Tokenizer, text: str = PAPER_HARD_PROMPT) -> Prefix:
-    """The embeddings of a text's tokens, with the tokenizer's own start token, as the model reads any text."""
-    ids = tokenizer(text)["input_ids"]
-    if not text.strip() or not ids:
+    """The embeddings of a text's tokens, behind the start that the tokenizer writes; an end token is no part of it."""
+    if not text.strip():
         raise InputError("the hard prompt is empty; give at least one word")
-    return from_ids(model, torch.tensor(ids), "hard")
-
-
-def start_token(tokenizer: Tokenizer) -> int | None:
-    """The id of the start token, or of the end token if there is no start token. None if there is neither."""
-    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return from_ids(model, torch.tensor([*written_first(tokenizer), *words(tokenizer, text)]), "hard")
 
 
 def bos(model: Model, tokenizer: Tokenizer) -> Prefix:

@@ -15,11 +15,14 @@ from ctplab.disk import Keep
 from ctplab.errors import InputError
 from ctplab.formats.prompt_file import SavedPrompt
 from ctplab.learning.lora import same_budget
+from ctplab.measure.fidelity import Fidelity
+from ctplab.measure.fidelity import fidelity as compare
 from ctplab.measure.recovery import Recovery, arm_scores, from_scores
 from ctplab.models import Model, Tokenizer
 from ctplab.prompts.arms import Arm, arms
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT, AnyPrefix, none
 from ctplab.runs.study import Study
+from ctplab.scores import WindowScores
 from ctplab.specs import PromptSpec
 from ctplab.text.corpora import Corpus, Split, corpus
 
@@ -34,6 +37,8 @@ class Controlled:
 
     corpora: dict[str, Recovery]
     left_out: dict[str, str]
+    fidelity: dict[str, dict[str, Fidelity]]
+    """Corpus -> arm -> how close it is to the full model; empty unless asked for."""
 
 
 def recipe_of(saved: SavedPrompt, tokenizer: Tokenizer) -> tuple[PromptSpec, Split, Split]:
@@ -68,14 +73,18 @@ def recover_with_controls(
     keep: Keep,
     *,
     own: AnyPrefix | None = None,
+    others: Sequence[Arm] = (),
     skip: Collection[str] = (),
+    fidelity: bool = False,
     limit: int | None = None,
     batch: int = 16,
     seed: int = 0,
 ) -> Controlled:
     """Score every arm on the test splits of ``corpora``. ``small`` is ``study.full`` compressed to the level ``tag``.
 
-    ``own``: a prompt already learned on the full model. ``skip``: learned controls to leave out.
+    ``own``: a prompt already learned on the full model. ``others``: arms to score beside them, such as tuned models of
+    the same bytes. ``skip``: learned controls to leave out. ``fidelity``: also
+    compare every arm with the full model, target by target, which doubles the work.
     """
     wanted = [name for name in LEARNED if name not in skip and not (name == "full+own" and own is not None)]
     left_out: dict[str, str] = {}
@@ -88,24 +97,34 @@ def recover_with_controls(
     if "full+own" in wanted:
         spec, train, validation = recipe
         own = study.prompt("full", _name(spec, train), study.full, train, validation, spec).prefix
-    scores = {}
+    scores: dict[str, dict[str, WindowScores]] = {}
+    close: dict[str, dict[str, Fidelity]] = {}
     settings: dict[str, Any] = {"limit": limit, "batch": batch, "keep": keep, "progress": study.progress}
+
+    def measure(found: Sequence[Arm], text: Corpus) -> None:
+        scores.setdefault(text.name, {}).update(arm_scores(found, text.test, **settings))
+        for arm in found if fidelity else ():
+            if arm.name != "full":
+                name = f"{text.name}--{arm.name}--against"
+                close.setdefault(text.name, {})[arm.name] = compare(arm, full, text.test, name=name, **settings)
+
+    full = Arm("full", study.full, none(study.full))
     for text in corpora:
         usual = arms(
             study.full, small, PAPER_HARD_PROMPT, saved.prefix, controls=True, tokenizer=study.tokenizer,
             initial=saved.initial, text=text.validation.stream, full_own=own, seed=seed,
         )  # fmt: skip
-        scores[text.name] = arm_scores(usual, text.test, **settings)
+        measure([*usual, *others], text)
     if "lora" in wanted:
         spec, train, validation = recipe
         try:
             with study.adapted(tag, _name(spec, train), small, train, validation, same_budget(spec)) as adapted:
                 for text in corpora:
-                    scores[text.name] |= arm_scores([Arm("lora", adapted, none(adapted))], text.test, **settings)
+                    measure([Arm("lora", adapted, none(adapted))], text)
         except InputError as error:  # PEFT is optional and does not know every model
             left_out["lora"] = str(error)
     found = {text.name: from_scores(scores[text.name], seed=seed) for text in corpora}
-    return Controlled(found, left_out)
+    return Controlled(found, left_out, close)
 
 
 def _name(spec: PromptSpec, train: Split) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -20,10 +20,12 @@ from ctplab.models import Model, Tokenizer
 from ctplab.models.fingerprints import tensor_fingerprint, text_fingerprint, weights_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.arms import Arm
+from ctplab.prompts.prefix import Prefix
 from ctplab.runs.store import Store
 from ctplab.scores import WindowScores
 from ctplab.specs import CompressionSpec, LoraSpec, PromptSpec
 from ctplab.text.corpora import Split
+from ctplab.text.reading import start_of
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,29 @@ class Study:
     full: Model
     tokenizer: Tokenizer
     progress: Progress
+    _folders: dict[str, str] = field(default_factory=dict, repr=False)
+    """Tag -> name of the folder of its weights, for the tags that were compressed here."""
 
-    def compressed(self, spec: CompressionSpec, calibration: Tensor) -> tuple[Model, dict[str, Any]]:
-        """Return the compressed model and its manifest. The first call makes them; later calls load them."""
-        folder = self.store.compressed(spec.tag)
-        made_from = {
+    def made_from(self, spec: CompressionSpec, calibration: Tensor) -> dict[str, Any]:
+        """What decides the weights, as their manifest names it."""
+        return {
             "spec": spec.to_json(),
             "calibration": tensor_fingerprint(calibration),
             "full_fingerprint": weights_fingerprint(self.full),
         }
+
+    def folder(self, tag: str) -> str:
+        """The name of the folder of the level ``tag``: another one if other weights lay there before."""
+        return self._folders.get(tag, tag)
+
+    def compressed(self, spec: CompressionSpec, calibration: Tensor) -> tuple[Model, dict[str, Any]]:
+        """Return the compressed model and its manifest. The first call makes them; later calls load them.
+
+        Weights of another calibration or model are never replaced: these then lie beside them.
+        """
+        made_from = self.made_from(spec, calibration)
+        folder = self.store.place(spec.tag, made_from)
+        self._folders[spec.tag] = folder.name
         if (folder / checkpoint.MANIFEST).exists():
             manifest = checkpoint.read_manifest(folder)
             if made_from.items() <= manifest.items():
@@ -64,22 +80,27 @@ class Study:
         spec: PromptSpec,
         *,
         how: Callable[..., Learned] = rows.learn,
+        earlier: Prefix | None = None,
     ) -> prompt_file.SavedPrompt:
         """Return the learned prompt. The first call learns it; after a kill or Ctrl-C the next call resumes.
 
-        ``how``: ``learn`` for rows, ``learn_kv`` for keys and values.
+        ``how``: ``learn`` for rows, ``learn_kv`` for keys and values. ``earlier``: what the init 'prompt' starts from.
         """
-        folder = self.store.prompt(tag, name)
+        folder = self.store.prompt(self.folder(tag), name)
         teacher = self.full if spec.kl > 0 else None
         learned_from = {
             "corpus_fingerprint": train.fingerprint,
             "weights_fingerprint": "-".join(map(weights_fingerprint, [model, teacher] if teacher else [model])),
         }
+        more: dict[str, Any] = {}
+        if earlier is not None:
+            more["earlier"] = earlier
+            learned_from["earlier"] = tensor_fingerprint(earlier.rows)
         if (folder / prompt_file.MANIFEST).exists():
             saved = prompt_file.load(folder)
             if saved.info["spec"] == spec.to_json() and learned_from.items() <= saved.info.items():
                 return saved
-        state = self.store.prompt_state(tag, name)
+        state = self.store.prompt_state(self.folder(tag), name)
         learned = how(
             model,
             train,
@@ -89,6 +110,7 @@ class Study:
             teacher=teacher,
             state=state,
             progress=self.progress,
+            **more,
         )
         _go_on(learned)
         provenance = {"base": self.store.model, "tag": tag, "corpus": train.name, "seq_len": train.seq_len}
@@ -102,7 +124,7 @@ class Study:
         self, tag: str, name: str, model: Model, train: Split, validation: Split, spec: PromptSpec
     ) -> Iterator[Model]:
         """Put a learned LoRA adapter into ``model`` while the context lasts. It is kept and resumed like a prompt."""
-        folder = self.store.adapter(tag, name)
+        folder = self.store.adapter(self.folder(tag), name)
         made_from = {
             "spec": spec.to_json(),
             "lora": LoraSpec().to_json(),
@@ -130,14 +152,14 @@ class Study:
 
     def scores(self, tag: str, arm: Arm, split: Split, limit: int | None) -> WindowScores:
         """The arm's scores on the first ``limit`` windows, kept in the run folder."""
-        keep = kept_at(self.store.score(tag, arm.name, split.name))
+        keep = kept_at(self.store.score(self.folder(tag), arm.name, split.name))
         return window_scores(arm, split, limit=limit, keep=keep, progress=self.progress)
 
     def ask(self, tag: str, arm: Arm, questions: list[Question]) -> tuple[list[str], list[bool]]:
         """The arm's answers, and whether each is right."""
         result = once(
-            self.store.score(tag, arm.name, "questions"),
-            {"arm": arm.fingerprint, "asked": _asked(questions, self.tokenizer)},
+            self.store.score(self.folder(tag), arm.name, "questions"),
+            {"arm": arm.fingerprint, "asked": _asked(questions, self.tokenizer), "start": start_of(self.tokenizer)},
             lambda: {"answers": answers(arm, self.tokenizer, questions, progress=self.progress)},
         )
         return result["answers"], marks(result["answers"], questions)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ctplab.show.axes import new_axes, new_panels, plain_log
-from ctplab.show.colours import colour
+from ctplab.show.colours import OLIVE, PURPLE, colour
 
 MARKERS = {"quantised": "o", "pruned": "s", "joint": "D"}
 
@@ -40,10 +40,15 @@ def draw_levels(levels: dict[str, dict], full: dict[str, Any], corpus: str) -> A
 
 def draw_weights(matrices: dict[str, Any], title: str = "") -> Any:
     """Matrices (out, in) side by side, each on its own scale around zero: weights, codes, errors."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list(
+        "signed", [OLIVE, "#FFFFFF", PURPLE]
+    )  # green and red mean help and harm
     figure, panels = new_panels(1, len(matrices), 3.2, 3.2)
     for axes, (name, matrix) in zip(panels[0], matrices.items(), strict=True):
         most = float(abs(matrix).max())
-        axes.imshow(matrix, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest", aspect="auto")
+        axes.imshow(matrix, cmap=colours, vmin=-most, vmax=most, interpolation="nearest", aspect="auto")
         axes.grid(visible=False)
         axes.spines[["top", "right"]].set_visible(True)
         axes.set(title=name, xticks=[], yticks=[], xlabel="inputs", ylabel="outputs")

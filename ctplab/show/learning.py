@@ -1,6 +1,6 @@
 """Figures of learning: the curve, and what the prompt saves token by token. Data in, figure out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctplab.show.axes import new_axes
@@ -21,6 +21,22 @@ def draw_curve(records: Sequence[dict[str, Any]]) -> Any:
     right.plot(steps, values, color=colour("soft"), marker="o", ms=3, label="validation NLL")
     axes.set(xlabel="step", ylabel="training objective (nats a token)", title="Learning the soft prompt")
     right.set_ylabel("validation NLL (nats a token)", color=colour("soft"))
+    return figure
+
+
+def draw_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Any:
+    """Several runs on one pair of axes: validation NLL (thick, with its looks marked), training objective (thin).
+
+    ``runs``: an arm's name -> its records as in :func:`draw_curve`.
+    """
+    figure, axes = new_axes()
+    for arm, records in runs.items():
+        axes.plot([r["step"] + 1 for r in records], [r["loss"] for r in records], color=colour(arm), lw=0.7, alpha=0.6)
+        looks = [r for r in records if r["validation"] is not None]
+        steps, values = [r["step"] + 1 for r in looks], [r["validation"] for r in looks]
+        axes.plot(steps, values, color=colour(arm), marker="o", ms=4, lw=1.8, label=f"{arm}, validation")
+    axes.set(xlabel="step", ylabel="nats a token", title="Learning (thin: the training objective)")
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -1,10 +1,11 @@
 """Measurements as text tables. Formats numbers; computes none."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 from ctplab.learning.memory import Memory
+from ctplab.measure.fidelity import Fidelity
 from ctplab.measure.latency import LatencyPoint, Quartiles
 from ctplab.measure.lens import Lens
 from ctplab.measure.recovery import OverSeeds, Recovery
@@ -46,6 +47,21 @@ def arms_table(found: Recovery) -> str:
         [name, f"{arm.nll / arm.n_tokens:.4f}", f"{arm.ppl:.2f}", arm.recovery.percent] for name, arm in found.items()
     ]
     return table(["arm", "NLL/token", "perplexity", "recovery [95%]"], rows)
+
+
+def fidelity_table(found: Mapping[str, Fidelity]) -> str:
+    """How close each arm is to the full model: KL in nats, and the share of targets with the same first choice."""
+    rows = [
+        [name, *(str(value) for value in (close.mean, close.median, close.p99)), f"{share(close.same_top)}%"]
+        for name, close in found.items()
+    ]
+    return table(["against full", "mean KL [95%]", "median", "99th percentile", "same first choice"], rows)
+
+
+def spans_table(close: Fidelity) -> str:
+    """The same by position in the window: does the effect of a prompt fade as the text grows?"""
+    rows = [[f"{s.first} to {s.last}", str(s.kl), f"{share(s.same)}%"] for s in close.spans()]
+    return table(["position", "mean KL [95%]", "same first choice"], rows)
 
 
 def seeds_table(spread: dict[str, OverSeeds]) -> str:
@@ -108,7 +124,7 @@ def lens_table(seen: Lens) -> str:
         cells = [seen.arms[name].surprisal[t] for name in names]
         cells += [(seen.arms[name].kl or [])[t] for name in others]
         rows.append([repr(token), *("-" if value is None else f"{value:.2f}" for value in cells)])
-    return table(["token (nats)", *names, *(f"KL full||{name}" for name in others)], rows)
+    return table([f"token (nats), start: {seen.start}", *names, *(f"KL full||{name}" for name in others)], rows)
 
 
 def reproduced_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -74,6 +74,11 @@ class Settings:
     calibration: Calibration
     device: str | None = None
     dtype: str | None = None
+    loss: str | None = None
+
+    def loss_of(self, cell: Cell) -> str | None:
+        """What the cell counts in a text. A calibration counts nothing, so any text will do for it."""
+        return None if cell.step == "compress" else self.loss
 
 
 def cells(grid: SweepGrid) -> Iterator[Cell]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 from ctplab.errors import InputError
 from ctplab.reading import read_toml, shown
 from ctplab.specs import LARGEST, CompressionSpec, PromptSpec, check_types
-from ctplab.text.corpora import MOST_SAMPLES
+from ctplab.text.corpora import LOSSES, MOST_SAMPLES
 
 T = TypeVar("T")
 
@@ -49,6 +49,8 @@ class SweepGrid:
     windows: int | None
     """Scored windows per corpus. None: all."""
     calibration: Calibration
+    loss: str | None = None
+    """Which tokens are counted, as in :func:`ctplab.text.corpora.corpus`."""
 
     @property
     def size(self) -> int:
@@ -94,9 +96,12 @@ def _grid(data: dict[str, Any], seed: int) -> SweepGrid:
         seq_len=_positive(data, "seq_len"),
         windows=None if windows is None else _positive(data, "windows"),
         calibration=_spec(Calibration, calibration, "calibration"),
+        loss=data.get("loss"),
     )
     if grid.size > MOST_CELLS:
         raise InputError(f"{grid} are {grid.size} cells; at most {MOST_CELLS} go into one sweep: split the file")
+    if grid.loss not in (None, *LOSSES):
+        raise InputError(f"loss must be one of {', '.join(LOSSES)}, not {grid.loss!r}")
     tags = [spec.tag for spec in grid.specs]
     for tag in tags:
         if tags.count(tag) > 1:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ctplab.errors import InputError
 from ctplab.formats.checkpoint import MANIFEST
+from ctplab.measure.perplexity import masks_of, windows_of
 from ctplab.models.anatomy import check_context
 from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.models.loading import local_folder, skeleton
@@ -105,8 +106,9 @@ def _check_model(model: str, grid: SweepGrid) -> None:
         except InputError as error:
             raise InputError(f"prompts.{name} on {model}: {error}") from None
     check_context(empty, 0, grid.seq_len)
-    for name in {*grid.corpora, *grid.score, grid.calibration.corpus}:
-        text(model, name, grid.seq_len)  # refuses unknown names and missing files
+    counted = {(name, grid.loss) for name in (*grid.corpora, *grid.score)}
+    for name, loss in {*counted, (grid.calibration.corpus, None)}:
+        text(model, name, grid.seq_len, loss)  # refuses unknown names and missing files
 
 
 def _job(cell: Cell, settings: Settings, before: Any) -> tuple[Job, dict[str, Any]]:
@@ -115,7 +117,7 @@ def _job(cell: Cell, settings: Settings, before: Any) -> tuple[Job, dict[str, An
     texts: dict[tuple[str, str], str] = {}
 
     def split(name: str, which: str):
-        found = getattr(text(cell.model, name, seq_len), which)
+        found = getattr(text(cell.model, name, seq_len, settings.loss_of(cell)), which)
         texts[name, which] = found.fingerprint
         return found
 
@@ -129,8 +131,10 @@ def _job(cell: Cell, settings: Settings, before: Any) -> tuple[Job, dict[str, An
         made_from = {"spec": cell.recipe.to_json(), "corpus_fingerprint": train.fingerprint}
         tokens = cell.recipe.steps * cell.recipe.batch * seq_len
     else:
-        windows = split(cell.text or "", "test").windows[: settings.windows]
-        made_from = {"windows": tensor_fingerprint(windows), "shape": list(windows.shape)}
+        test = split(cell.text or "", "test")
+        windows, masks = windows_of(test, settings.windows), masks_of(test, settings.windows)
+        counted = None if masks is None else tensor_fingerprint(masks)
+        made_from = {"windows": tensor_fingerprint(windows), "shape": list(windows.shape), "masks": counted}
         tokens = windows.numel()
     what = [cell.name, before, made_from, sorted(texts.values()), settings.dtype]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
@@ -151,10 +155,11 @@ def _content(folder: Path) -> list[list[Any]]:
 
 
 def _made_from(path: Path, made_from: dict[str, Any]) -> bool:
-    """Whether the result in ``path`` records that it was made from ``made_from``."""
+    """Whether the result in ``path`` records that it was made from ``made_from``; None: it says nothing of the kind."""
     try:
         kept = json.loads(path.read_text())
-        return made_from.items() <= kept.get("key", kept).items()
+        recorded = kept.get("key", kept)
+        return all(recorded.get(name) == value for name, value in made_from.items())
     except (OSError, ValueError, AttributeError, TypeError):
         return False
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ctplab.disk import write_json
+from ctplab.errors import InputError
+from ctplab.formats.checkpoint import read_manifest
 from ctplab.measure.stats import recovery
 from ctplab.reading import read_json
 from ctplab.runs import store
+from ctplab.runs.stale import weights_id
 from ctplab.scores import WindowScores
 from ctplab.sweep.cells import Cell, short
 from ctplab.sweep.plan import Plan
@@ -34,6 +37,7 @@ def _row(cell: Cell, plan: Plan, done: Set[Cell]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "model": short(cell.model),
         "tag": cell.tag,
+        "weights": _weights(cell, plan),
         "prompt": cell.prompt,
         "learned_on": short(cell.corpus) if cell.corpus else None,
         "seed": cell.recipe.seed if cell.recipe else None,
@@ -45,6 +49,15 @@ def _row(cell: Cell, plan: Plan, done: Set[Cell]) -> dict[str, Any]:
         return {"soft": None, **row, "recovery": None}
     share = recovery(full, small, soft)
     return {**row, "recovery": None if math.isnan(share.value) else asdict(share)}
+
+
+def _weights(cell: Cell, plan: Plan) -> dict[str, str] | None:
+    """Where the level's weights lie and which they are, so that a table can tell later if they have changed."""
+    folder = store.Store(plan.settings.root, cell.model).compressed(cell.tag)
+    try:
+        return {"folder": str(folder.relative_to(plan.settings.root)), "id": weights_id(read_manifest(folder))}
+    except InputError:
+        return None
 
 
 def _scores(cell: Cell, plan: Plan) -> WindowScores:

@@ -105,7 +105,9 @@ def _compress(job: Job, progress: Progress) -> None:
     cell, calibration = job.cell, job.settings.calibration
     assert cell.spec is not None
     windows = _split(job, calibration.corpus, "train").sample(calibration.samples, calibration.seed)
-    _study(job, _full(job), progress).compressed(cell.spec, windows)
+    study = _study(job, _full(job), progress)
+    study.store.make_way(cell.tag, study.made_from(cell.spec, windows))
+    study.compressed(cell.spec, windows)
 
 
 def _learn(job: Job, progress: Progress) -> None:
@@ -163,9 +165,9 @@ def tokenizer(model: str) -> Tokenizer:
 
 
 @lru_cache
-def text(model: str, name: str, seq_len: int) -> Corpus:
+def text(model: str, name: str, seq_len: int, loss: str | None) -> Corpus:
     """The corpus in the model's tokens. Each process tokenises a split once."""
-    return corpus(name, tokenizer(model), seq_len)
+    return corpus(name, tokenizer(model), seq_len, loss=loss)
 
 
 def forget() -> None:
@@ -175,7 +177,7 @@ def forget() -> None:
 
 
 def _split(job: Job, name: str, split: str) -> Split:
-    found = getattr(text(job.cell.model, name, job.settings.seq_len), split)
+    found = getattr(text(job.cell.model, name, job.settings.seq_len, job.settings.loss_of(job.cell)), split)
     if found.fingerprint != job.texts[name, split]:
         raise InputError(f"{name} ({split}) holds other text on this machine than where the sweep was started")
     return found

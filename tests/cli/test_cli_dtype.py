@@ -6,7 +6,7 @@ from commands import refused, run, run_json
 from conftest import tiny
 
 import ctplab as ctp
-from ctplab import demo
+from ctplab.demo import embedded
 from ctplab.formats.prompt_file import made_for, write
 from ctplab.paper import bench, others
 from ctplab.prompts.prefix import Prefix, random_rows
@@ -65,7 +65,7 @@ def test_arms_of_two_dtypes_are_not_compared(capsys, folder, command, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "command, module", [(("demo",), demo), (("reproduce", "table1"), bench), (("reproduce", "figure5"), others)]
+    "command, module", [(("demo",), embedded), (("reproduce", "table1"), bench), (("reproduce", "figure5"), others)]
 )
 def test_whole_pipelines_load_in_the_dtype_that_is_asked_for(capsys, tmp_path, monkeypatch, command, module):
     def load(name, **settings):

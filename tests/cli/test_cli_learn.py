@@ -8,6 +8,7 @@ from conftest import tiny
 import ctplab as ctp
 from ctplab.cli import main, parser
 from ctplab.cli.learn import recipe
+from ctplab.models.fingerprints import copy_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +43,32 @@ def test_two_models_a_cached_teacher_and_a_warm_start(folder, capsys):
     assert learn(folder, *models, *options, "--out", str(folder / "a")) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 6
     saved = ctp.load_prompt(folder / "a").info
-    assert saved["tag"] == "full+full" and saved["spec"]["kl"] == 0.5 and saved["spec"]["accumulate"] == 2
+    assert saved["tag"] == "full" and saved["spec"]["kl"] == 0.5 and saved["spec"]["accumulate"] == 2
     assert len(list((folder / "cache").iterdir())) == 1
     assert learn(folder, *SHORT, "--tokens", "6", "--init-prompt", str(folder / "a"), "--out", str(folder / "b")) == 0
     first, second = ctp.load_prompt(folder / "a"), ctp.load_prompt(folder / "b")
     assert second.initial.rows[:4].equal(first.prefix.rows) and second.initial.rows[4:].equal(first.prefix.rows[:2])
+
+
+def test_a_prompt_for_several_copies_of_a_level(folder, capsys):
+    """The copies differ, take turns, and are named in the prompt's file; the second run makes none again."""
+    text = f"file:{folder / 'train.txt'}"
+    compress = ("compress", folder / "model", "--bits", "3", "--calibration", text, "--samples", "6", "--seq-len", "40")
+    assert main([*map(str, compress), "--out", str(folder / "w3")]) == 0
+    options = (*SHORT, "--recompress", "2", "--calibration", text, "--samples", "6", "--out", str(folder / "both"))
+    assert learn(folder, str(folder / "w3"), *options) == 0
+    copies = [folder / "w3", *(folder / "both" / "copies" / str(i) for i in range(2))]
+    found = [copy_fingerprint(ctp.load(copy, device="cpu")[0]) for copy in copies]
+    saved = ctp.load_prompt(folder / "both")
+    assert len(set(found)) == 3 and saved.info["copies"] == found and saved.info["tag"] == "w3"
+    made = [(copy / "block-00000.safetensors").stat().st_mtime_ns for copy in copies]
+    assert learn(folder, str(folder / "w3"), *options) == 0
+    assert [(copy / "block-00000.safetensors").stat().st_mtime_ns for copy in copies] == made
+    again = ctp.load_prompt(folder / "both")
+    assert again.prefix.rows.equal(saved.prefix.rows)
+    capsys.readouterr()
+    assert learn(folder, *options) == 2
+    assert "--recompress makes more copies of a compressed model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

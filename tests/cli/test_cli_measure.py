@@ -5,7 +5,7 @@ import json
 import pytest
 from commands import refused, run, run_json
 
-from ctplab.demo import SHOWCASE
+from ctplab.demo.embedded import SHOWCASE
 from ctplab.disk import data_dir
 
 SMALL, PROMPT = data_dir() / SHOWCASE, data_dir() / "prompt"

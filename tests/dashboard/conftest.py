@@ -94,6 +94,12 @@ def fake(real, tmp_path_factory):
     site.close()
 
 
+def complaint(message) -> bool:
+    """Whether a console message is an error. A reload aborts what is under way, which is none."""
+    aborted = ("AbortError: signal is aborted", "Unexpected error Connection errored out")
+    return message.type == "error" and not message.text.startswith(aborted)
+
+
 @pytest.fixture
 def visit(chromium):
     """visit(site, width=..., dark=...) -> a page. At the end: no console errors, no request to another host."""
@@ -105,7 +111,7 @@ def visit(chromium):
         )
         page = context.new_page()
         page.set_default_timeout(30_000)
-        page.on("console", lambda m: wrong.append(f"console: {m.text}") if m.type == "error" else None)
+        page.on("console", lambda m: wrong.append(f"console: {m.text}") if complaint(m) else None)
         page.on("pageerror", lambda e: wrong.append(f"page: {e}"))
         local = (site.url, "data:", "blob:")
         page.on("request", lambda r: None if r.url.startswith(local) else wrong.append(f"left the machine: {r.url}"))

@@ -1,7 +1,7 @@
 """A report of ``ctplab demo`` with round numbers."""
 
 import ctplab as ctp
-from ctplab.demo import CORPORA
+from ctplab.demo.embedded import CORPORA
 
 
 def report():

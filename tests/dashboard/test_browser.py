@@ -60,37 +60,78 @@ def test_ask_and_look_closer(visit, real):
     assert "correct" in full.inner_text() and "tok/s" in full.inner_text() and "MB" in full.inner_text()
     assert page.locator("#answers .arm").count() == len(USUAL)
 
-    page.get_by_label("Difference from full").check()
-    page.wait_for_selector("#difference-full", timeout=SOON)
-    assert "Oklahoma" in page.locator("#difference-full").inner_text()
+    page.locator("#view").get_by_label("Difference from full").check()
+    page.wait_for_selector("#answers .legend ins", timeout=SOON)
     for view in ("Surprisal", "KL to full"):
-        page.get_by_label(view).check()
-        page.wait_for_selector("#lens-soft .token", timeout=SOON)
-    before = page.locator("#alternatives").inner_text()
-    page.locator("#lens-soft .token").nth(3).click()
-    page.wait_for_function("(t) => document.querySelector('#alternatives').innerText !== t", arg=before)
+        page.locator("#view").get_by_label(view).check()
+        page.wait_for_selector("#arm-soft .tok", timeout=SOON)
+    before = page.locator("#arm-soft .alts").inner_text()
+    page.locator("#arm-full .tok").nth(3).click()  # every card names the token and what its arm expected
+    page.wait_for_function("(t) => document.querySelector('#arm-soft .alts').innerText !== t", arg=before)
+    assert page.locator("#answers .tok[aria-pressed=true]").count() == len(USUAL)
+    page.locator("#arm-full .tok").nth(3).press("ArrowRight")
+    assert page.locator("#arm-full .tok").nth(4).get_attribute("aria-pressed") == "true"
+    assert "Oklahoma" in full.locator(".text").inner_text() and "correct" in full.inner_text()  # still in sight
     name, text = saved(page, "#as-jsonl")
     records = [json.loads(line) for line in text.splitlines()]
     assert name.endswith(".jsonl") and [r["arm"] for r in records] == list(USUAL)
     assert records[0]["text"] == "Oklahoma" and records[0]["question"] == "Where is Tulsa?"
+    assert records[0]["sent"] == "Q: Where is Tulsa?\nA: " and records[0]["settings"]["seed"] == 0
     name, text = saved(page, "#as-markdown")
     assert name.endswith(".md") and "| full | atlas | Oklahoma | yes |" in text
     assert page.evaluate(UNNAMED) == []
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_highlighted_words_can_be_read(visit, real, dark):
+def test_marked_words_can_be_read(visit, real, dark):
     page = visit(real, dark=dark)
     generate(page)
-    page.get_by_label("Difference from full").check()
-    marked = "#difference-compressed .highlighted", "#difference-compressed .legend-item"
-    page.wait_for_selector(marked[0], timeout=SOON)
-    for place in marked:
-        for i in range(page.locator(place).count()):
-            picture = Image.open(BytesIO(page.locator(place).nth(i).screenshot())).convert("RGB")
-            counts = picture.getcolors(picture.width * picture.height)
-            ground, ink = max(counts)[1], min((colour for _, colour in counts), key=sum)
-            assert contrast(f"#{bytes(ground).hex()}", f"#{bytes(ink).hex()}") >= 4.5  # what WCAG asks of text
+    for view, marked in (("Difference from full", "#arm-compressed ins"), ("Surprisal", "#arm-compressed .tok")):
+        page.locator("#view").get_by_label(view).check()
+        page.wait_for_selector(marked, timeout=SOON)
+        for i in range(min(12, page.locator(marked).count())):
+            picture = Image.open(BytesIO(page.locator(marked).nth(i).screenshot())).convert("RGB")
+            colours = [colour for _, colour in picture.getcolors(picture.width * picture.height)]
+            ground = max(picture.getcolors(picture.width * picture.height))[1]
+            best = max(contrast(f"#{bytes(ground).hex()}", f"#{bytes(ink).hex()}") for ink in colours)
+            assert best >= 4.5  # what WCAG asks of text
+
+
+def test_many_questions_fill_a_table(visit, real):
+    page = visit(real)
+    page.get_by_role("tab", name="Many questions").click()
+    page.get_by_label("a list").check()
+    page.fill("#many-list textarea", "question,answer\nWhere is Tulsa?,Oklahoma\nWhere is Long Beach?,California\n")
+    page.click("#many-go")
+    page.wait_for_selector("#many-job [data-state=done]", timeout=60_000)
+    page.wait_for_function("document.querySelector('#many-counts').innerText.includes('2 of 2 answered')")
+    page.locator("#many-rows [data-testid=cell-0-1]").click()
+    page.wait_for_selector("#many-cards #arm-full", timeout=SOON)
+    assert "Oklahoma" in page.locator("#many-cards #arm-full").inner_text()
+    page.locator("#many-view").get_by_label("Surprisal").check()
+    page.wait_for_selector("#many-cards #arm-soft .tok", timeout=SOON)
+    name, text = saved(page, "#many-json")
+    assert name.endswith(".json") and [m["name"] for m in json.loads(text)["models"]] == ["compressed", "soft"]
+    name, text = saved(page, "#many-jsonl")
+    assert [json.loads(line)["expected"] for line in text.splitlines()] == [["Oklahoma"], ["California"]]
+
+
+def test_a_job_is_its_owners(visit, real, text_file):
+    mine, other = visit(real), visit(real)
+    tab(mine, "Train")
+    for place, value in (("tokens", 2), ("steps", 4000), ("batch", 1), ("every", 2000)):
+        mine.fill(f"#train-{place} input", str(value))
+    mine.fill("#train-name textarea, #train-name input", "owned")
+    mine.get_by_label("Text", exact=True).last.fill(f"file:{text_file}")
+    mine.get_by_label("Text", exact=True).last.press("Enter")
+    mine.click("#train")
+    tab(other, "Train")
+    other.wait_for_selector("#train-job .job:has-text('another visitor')", timeout=SOON)
+    other.click("#train-stop")
+    other.wait_for_selector(".toast-message-text:has-text('another visitor')", timeout=SOON)
+    assert not real.bench.jobs.latest("train").cancel.is_set()
+    mine.click("#train-stop")
+    mine.wait_for_selector("#train-job [data-state=done]", timeout=60_000)
 
 
 def test_a_shared_link_restores_the_settings(visit, real):
@@ -211,7 +252,8 @@ def test_compress_then_use_it(visit, real, text_file):
     page.wait_for_function("document.querySelector('#layers').innerText.includes('q_proj')")
     assert "true bits" in page.locator("#compress-summary").inner_text()
     page.click("#compress-use")
-    page.wait_for_function("document.querySelector('#card').innerText.includes('w3')")
+    page.wait_for_function("document.querySelector('#card').innerText.includes('w3-text-4x128')")
+    assert page.get_by_role("tab", name="Compare").get_attribute("aria-selected") == "true"
 
 
 def test_train_reload_and_use_it(visit, real, text_file):
@@ -224,14 +266,13 @@ def test_train_reload_and_use_it(visit, real, text_file):
     page.get_by_label("Text", exact=True).last.press("Enter")
     page.click("#train")
     page.wait_for_selector("#train-job .job", timeout=SOON)
-    page.reload()
-    tab(page, "Train")
+    page.reload()  # the page opens where it was left
     page.wait_for_selector("#train-job [data-state=done]", timeout=60_000)
     height, lengths = plot(page, "#curves")
-    assert height > 200 and lengths == [6, 2]
+    assert height > 200 and lengths == [6, 2, 2, 2]
     page.click("#train-use")
     page.wait_for_function("document.querySelector('#card').innerText.includes('tiny')")
-    tab(page, "Compare")
+    assert page.get_by_role("tab", name="Compare").get_attribute("aria-selected") == "true"
     generate(page)
     assert page.locator("#arm-soft .text").count() == 1 and "failed" not in page.locator("#arm-soft").inner_text()
 

@@ -1,13 +1,22 @@
 """The page's figures show the numbers of their data, in the colours that those things have on paper."""
 
+import json
+import re
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
+from contrast import contrast
 
-from ctplab.app import latency, results, similarity, tokens, train, views
-from ctplab.demo import CORPORA
+import ctplab as ctp
+from ctplab.app import curves, latency, marks, results, similarity, tokens, views
+from ctplab.app.jobs import Job
+from ctplab.app.turns import Turns
+from ctplab.demo.embedded import CORPORA
+from ctplab.formats.checkpoint import read_manifest
 from ctplab.measure.latency import LatencyPoint
 from ctplab.prompts.arms import COLOURS
+from ctplab.runs.stale import weights_id
 from ctplab.show import colours
 
 from .made_up import report
@@ -82,10 +91,18 @@ def test_latency_has_a_line_for_each_way_with_its_quartiles():
     ]
 
 
-def test_a_curve_has_validation_where_it_was_measured():
-    training, validation = train.curves([(0, 3.0, None), (1, 2.0, 2.5), (2, 1.0, None)]).data
-    assert (list(training.x), list(training.y)) == ([1, 2, 3], [3.0, 2.0, 1.0])
-    assert (list(validation.x), list(validation.y)) == ([2], [2.5]) and validation.line.color == COLOURS["soft"]
+def test_a_curve_stands_between_its_two_models():
+    job = Job(1, "train", "learn", Turns(), total=3)
+    assert not curves.curves(job).data
+    job.points, job.baselines = [(0, 3.0, None), (1, 2.5, 2.0), (2, 2.4, 1.5)], {"full": 1.0, "compressed": 3.0}
+    job.said = [(2, "<i>Ohio</i>")]
+    drawn = traces(curves.curves(job))
+    assert list(drawn["objective of each step"].y) == [3.0, 2.5, 2.4]
+    assert (list(drawn["validation NLL"].x), list(drawn["validation NLL"].y)) == ([2, 3], [2.0, 1.5])
+    assert drawn["objective of each step"].yaxis != drawn["validation NLL"].yaxis  # other units, other axes
+    assert list(drawn["full model"].y) == [1.0, 1.0] and list(drawn["without a prompt"].y) == [3.0, 3.0]
+    assert curves.recovery(job) == 0.75 and "75%" in curves.told(job)
+    assert "&lt;i&gt;Ohio" in curves.told(job)
 
 
 def test_a_histogram_shows_every_count():
@@ -111,5 +128,30 @@ def test_the_map_leads_from_start_to_end():
     assert "your word" not in traces(tokens.draw_map(points | {"extra": spots()}, str))
 
 
-def test_differences_are_in_the_arms_own_colours():
-    assert views.difference_colours("soft") == {views.ADDED: COLOURS["soft"], views.MISSING: COLOURS["full"]}
+def test_differences_are_words_only_one_arm_says():
+    assert marks.difference("it is in Texas", "it is Ohio now") == [
+        ("it is", "same"), ("in Texas", "missing"), ("Ohio now", "added"),
+    ]  # fmt: skip
+    assert marks.differing("a <b>", "a <c>") == '<p class="text">a <del>&lt;b&gt;</del> <ins>&lt;c&gt;</ins></p>'
+
+
+def test_scores_fall_into_steps_whose_inks_can_be_read():
+    assert [marks.step(v) for v in (None, 0.0, 0.1, 1.9, 4.9, 5.0, 1e9)] == ["", "s0", "s1", "s2", "s3", "s4", "s4"]
+    css = (Path(views.__file__).parent / "style.css").read_text()
+    pairs = re.findall(r"\.tok\.s\d \{ background: (#\w+); color: (#\w+); \}", css)
+    long = [tuple(c if len(c) == 7 else "#" + "".join(2 * d for d in c[1:]) for c in pair) for pair in pairs]
+    assert len(long) == 5 and all(contrast(ground, ink) >= 4.5 for ground, ink in long)
+
+
+def test_levels_are_stale_if_their_weights_are_gone_or_others(tmp_path):
+    made = report()
+    assert set(results.stale_levels(tmp_path, "atlas", made)) == {"w4", "w3"}
+    folder = ctp.Store(tmp_path, "atlas").compressed("w3")
+    folder.mkdir(parents=True)
+    manifest = {"spec": ctp.CompressionSpec(bits=3).to_json(), "calibration": "a", "layers": [], "bytes": 1}
+    (folder / "compression.json").write_text(json.dumps({**manifest, "schema": 1}))
+    found = read_manifest(folder)
+    made["levels"]["w3"] = {**made["levels"]["w3"], "weights": weights_id(found)}
+    assert "w3" not in results.stale_levels(tmp_path, "atlas", made)
+    (folder / "compression.json").write_text(json.dumps({**manifest, "schema": 1, "calibration": "b"}))
+    assert "anew" in results.stale_levels(tmp_path, "atlas", made)["w3"]

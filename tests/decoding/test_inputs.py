@@ -8,7 +8,6 @@ import torch
 import ctplab as ctp
 from ctplab.decoding.inputs import (
     behind_prefix,
-    encode,
     end_tokens,
     left_padded,
     padding_token,
@@ -17,6 +16,7 @@ from ctplab.decoding.inputs import (
 )
 from ctplab.prompts import prefix
 from ctplab.prompts.arms import Arm
+from ctplab.text.reading import encode
 
 TEXTS = ["Q: Where is Tulsa?\nA:", "The capital", "Q: What is asparagus, and what is it used for in spring?\nA:"]
 
@@ -31,17 +31,11 @@ def soft(llama):
     return Arm("soft", llama, prefix.random_rows(llama, 7))
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_a_start_token_stands_in_front_only_without_a_prefix(bare, soft, tokenizer, text):
-    assert tokenizer.decode(encode(soft, tokenizer, text)) == text
-    assert encode(bare, tokenizer, text) == [tokenizer.bos_token_id, *encode(soft, tokenizer, text)]
-
-
 def test_texts_end_together_and_the_mask_counts_their_own_tokens(soft, tokenizer):
     batch = prepare(soft, tokenizer, TEXTS, 4)
-    assert batch.mask.sum(1).tolist() == [len(encode(soft, tokenizer, text)) for text in TEXTS]
+    assert batch.mask.sum(1).tolist() == [len(encode(tokenizer, text)) for text in TEXTS]
     for text, ids, mask in zip(TEXTS, batch.ids, batch.mask, strict=True):
-        assert ids[mask.bool()].tolist() == encode(soft, tokenizer, text)
+        assert ids[mask.bool()].tolist() == encode(tokenizer, text)
         assert mask.tolist() == sorted(mask.tolist()), "padding stands on the left"
         assert (ids[mask == 0] == tokenizer.pad_token_id).all()
 
@@ -72,7 +66,7 @@ def test_padding_is_never_seen(model, tokenizer):
     from ctplab.decoding.batched import greedy
 
     arm = Arm("soft", model, prefix.random_rows(model, 7))
-    rows = [encode(arm, tokenizer, text) for text in TEXTS]
+    rows = [encode(tokenizer, text) for text in TEXTS]
     answers = [greedy(arm, left_padded(rows, model, padding), 4) for padding in (0, 2, 77)]
     assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
 
@@ -86,5 +80,5 @@ def test_bad_input_is_refused(bare, soft, tokenizer):
     ):
         with pytest.raises(ctp.InputError, match=reason):
             prepare(soft, tokenizer, texts, new_tokens)
-    n = 256 - len(encode(bare, tokenizer, "a"))
+    n = 256 - len(encode(tokenizer, "a"))
     assert prepare(bare, tokenizer, ["a"], n).ids.shape[1] + n == 256, "a full context is no overflow"

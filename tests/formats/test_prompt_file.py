@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import ctplab as ctp
 from ctplab.formats import prompt_file
+from ctplab.models.fingerprints import copy_fingerprint
 from ctplab.prompts import prefix
 from ctplab.prompts.compiled import compile_prefix
 from ctplab.prompts.prefix import KVPrefix, Prefix
@@ -63,8 +64,23 @@ def test_another_level_of_the_same_base_is_fine_and_said(folder, llama, tokenize
     prompt = ctp.load_prompt(folder)
     assert ctp.attach(prompt, llama, tokenizer, tag="w4") == ctp.attach(prompt, llama, tokenizer) == []
     assert ctp.attach(prompt, llama, tokenizer, tag="w3") == [
-        "the prompt was learned on w4 and is used on w3, the same base model"
+        "the prompt was learned on w4 and is used on w3, the same base model: a prompt of another level often does harm"
     ]
+
+
+def test_another_copy_of_the_same_level_is_said(folder, llama, tokenizer):
+    """Not on a copy that it was learned through, nor on another level, which is said already."""
+    change(folder, copies=[copy_fingerprint(llama)])
+    assert ctp.attach(ctp.load_prompt(folder), llama, tokenizer, tag="w4") == []
+    change(folder, copies=["0" * 16])
+    [one] = ctp.attach(ctp.load_prompt(folder), llama, tokenizer, tag="w4")
+    assert "learned through another compression of this model" in one
+    assert len(ctp.attach(ctp.load_prompt(folder), llama, tokenizer, tag="w3")) == 1
+    change(folder, copies=["0" * 16, "1" * 16])
+    [several] = ctp.attach(ctp.load_prompt(folder), llama, tokenizer)
+    assert "through 2 other compressions" in several
+    change(folder, copies="0" * 16)
+    assert "copies is no list" in refused(folder)
 
 
 def test_wrong_pairs_name_both_sides(folder, tokenizer):

@@ -93,9 +93,11 @@ def test_the_map_is_the_singular_vectors(llama):
     assert [len(found[name]["x"]) for name in ("vocabulary", "extra", "init", "learned")] == [100, 2, 6, 6]
     assert found["extra"]["ids"] == [3, 4] and found["init"]["ids"] == list(start.ids)
     assert found == project(llama, moved, start, (3, 4), sample=100)
+    away = project(llama, ctp.Prefix("soft", start.rows + 50, start.ids), start, (3, 4), sample=100)
+    assert away["vocabulary"] == found["vocabulary"] and away["learned"] != found["learned"]  # the axes stay
     rows = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).double() * torch.arange(1, 9)
-    where, explained = pca(rows)
-    variance, axes = torch.linalg.eigh((rows - rows.mean(0)).T @ (rows - rows.mean(0)))  # another road to the same
-    torch.testing.assert_close(where.square().sum(0), variance.flip(0)[:2])
-    torch.testing.assert_close(explained, variance.flip(0)[:2] / variance.sum())
-    torch.testing.assert_close(where.abs(), ((rows - rows.mean(0)) @ axes.flip(1)[:, :2]).abs())
+    middle, axes, explained = pca(rows)
+    _, singular, directions = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)  # another road to the same
+    torch.testing.assert_close(middle, rows.mean(0))
+    torch.testing.assert_close(axes.abs(), directions[:2].abs())
+    torch.testing.assert_close(explained, singular[:2] ** 2 / (singular**2).sum())

@@ -48,7 +48,8 @@ def write_arm(folder: Path, saved: prompt_file.SavedPrompt, home: Path, weights:
     if weights == "dense":
         ctp.export_gguf(folder, folder.with_name(f"{folder.name}-gguf"), progress=silent)
     model, tokenizer = ctp.load(home, device="cpu")
-    answers = ctp.generate(ctp.Arm("soft", model, saved.prefix), tokenizer, TEXTS, max_new_tokens=LENGTH)
+    plain = {"max_new_tokens": LENGTH, "raw": True, "start": "none"}
+    answers = ctp.generate(ctp.Arm("soft", model, saved.prefix), tokenizer, TEXTS, **plain)
     ids = [found["ids"] + tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     return {"front": "".join(found["tokens"]), "ids": ids, "answers": [answer.text for answer in answers]}
 

@@ -31,7 +31,8 @@ def test_surprisal_and_kl_are_their_definitions(pair, tokenizer):
     full, hurt = pair
     soft = prefix.random_rows(hurt, 5)
     seen = lens(ctp.arms(full, hurt, soft=soft), tokenizer, TEXT, top=4)
-    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(TEXT)["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id and seen.start == "<s>"
     assert seen.ids == ids and tokenizer.decode(ids) == "".join(seen.tokens)
 
     def p(model, rows):  # float64 probabilities behind concatenated rows

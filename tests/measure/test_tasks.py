@@ -70,8 +70,8 @@ def test_prompted_marks_are_those_of_a_plain_loop(arms, tokenizer):
     for row in rows:
         scores = []
         for choice in row["choices"]["text"]:
-            context = tokenizer.encode(row["question_stem"], add_special_tokens=False)
-            whole = tokenizer.encode(f"{row['question_stem']} {choice}", add_special_tokens=False)
+            context = tokenizer.encode(row["question_stem"])
+            whole = tokenizer.encode(f"{row['question_stem']} {choice}")
             joined = torch.cat([soft.rows, embed(model, torch.tensor(whole))])[None]
             logp = model(inputs_embeds=joined, use_cache=False).logits[0, soft.k :].log_softmax(-1)
             scores.append(sum(float(logp[t - 1, whole[t]]) for t in range(len(context), len(whole))))

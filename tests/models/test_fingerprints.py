@@ -1,9 +1,18 @@
 """Fingerprints see every value, notice every change, and keep what prompt files hold."""
 
 import torch
+from conftest import tiny
 from torch import nn
 
-from ctplab.models.fingerprints import base_fingerprint, see, tensor_fingerprint, unchanged, weights_fingerprint
+import ctplab as ctp
+from ctplab.models.fingerprints import (
+    base_fingerprint,
+    copy_fingerprint,
+    see,
+    tensor_fingerprint,
+    unchanged,
+    weights_fingerprint,
+)
 
 
 def test_every_value_counts():
@@ -41,6 +50,19 @@ def test_what_cannot_be_watched_is_never_called_unchanged():
     assert see(hidden) is None and not unchanged(None, hidden)
     plain = [torch.ones(2)]
     assert unchanged(see(plain), plain) and not unchanged(see(plain), [torch.ones(2)])
+
+
+def test_a_copy_is_told_from_another_compression_whatever_it_is_loaded_as(tokenizer, web, quiet, tmp_path):
+    """Dense or packed, in float32 or bfloat16: the same copy. Other calibration windows: another one."""
+    found = []
+    for seed in range(2):
+        spec = ctp.CompressionSpec(bits=3)
+        small, report = ctp.compress(tiny("llama"), web.train.sample(8, seed), spec, **quiet)
+        ctp.save(small, tmp_path / str(seed), tokenizer, report, "tiny")
+        ways = [{}, {"packed": True}, {"dtype": "bfloat16"}, {"dtype": "float16"}]
+        loaded = [ctp.load(tmp_path / str(seed), device="cpu", **way)[0] for way in ways]
+        found.append({copy_fingerprint(model) for model in (small, *loaded)})
+    assert len(found[0]) == len(found[1]) == 1 and found[0] != found[1]
 
 
 def test_the_embedded_models_base_is_still_recognised_by_its_shipped_prompt():

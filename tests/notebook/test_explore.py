@@ -11,7 +11,6 @@ from ctplab.errors import InputError
 from ctplab.inspect.similarity import binned, nearness
 from ctplab.learning.loop import Step
 from ctplab.notebook import explore
-from ctplab.notebook.claims import check
 from ctplab.notebook.live import live_curve
 from ctplab.notebook.widgets import WIDGET, Explorer
 from ctplab.prompts import prefix
@@ -113,11 +112,3 @@ def test_live_curve_redraws_one_figure_and_leaves_none(monkeypatch):
     assert figures[-1].axes[0].get_title().startswith("Learning: step 3 of 4, ")
     assert list(figures[-1].axes[0].lines[0].get_ydata()) == [2.0, 1.0, 0.0]
     assert list(live_curve([1, 2], label="score")) == [1, 2] and len(shown) == 4
-
-
-def test_claims_are_asserted_where_they_belong_and_reported_elsewhere(capsys):
-    claims = {"one is one": True, "two is three": False}
-    with pytest.raises(AssertionError, match="two is three"):
-        check(claims, as_shipped=True)
-    check(claims, as_shipped=False)
-    assert "yes  one is one\nno   two is three" in capsys.readouterr().out

@@ -112,3 +112,12 @@ def test_table_8_says_which_folder_it_needs(model, runs, capsys, monkeypatch):
         capsys, "reproduce", "table8", *SMALL, "--model", model, "--out", runs, "--tasks", "european_history_2023"
     )
     assert code == 2 and "the folder tasks of CTPLAB_DATA" in err and "Traceback" not in err
+
+
+def test_conversations_are_counted_as_asked(model, tmp_path, capsys):
+    chats = tmp_path / "chats.jsonl"
+    rows = [{"prompt": f"Where is city {i}? ", "completion": f"At river {i}."} for i in range(200)]
+    chats.write_text("\n".join(map(json.dumps, rows)))
+    command = ("reproduce", "figure2", *SMALL, "--model", model, "--corpus", f"file:{chats}", "--out", tmp_path)
+    for loss, targets in ((), range(1, 23)), (("--loss", "all"), [23]):
+        assert {row["n_tokens"] for row in run_json(capsys, *command, *loss)["rows"]} <= set(targets)

@@ -220,3 +220,29 @@ def test_a_machine_with_other_text_is_found_out(file):
 def test_the_example_is_a_valid_grid():
     grid = read(Path(__file__).parents[2] / "docs" / "sweep.toml")
     assert grid.models == ("atlas",) and len(list(cells(grid))) == 32
+
+
+def test_conversations_are_counted_as_asked(file, capsys):
+    """The assistant's tokens by default; all if the file or the option says so. A calibration text needs no answers."""
+    chats = file.parent / "chats.jsonl"
+    rows = [{"prompt": f"Where is city {i}? ", "completion": f"At river {i}."} for i in range(200)]
+    chats.write_text("\n".join(map(json.dumps, rows)))
+    text = f"file:{file.parent / 'words.txt'}"
+    start, _, _ = SWEEP.partition("[prompts")
+    file.write_text(
+        start.format(model=file.parent / "model", text=f"file:{chats}").replace(
+            "{ samples = 6 }", f'{{ samples = 6, corpus = "{text}" }}'
+        )
+    )
+
+    def targets(*options):
+        assert sweep(capsys, file, *options)[0] == 0
+        [kept] = (file.parent / "runs").glob("*/w3/scores/*.json")
+        return ctp.WindowScores.from_json(json.loads(kept.read_text())["result"]).score.n_tokens
+
+    answers = targets()
+    assert 0 < answers < 6 * 23 == targets("--loss", "all")
+    change(file, "seq_len", 'loss = "all"\nseq_len')
+    assert targets() == 6 * 23 and targets("--loss", "answers") == answers
+    change(file, '"all"', '"some"')
+    assert "loss must be one of answers, all, not 'some'" in sweep(capsys, file)[2]

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import ctplab as ctp
-from ctplab.decoding.inputs import answer_ends, encode
+from ctplab.decoding.inputs import answer_ends
 from ctplab.learning.objective import mixed_loss
 from ctplab.learning.teacher import MemoryTeacher, cached_teacher
 from ctplab.prompts import prefix
@@ -19,6 +19,7 @@ from ctplab.prompts.compiled import compile_rows
 from ctplab.prompts.head import halves
 from ctplab.scores import count_targets, predicted
 from ctplab.text.chat import Conversation, end_of_turn, ids_and_answers
+from ctplab.text.reading import encode
 
 TEMPLATE = (
     "{% for m in messages %}"
@@ -139,9 +140,8 @@ def test_learning_takes_masks_and_teachers_the_same_rows(chatty, file, llama, qu
 
 
 def test_a_turn_stands_behind_the_prefix_and_ends_with_its_own_token(chatty, llama):
-    arm = Arm("soft", llama, prefix.random_rows(llama, 3))
-    assert chatty.convert_ids_to_tokens(encode(arm, chatty, "hi")) == ["<s>", "user", "hi", "<e>", "<s>", "assistant"]
-    assert chatty.convert_ids_to_tokens(encode(arm, chatty, "hi", raw=True)) == ["hi"]
+    assert chatty.convert_ids_to_tokens(encode(chatty, "hi")) == ["<s>", "user", "hi", "<e>", "<s>", "assistant"]
+    assert chatty.convert_ids_to_tokens(encode(chatty, "hi", raw=True)) == ["hi"]
     assert chatty.convert_ids_to_tokens([end_of_turn(chatty)]) == ["<e>"]
     llama.generation_config.eos_token_id = 7
     assert answer_ends(llama, chatty) == [7, 2] and answer_ends(llama, chatty, raw=True) == [7]

@@ -3,11 +3,12 @@
 from ctplab import parallel
 from ctplab.atlas.questions import Question, is_correct
 from ctplab.decoding.batched import greedy
-from ctplab.decoding.inputs import answer_ends, before_end, encode, left_padded, padding_token
+from ctplab.decoding.inputs import answer_ends, before_end, left_padded, padding_token
 from ctplab.models import Tokenizer
 from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
-from ctplab.text.chat import has_template
+from ctplab.prompts.ways import ways
+from ctplab.text.reading import chats, encode
 
 MAX_ANSWER = 14  # tokens; the longest answer of the embedded world has fewer
 
@@ -19,16 +20,19 @@ def answers(
     *,
     batch: int = 256,
     raw: bool = False,
+    start: str = "auto",
     progress: Progress = silent,
 ) -> list[str]:
     """The arm's answer to every question: the rest of its line, in the questions' order.
 
-    Several processes share the batches. Raises InputError as :func:`ctplab.decoding.batched.greedy` does.
+    ``start``: as for :func:`ctplab.text.reading.encode`. Several processes share the batches. Raises InputError as
+    :func:`ctplab.decoding.batched.greedy` does.
     """
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
     ends = [newline, *answer_ends(arm.model, tokenizer, raw)]
-    raw = raw or not has_template(tokenizer)  # else the question is a turn, and needs no form of its own
-    rows = [encode(arm, tokenizer, q.prompt if raw else q.text, raw) for q in questions]
+    turn = chats(tokenizer, raw)  # a turn needs no form of its own
+    rows = [encode(tokenizer, q.text if turn else q.prompt, raw=not turn, start=start) for q in questions]
+    batch = batch if ways(arm.model).padded else 1
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
     found: list[tuple[int, str]] = []
     starts = parallel.share(list(range(0, len(order), batch)))

@@ -24,6 +24,7 @@ from ctplab.models import Tokenizer
 from ctplab.models.anatomy import check_context
 from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
+from ctplab.text.reading import start_of
 
 
 @dataclass(frozen=True)
@@ -80,20 +81,22 @@ def evaluate(
     limit: int | None = None,
     batch: int = 8,
     seed: int = 0,
+    start: str = "auto",
     progress: Progress = silent,
 ) -> dict[str, TaskResult]:
     """Ask ``tasks``: ``atlas``, lm-eval's tasks by name, or custom tasks by the path of their YAML file.
 
     ``limit`` takes only the first questions. If ``CTPLAB_DATA`` is set, the tasks of ``local.py`` are read from it. All
-    other tasks are lm-eval's own and may need the hub. Raises InputError if lm-eval is missing or knows no such task.
+    other tasks are lm-eval's own and may need the hub. ``start``: what stands between prefix and question, as for
+    :func:`ctplab.text.reading.encode`. Raises InputError if lm-eval is missing or knows no such task.
     """
     check_context(arm.model, arm.prefix.k, 2)
     found = {}
     if "atlas" in tasks:
-        found["atlas"] = _closed_book(arm, tokenizer, limit, progress)
+        found["atlas"] = _closed_book(arm, tokenizer, limit, start, progress)
     named = [name for name in dict.fromkeys(tasks) if name != "atlas"]
     if named:
-        found |= _ask(arm, tokenizer, named, limit, batch, seed)
+        found |= _ask(arm, tokenizer, named, limit, batch, seed, start)
     return found
 
 
@@ -116,28 +119,31 @@ def kept_tasks(
     limit: int | None,
     batch: int,
     seed: int,
+    start: str = "auto",
     progress: Progress,
 ) -> dict[str, TaskResult]:
     """The arm's results on ``task`` (one task, or every member of a group), kept under ``name``."""
 
     def ask() -> dict[str, Any]:
-        found = evaluate(arm, tokenizer, [task], limit=limit, batch=batch, seed=seed, progress=progress)
+        settings: dict[str, Any] = {"limit": limit, "batch": batch, "seed": seed, "start": start, "progress": progress}
+        found = evaluate(arm, tokenizer, [task], **settings)
         return {part: asdict(result) for part, result in found.items()}
 
     key = {"arm": arm.fingerprint, "task": task, "from": asked_from(task), "limit": limit, "seed": seed}
+    key["start"] = start_of(tokenizer, start, raw=task != "atlas")  # lm-eval's texts are sent as they stand
     kept = keep(name, key, ask)
     return {part: TaskResult.from_json(result) for part, result in kept.items()}
 
 
-def _closed_book(arm: Arm, tokenizer: Tokenizer, limit: int | None, progress: Progress) -> TaskResult:
+def _closed_book(arm: Arm, tokenizer: Tokenizer, limit: int | None, start: str, progress: Progress) -> TaskResult:
     asked = list(questions())[:limit]
-    right = [float(mark) for mark in marks(answers(arm, tokenizer, asked, progress=progress), asked)]
+    right = [float(mark) for mark in marks(answers(arm, tokenizer, asked, start=start, progress=progress), asked)]
     share, n = sum(right) / len(asked), len(asked)
     return TaskResult({"exact_match": Metric(share, (share * (1 - share) / n) ** 0.5, n)}, {"exact_match": right})
 
 
 def _ask(
-    arm: Arm, tokenizer: Tokenizer, names: list[str], limit: int | None, batch: int, seed: int
+    arm: Arm, tokenizer: Tokenizer, names: list[str], limit: int | None, batch: int, seed: int, start: str
 ) -> dict[str, TaskResult]:
     """lm-eval's results for tasks by name or YAML file."""
     try:
@@ -164,7 +170,7 @@ def _ask(
                 task.set_fewshot_seed(seed=seed)
             # simple_evaluate would also reseed the whole process and query the machine for seconds
             found: Any = harness.evaluate(
-                lm=as_lm(arm, tokenizer, batch), task_dict=loaded, limit=limit, bootstrap_iters=1000
+                lm=as_lm(arm, tokenizer, batch, start), task_dict=loaded, limit=limit, bootstrap_iters=1000
             )
         except (ConnectionError, FileNotFoundError) as error:
             reason = str(error).split("\n")[0]
@@ -209,3 +215,28 @@ def compare(first: TaskResult, second: TaskResult, metric: str | None = None, *,
         raise InputError(f"these results have no {metric} of the same questions")
     difference = paired_mean(torch.tensor(a), torch.tensor(b), seed=seed)
     return Paired(difference, mcnemar([x > 0.5 for x in a], [x > 0.5 for x in b]))
+
+
+@dataclass(frozen=True)
+class Flips:
+    """What changes from the full model's answers to an arm's. An equal number right can hide many flips."""
+
+    n: int
+    lost: int
+    """Questions that the full model has right and the arm has wrong."""
+    won: int
+    """Questions that the full model has wrong and the arm has right."""
+    p: float
+    """p value of the exact McNemar test on these."""
+
+
+def flips(full: TaskResult, arm: TaskResult, metric: str | None = None) -> Flips:
+    """Count the flips on one task by the main metric or another. Raises InputError if the questions differ."""
+    metric = metric or full.main
+    before, after = full.marks.get(metric), arm.marks.get(metric)
+    if before is None or after is None or len(before) != len(after):
+        raise InputError(f"these results have no {metric} of the same questions")
+    first, second = [mark > 0.5 for mark in before], [mark > 0.5 for mark in after]
+    pairs = list(zip(first, second, strict=True))
+    lost, won = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    return Flips(len(pairs), lost, won, mcnemar(first, second))

@@ -50,13 +50,15 @@ def transfer_tasks(
     limit: int | None = None,
     batch: int = 8,
     seed: int = 0,
+    start: str = "auto",
     force: bool = False,
     keep: Keep = compute_always,
     progress: Progress = silent,
 ) -> list[TaskCell]:
     """Measure all cells, target by target: first each target without a prompt, then with every source's prompt.
 
-    ``tasks`` are as in :func:`ctplab.measure.tasks.evaluate.evaluate`; ``limit`` takes the first questions of each.
+    ``tasks`` and ``start`` are as in :func:`ctplab.measure.tasks.evaluate.evaluate`; ``limit`` takes the first
+    questions of each.
     """
     check_names(sources, targets)
     cells = []
@@ -64,8 +66,9 @@ def transfer_tasks(
         model, tokenizer = target.load()
         for task in tasks:
             ask = partial(
-                kept_tasks, keep, tokenizer=tokenizer, task=task, limit=limit, batch=batch, seed=seed, progress=progress
-            )
+                kept_tasks, keep, tokenizer=tokenizer, task=task, limit=limit, batch=batch, seed=seed, start=start,
+                progress=progress,
+            )  # fmt: skip
             plain = ask(f"none--{target.name}--{task}", Arm("none", model, prefix.none(model)))
             for part, alone in plain.items():
                 n = len(alone.marks[alone.main])

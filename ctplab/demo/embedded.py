@@ -10,21 +10,19 @@ import torch
 
 from ctplab.atlas.questions import Question, all_questions, questions
 from ctplab.atlas.registers import document
-from ctplab.disk import write_json, write_text
+from ctplab.demo.measured import ByCorpus, level, ppl, recovered, right_answers, write
 from ctplab.formats.checkpoint import model_bytes
 from ctplab.formats.loading import load
 from ctplab.inspect.nearest import inspect_prompt
 from ctplab.inspect.similarity import cosine_histogram
-from ctplab.measure.stats import recovery, wilson
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.progress import Progress, bar
 from ctplab.prompts.arms import USUAL, Arm, Parts, arms, build, check_dtypes
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
+from ctplab.runs.stale import weights_id
 from ctplab.runs.store import Store
 from ctplab.runs.study import Study
-from ctplab.scores import WindowScores
 from ctplab.show import report
-from ctplab.show.axes import save
 from ctplab.specs import CompressionSpec, PromptSpec
 from ctplab.text.corpora import corpus
 
@@ -85,11 +83,8 @@ def run_demo(
     splits = {name: text.test for name, text in texts.items()}
     calibration = texts[CALIBRATED_ON].train.sample(128, seed)
 
-    def score(tag: str, arm: Arm) -> dict[str, WindowScores]:
+    def score(tag: str, arm: Arm) -> ByCorpus:
         return {name: study.scores(tag, arm, split, WINDOWS) for name, split in splits.items()}
-
-    def ppl(scores: dict[str, WindowScores]) -> dict[str, float]:
-        return {name: round(found.score.ppl, 4) for name, found in scores.items()}
 
     say(f"1. Compress, calibrated on {CALIBRATED_ON}: what each level costs (perplexity on held-out text)")
     scores = {"full": score("full", build("full", Parts(full)))}
@@ -101,12 +96,8 @@ def run_demo(
         model, manifest = study.compressed(spec, calibration)
         compressed[spec.tag] = model
         scores[spec.tag] = score(spec.tag, build("compressed", Parts(compressed=model)))
-        levels[spec.tag] = {
-            "ppl": ppl(scores[spec.tag]),
-            "bytes": manifest["bytes"],
-            "bits_per_weight": manifest["bits_per_weight"],
-            "nominal_bits_per_weight": manifest["nominal_bits_per_weight"],
-        }
+        levels[spec.tag] = level(scores[spec.tag], manifest)
+        levels[spec.tag] |= {"folder": study.folder(spec.tag), "weights": weights_id(manifest)}
     say(report.levels_table(levels, CORPORA))
 
     say(f"\n2. Learn: {PROMPT.tokens} soft tokens through the frozen {SHOWCASE} weights, on {LEARNED_ON}")
@@ -142,22 +133,14 @@ def run_demo(
     exact: dict[str, dict] = {}
     for name, arm in by_name.items():
         _, right = study.ask(SHOWCASE, arm, asked)
-        exact[name] = _share(right)
+        exact[name] = right_answers(right)
         for kind, wanted in (("seen", False), ("held_out", True)):
-            exact[name][kind] = _share([r for r, q in zip(right, asked, strict=True) if q.held_out == wanted])
+            exact[name][kind] = right_answers([r for r, q in zip(right, asked, strict=True) if q.held_out == wanted])
     say(report.questions_table(exact))
 
     say(f"\n4. Recovery of the NLL gap at {SHOWCASE}, with the controls that tell it from adaptation")
     sums = {name: score(SHOWCASE, arm) for name, arm in by_name.items()}
-    perplexity = {c: {name: round(sums[name][c].score.ppl, 4) for name in by_name} for c in CORPORA}
-    shares = {
-        c: {
-            name: asdict(recovery(sums["full"][c], sums["compressed"][c], sums[name][c], seed=seed))
-            for name in by_name
-            if name not in ("full", "compressed")
-        }
-        for c in CORPORA
-    }
+    perplexity, shares = recovered(sums, seed)
     say(report.recovery_table(perplexity, shares, LEARNED_ON))
 
     say("\n5. Transfer: the same prompt on the other levels")
@@ -193,19 +176,13 @@ def run_demo(
         "torch": torch.__version__,
         "seconds": round(time.perf_counter() - began, 1),
     }
-    _write(study.store.report(), result)
+    write(study.store.report(), result, report.markdown(result, CORPORA), report.figures(result))
     say(f"\nReport with figures: {study.store.report() / 'report.md'}  ({result['seconds']:.0f} s)")
-    say(report.NEXT.format(model=study.store.compressed(SHOWCASE), prompt=study.store.prompt(SHOWCASE, "demo")))
+    say(_next(study))
     return result
 
 
-def _share(right: list[bool]) -> dict[str, Any]:
-    interval = wilson(sum(right), len(right))
-    return {"exact_match": interval.value, "low": interval.low, "high": interval.high, "n": len(right)}
-
-
-def _write(folder: Path, result: dict[str, Any]) -> None:
-    for name, figure in report.figures(result).items():
-        save(figure, folder / f"{name}.png")
-    write_text(report.markdown(result, CORPORA), folder / "report.md")
-    write_json(result, folder / "demo.json")
+def _next(study: Study) -> str:
+    """What to do now, with the names of what was made."""
+    folder = study.folder(SHOWCASE)
+    return report.NEXT.format(model=study.store.compressed(folder), prompt=study.store.prompt(folder, "demo"))

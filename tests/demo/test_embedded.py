@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from ctplab import demo
 from ctplab.atlas.questions import questions
+from ctplab.demo import embedded as demo
 from ctplab.progress import silent
 from ctplab.specs import CompressionSpec
 

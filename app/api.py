@@ -1,0 +1,80 @@
+"""The endpoints ``/compare``, ``/lens`` and ``/questions`` for programs (``gradio_client``)."""
+
+from collections.abc import Iterator
+from threading import Event
+
+import gradio as gr
+
+from ctplab.app import asked
+from ctplab.app.answers import Request, answer
+from ctplab.app.bench import DEVICE, LONG, Bench
+from ctplab.app.closer import look
+from ctplab.app.toast import plain_errors
+from ctplab.prompts.arms import USUAL
+from ctplab.prompts.prefix import PAPER_HARD_PROMPT
+
+
+def build(bench: Bench) -> None:
+    """Add the endpoints to the current ``gr.Blocks``."""
+
+    def compare(
+        question: str,
+        arms: list[str] = list(USUAL),  # noqa: B006 (gradio reads the default from here)
+        hard_prompt: str = PAPER_HARD_PROMPT,
+        max_new_tokens: int = 24,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        ask: bool = True,
+        full: str = "",
+        compressed: str = "",
+        prompt: str = "",
+        raw: bool = False,
+        request: gr.Request = None,  # type: ignore[assignment]
+    ) -> Iterator[list[dict]]:
+        """All arms' answers in lockstep: a list of records, again and again until complete."""
+        stop = bench.begin(f"api {request.session_hash}")
+        with plain_errors():
+            chosen = bench.chosen(full, compressed, prompt)
+            sampling = (temperature, top_p, repetition_penalty, seed, max_new_tokens)
+            wanted = Request(question, tuple(arms), hard_prompt, ask, *sampling, raw)
+            yield from answer(bench, chosen, wanted, stop, period=0.0)
+
+    def lens(
+        text: str,
+        arms: list[str] = list(USUAL),  # noqa: B006
+        hard_prompt: str = PAPER_HARD_PROMPT,
+        top: int = 10,
+        seed: int = 0,
+        full: str = "",
+        compressed: str = "",
+        prompt: str = "",
+    ) -> dict:
+        """Surprisal, KL to the full model and the likeliest alternatives of every token of ``text``, arm by arm."""
+        with plain_errors():
+            return look(bench, bench.chosen(full, compressed, prompt), tuple(arms), hard_prompt, seed, text, top)
+
+    def questions(
+        questions: str = "",
+        limit: int = 100,
+        arms: list[str] = list(USUAL),  # noqa: B006
+        hard_prompt: str = PAPER_HARD_PROMPT,
+        max_new_tokens: int = 24,
+        seed: int = 0,
+        full: str = "",
+        compressed: str = "",
+        prompt: str = "",
+        raw: bool = False,
+        request: gr.Request = None,  # type: ignore[assignment]
+    ) -> Iterator[dict]:
+        """Many questions: a list (a line each, CSV or JSONL), ``atlas`` or ``task:NAME``. Rows and counts so far."""
+        stop: Event = bench.begin(f"api {request.session_hash}")
+        with plain_errors():
+            chosen = bench.chosen(full, compressed, prompt)
+            wanted = asked.Wanted(questions or "atlas", limit, tuple(arms), hard_prompt, max_new_tokens, raw, seed)
+            yield from asked.answers(bench, chosen, wanted, stop)
+
+    gr.api(compare, api_name="compare", **DEVICE)
+    gr.api(lens, api_name="lens", **DEVICE)
+    gr.api(questions, api_name="questions", **LONG)

@@ -1,0 +1,71 @@
+"""Figures and words of the tab *Train*: what is learned, where it stands between two models, and what it answers."""
+
+from html import escape
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ctplab.app import figures
+from ctplab.app.jobs import Job
+from ctplab.show.colours import GREY, colour
+
+HEIGHT = 480
+
+
+def recovery(job: Job) -> float | None:
+    """Share of the validation gap that the best prompt so far closes; None before it is known, or without a gap."""
+    measured = [value for _, _, value in job.points if value is not None]
+    full, small = job.baselines.get("full"), job.baselines.get("compressed")
+    if not measured or full is None or small is None or small - full < 1e-6:
+        return None
+    return (small - min(measured)) / (small - full)
+
+
+def curves(job: Job | None) -> go.Figure:
+    """Validation NLL between the full and the unprompted model, and below it the objective of every step."""
+    if job is None or not job.points:
+        return figures.note(HEIGHT, "Curves appear with the first step.")
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.1, row_heights=[0.6, 0.4])
+    figure.update_layout(figures.blank(HEIGHT, "", "").layout)
+    steps = [step + 1 for step, _, _ in job.points]
+    measured = [(step + 1, value) for step, _, value in job.points if value is not None]
+    figure.add_scatter(
+        x=steps, y=[loss for _, loss, _ in job.points], mode="lines", name="objective of each step",
+        line={"color": GREY, "width": 1.5}, row=2, col=1,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[step for step, _ in measured], y=[value for _, value in measured], mode="lines+markers",
+        name="validation NLL", line={"color": colour("soft"), "width": 2.5}, row=1, col=1,
+    )  # fmt: skip
+    for name, words in (("compressed", "without a prompt"), ("full", "full model")):
+        if name in job.baselines:
+            figure.add_scatter(
+                x=[1, max(job.total, steps[-1])], y=[job.baselines[name]] * 2, mode="lines", name=words,
+                line={"color": colour(name), "width": 2, "dash": "dash"}, row=1, col=1,
+            )  # fmt: skip
+    figure.update_xaxes(gridcolor=figures.GRID, range=[0, max(job.total, steps[-1]) + 1])
+    figure.update_xaxes(title="step", row=2, col=1)
+    figure.update_yaxes(gridcolor=figures.GRID, zeroline=False)
+    figure.update_yaxes(title="nats a token", row=1, col=1)
+    figure.update_yaxes(title="objective", row=2, col=1)
+    return figure
+
+
+def told(job: Job | None) -> str:
+    """How much of the gap is closed, and one question's answer as it changed, as HTML."""
+    if job is None:
+        return ""
+    share, lines = recovery(job), []
+    if share is not None:
+        lines.append(
+            f"<p><strong>{100 * share:.0f}%</strong> of the gap between the compressed and the full model is closed on "
+            "the validation windows (the best prompt so far; no interval, and the windows also choose it: the tab "
+            "Results and <code>ctplab recover</code> measure it on text that nothing chose).</p>"
+        )
+    if job.said:
+        rows = "".join(f"<tr><td>{step}</td><td>{escape(text) or '(empty)'}</td></tr>" for step, text in job.said[-12:])
+        lines.append(
+            f'<table class="said"><caption>{escape(job.result.get("watched", ""))}</caption>'
+            f"<tr><th>after step</th><th>answer behind the prompt</th></tr>{rows}</table>"
+        )
+    return "".join(lines)

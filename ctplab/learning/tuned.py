@@ -1,0 +1,194 @@
+"""Learns what a compressed model can change without a new byte: scales, norms, and pruned matrices' kept values.
+
+The rest of the weights, all codes and all masks stay as they are. The loop is the one that learns prompts. Each kind
+is a function of free parameters u that start at no change:
+
+    scales     W·(1 + u/10), one u for each grid (row, or group of a row)
+    norms      w + |w|·u/10, with |w| the root mean square of that parameter, or 1 for a parameter of zeros
+    low-rank   W + mask·(B·A)·|W|/10, A random with rows of length 1, B zero; |W| of the kept values
+
+With the tenth a step of AdamW moves each by about a tenth of the learning rate, so one rate suits all of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ctplab.compression.packing import group_of, unpack_bits
+from ctplab.errors import InputError
+from ctplab.formats.tuned import KINDS, grids
+from ctplab.learning.loop import Learned, finish, take_steps
+from ctplab.learning.teacher import Teacher
+from ctplab.models import Model
+from ctplab.models.anatomy import as_matrix
+from ctplab.progress import Progress, bar
+from ctplab.prompts.compiled import KV
+from ctplab.specs import PromptSpec
+from ctplab.text.corpora import Split
+
+STEP = 0.1
+"""How much a parameter moves in units of the learning rate, relative to what it changes."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What was learned, in the words of ``formats.tuned``: ``scale:UNIT``, ``norm:NAME``, ``left:`` and ``right:``."""
+
+    tensors: dict[str, Tensor] = field(repr=False)
+
+
+class _By(nn.Module):
+    """A parameter as a function of itself; the frozen original stays where it is."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, original: Tensor) -> Tensor:
+        return self.change(original)
+
+
+def _rms(x: Tensor) -> float:
+    size = float(x.float().square().mean().sqrt())
+    return size if size > 0 else 1.0
+
+
+class Tuned:
+    """The learnable changes of ``model``, which was loaded from the compressed ``folder`` and is not packed.
+
+    ``what``: kinds of ``formats.tuned.KINDS``. :meth:`remove` takes all changes off again. Raises InputError if the
+    model has nothing of such a kind.
+    """
+
+    k = 0
+
+    def __init__(self, model: Model, folder: Path, what: Sequence[str], rank: int = 8, seed: int = 0) -> None:
+        if not what or not set(what) <= set(KINDS):
+            raise InputError(f"what to tune: one or more of {', '.join(KINDS)}, not {','.join(what) or 'nothing'}")
+        self.model, self._changed = model, list[tuple[nn.Module, str]]()
+        self.parameters: dict[str, Tensor] = {}
+        self._unit = dict[str, float]()
+        packed = grids(folder)
+        if "low-rank" in what and any("scale" in parts for parts in packed.values()):
+            raise InputError("low-rank updates need a pruned model that is not quantised: codes cannot take them")
+        generator = torch.Generator().manual_seed(seed)
+        for unit, parts in packed.items() if {"scales", "low-rank"} & set(what) else ():
+            self._matrix(unit, parts, what, rank, generator)
+        if "norms" in what:
+            self._norms()
+        for p in self.parameters.values():
+            p.requires_grad_(True)
+
+    def _matrix(
+        self, unit: str, parts: dict[str, Tensor], what: Sequence[str], rank: int, generator: torch.Generator
+    ) -> None:
+        try:
+            layer = self.model.get_submodule(unit)
+            matrix = as_matrix(layer)
+        except AttributeError:
+            raise InputError(f"{unit} is one of several stacked experts, which cannot be tuned") from None
+        device, (rows, columns) = matrix.device, matrix.shape
+        changes: list[Callable[[Tensor], Tensor]] = []
+        if "scales" in what:
+            u = self.parameters[f"scale:{unit}"] = torch.zeros(
+                parts["scale"].shape if "scale" in parts else (rows, 1), device=device
+            )
+            of_column = None
+            if u.shape[1] > 1:  # (groups, in): 1 where the column is of that group; a product has a fixed order of sums
+                of_column = nn.functional.one_hot(group_of(parts), u.shape[1]).T.to(device, matrix.dtype)
+            changes.append(lambda w: w * _factor(u, of_column).to(w.dtype))
+        if "low-rank" in what:
+            mask = unpack_bits(parts["mask"], 1, rows * columns).view(rows, columns).bool().to(device)
+            right = torch.randn(rank, columns, generator=generator)
+            right /= right.norm(dim=1, keepdim=True)
+            left = self.parameters[f"left:{unit}"] = torch.zeros(rows, rank, device=device)
+            right = self.parameters[f"right:{unit}"] = right.to(device)
+            size = self._unit[unit] = STEP * _rms(matrix[mask])
+            changes.append(lambda w: w + mask * (left @ right * size).to(w.dtype))
+        upright = isinstance(layer, nn.Linear)
+
+        def change(weight: Tensor) -> Tensor:
+            w = weight if upright else weight.T
+            for each in changes:
+                w = each(w)
+            return w if upright else w.T
+
+        self._put(layer, "weight", change)
+
+    def _norms(self) -> None:
+        for name, parameter in list(self.model.named_parameters()):
+            if parameter.ndim == 1 and parameter.is_floating_point():
+                owner, _, own = name.rpartition(".")
+                u = self.parameters[f"norm:{name}"] = torch.zeros(parameter.shape, device=parameter.device)
+                size = self._unit[name] = STEP * _rms(parameter)
+                self._put(
+                    self.model.get_submodule(owner), own, lambda w, u=u, size=size: (w.float() + size * u).to(w.dtype)
+                )
+
+    def _put(self, module: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> None:
+        parametrize.register_parametrization(module, name, _By(change), unsafe=True)
+        self._changed.append((module, name))
+
+    def kv(self, model: Model) -> KV:
+        """Return no keys and values: the changes are in the model."""
+        return []
+
+    def frozen(self, values: dict[str, Tensor]) -> Changes:
+        """The changes that these parameters stand for, fp32 on the CPU."""
+        found = {}
+        for name, value in values.items():
+            kind, _, unit = name.partition(":")
+            value = value.detach().float().cpu()
+            if kind == "scale":
+                found[name] = 1 + STEP * value
+            elif kind == "norm":
+                owner, _, own = unit.rpartition(".")
+                original = self.model.get_submodule(owner).parametrizations[own].original  # type: ignore[index]
+                found[name] = original.detach().float().cpu() + self._unit[unit] * value
+            else:
+                found[name] = value.clone() * (self._unit[unit] if kind == "left" else 1)
+        return Changes(found)
+
+    def remove(self) -> Model:
+        """Take the changes off and return the model with its own weights."""
+        for module, name in self._changed:
+            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        self._changed.clear()
+        return self.model.requires_grad_(False)
+
+
+def _factor(u: Tensor, of_column: Tensor | None) -> Tensor:
+    """The factors (out, groups) of u, or (out, in) with ``of_column`` (groups, in)."""
+    return 1 + STEP * (u if of_column is None else u @ of_column.to(u.dtype))
+
+
+def learn_tuned(
+    model: Model,
+    folder: Path,
+    what: Sequence[str],
+    train: Split,
+    validation: Split,
+    spec: PromptSpec,
+    *,
+    rank: int = 8,
+    teacher: Model | Teacher | None = None,
+    state: Path | None = None,
+    progress: Progress = bar,
+) -> Learned[Changes]:
+    """Learn changes of ``model``, loaded from ``folder``; the model is as it was afterwards.
+
+    ``spec.tokens`` and ``spec.init`` have no effect here. ``formats.tuned.fold`` writes the result into a folder.
+    """
+    tuned = Tuned(model, folder, what, rank, spec.seed)
+    try:
+        initial = tuned.frozen(dict(tuned.parameters))
+        result = Learned(initial, initial)
+        steps: Any = take_steps(tuned, [model], train, validation, spec, result, teacher=teacher, state=state)
+        return finish(steps, result, spec, progress)
+    finally:
+        tuned.remove()

@@ -1,0 +1,192 @@
+"""What a model can be trusted with, found by trying it on a few tokens: no list of names says so.
+
+A wrong answer here would be a wrong number later, with no sign of it. So before a model is used, it reads 12 tokens in
+every way that the lab would use, and each way must give the logits of the plainest one, ``model(input_ids)``:
+
+    causal      a later token does not move an earlier one's logits; a model that fails is refused
+    maskless    the causal attention of ``attention.py`` stands in for the model's own
+    compiled    a prefix's rows can be kept as keys and values; else they are concatenated with every text
+    rows        embeddings can stand in front of a text's embeddings; else the model takes no prompts
+    cached      the model's own cache goes on token by token; else every new token reads the whole text again
+    padded      padding on the left changes nothing; else texts are answered one by one
+
+The answer depends on model code and configuration. It is kept with the model's fingerprint in the cache, so it costs
+nothing later.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from threading import RLock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ctplab.errors import InputError
+from ctplab.models import Model
+from ctplab.models.anatomy import context_length, embed, embeddings
+from ctplab.models.checks import kept_answer
+from ctplab.prompts.attention import prefix_attention, takes_switch
+from ctplab.prompts.cache import Behind, Recorder, keeps_keys_and_values
+
+K, N = 5, 7  # prefix rows and text tokens that are tried
+NOISE = {torch.float64: 1e-9, torch.float32: 3e-4}
+"""Largest difference that rounding explains, relative to the largest logit: other orders of summation."""
+HALF_NOISE = 0.05
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What a model can be trusted with; see the module."""
+
+    causal: bool
+    maskless: bool
+    compiled: bool
+    rows: bool
+    cached: bool
+    padded: bool
+
+
+_lock = RLock()
+_known: WeakKeyDictionary[Model, tuple[str, Ways]] = WeakKeyDictionary()
+
+
+def ways(model: Model) -> Ways:
+    """Find what ``model`` can be trusted with, at its first use. Raises InputError if it is not causal."""
+    with _lock:
+        state = _state(model)
+        before = _known.get(model)
+        if before is None or before[0] != state:
+            before = state, Ways(**kept_answer(model, f"ways {state}", lambda: asdict(_try(model))))
+            _known[model] = before
+    found = before[1]
+    if not found.causal:
+        raise InputError(
+            f"{type(model).__name__} lets a token see later ones: it is no causal language model, and what it says "
+            "about the next token means nothing"
+        )
+    return found
+
+
+def takes(model: Model, argument: str) -> bool:
+    """Whether the model's forward pass has an argument of that name."""
+    return argument in inspect.signature(model.forward).parameters
+
+
+def last_only(model: Model) -> dict[str, Any]:
+    """The argument that asks for the last token's logits only, if the model has it."""
+    return {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
+
+
+def _state(model: Model) -> str:
+    """Cheap to compute; changes if the model is moved, cast, or attends in another way."""
+    table = embeddings(model)
+    adapters = sorted(getattr(model, "peft_config", {}))
+    return f"{table.dtype} {table.device} {takes_switch(model)} {adapters}"
+
+
+@torch.no_grad()
+def _try(model: Model) -> Ways:
+    """Try every way once."""
+    with _quiet(model):
+        ids = torch.arange(K + N) * 7 + 3
+        ids = (ids % len(embeddings(model)))[None].to(embeddings(model).device)
+        limit = context_length(model)
+        ids = ids[:, : limit or K + N]
+        plain = _logits(model, input_ids=ids)
+        changed = ids.clone()
+        changed[:, -1] = (changed[:, -1] + 11) % len(embeddings(model))
+        noise = NOISE.get(plain.dtype, HALF_NOISE)
+        same = _Same(noise * float(plain.abs().max()))
+        causal = same(plain[:, :-1], _logits(model, input_ids=changed)[:, :-1])
+        rows = same(plain, lambda: _logits(model, inputs_embeds=embed(model, ids)))
+        compiled = rows and keeps_keys_and_values(model) and same(plain[:, K:], lambda: _behind(model, ids))
+        maskless = takes_switch(model) and same(plain, lambda: _switched(model, ids, False))
+        if compiled:
+            maskless = maskless and same(plain[:, K:], lambda: _switched(model, ids, True))
+        cached = same(plain[:, -2:], lambda: _step_by_step(model, ids, rows))
+        padded = cached and same(plain[:, -1], lambda: _padded(model, ids))
+    return Ways(causal, maskless, compiled, rows, cached, padded)
+
+
+@contextmanager
+def _quiet(model: Model) -> Iterator[None]:
+    """Inside, the model is in evaluation mode."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@dataclass(frozen=True)
+class _Same:
+    """Compares logits, given or computed."""
+
+    most: float
+
+    def __call__(self, plain: Tensor, other: Tensor | Callable[[], Tensor]) -> bool:
+        try:
+            found = other if isinstance(other, Tensor) else other()
+        except Exception:  # a model can fail here in any way: then it cannot be used so
+            return False
+        return found.shape == plain.shape and bool(((found - plain).abs() <= self.most).all())
+
+
+def _logits(model: Model, **inputs: Any) -> Tensor:
+    return model.forward(**inputs, use_cache=False).logits  # forward: hooks of others need not see the tries
+
+
+def _behind(model: Model, ids: Tensor) -> Tensor:
+    """Logits of the text's tokens behind compiled rows."""
+    recorder = Recorder(config=model.config)
+    inputs: dict[str, Any] = {"inputs_embeds": embed(model, ids[:, :K]), "past_key_values": recorder, "use_cache": True}
+    out = model.forward(**inputs, **last_only(model))
+    kv = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+    mask = torch.ones_like(ids)
+    cache = Behind(kv, 1, model.config)
+    return model.forward(input_ids=ids[:, K:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
+
+
+def _switched(model: Model, ids: Tensor, behind: bool) -> Tensor:
+    with prefix_attention(model):
+        return _behind(model, ids) if behind else _logits(model, input_ids=ids)
+
+
+def _step_by_step(model: Model, ids: Tensor, rows: bool) -> Tensor:
+    """Logits of the last two tokens, each from the cache of those before; the first pass is of rows, if they work."""
+    first = {"inputs_embeds": embed(model, ids[:, :-2])} if rows else {"input_ids": ids[:, :-2]}
+    mask = torch.ones_like(ids)
+    out = model.forward(**first, attention_mask=mask[:, :-2], use_cache=True, **last_only(model))
+    steps = []
+    for place in (-2, -1):
+        token, seen = ids[:, place:][:, :1], mask[:, : ids.shape[1] + place + 1]
+        out = model.forward(
+            input_ids=token,
+            attention_mask=seen,
+            past_key_values=out.past_key_values,
+            use_cache=True,
+            **last_only(model),
+        )
+        steps.append(out.logits[:, -1])
+    return torch.stack(steps, 1)
+
+
+def _padded(model: Model, ids: Tensor) -> Tensor:
+    """The last token's logits, in a batch with a longer text and from the cache, as ``decoding.batched`` reads it."""
+    two = torch.cat([torch.cat([ids[:, :2], ids], 1), torch.cat([ids[:, :1], ids[:, :1], ids], 1)])
+    mask = torch.ones_like(two)
+    mask[1, :2] = 0
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    at: Callable[[slice], dict[str, Tensor]] = lambda part: (  # noqa: E731
+        {"position_ids": places[:, part]} if takes(model, "position_ids") else {}
+    )
+    first: dict[str, Any] = {"input_ids": two[:, :-1], "attention_mask": mask[:, :-1], **at(slice(0, -1))}
+    out = model.forward(**first, use_cache=True)
+    last: dict[str, Any] = {"input_ids": two[:, -1:], "attention_mask": mask, **at(slice(-1, None))}
+    out = model.forward(**last, past_key_values=out.past_key_values, use_cache=True)
+    return out.logits[1:, -1]

@@ -1,0 +1,141 @@
+"""Scales, norms and kept values: gradients, folded equals learned, the same codes and bytes, killed and resumed."""
+
+import pytest
+import torch
+from commands import refused, run_json
+from conftest import tiny
+
+import ctplab as ctp
+from ctplab.disk import data_dir
+from ctplab.formats import checkpoint
+from ctplab.formats.tuned import fold
+from ctplab.learning.tuned import Tuned
+
+SPEC = ctp.PromptSpec(steps=8, batch=4, lr=0.03, warmup=2, evaluate_every=4, validation_windows=4)
+LEVELS = {
+    "w3-g8": (ctp.CompressionSpec(bits=3, group_size=8), ("scales", "norms")),
+    "w3-g8-ao": (ctp.CompressionSpec(bits=3, group_size=8, act_order=True), ("scales",)),
+    "w4-s50": (ctp.CompressionSpec(bits=4, sparsity=0.5), ("scales", "norms")),
+    "s62.5": (ctp.CompressionSpec(sparsity=0.625), ("scales", "norms", "low-rank")),
+}
+#: Scales, norms and kept values are stored in half precision: 2^-11 relative each, over a few layers of width 32.
+STORED = 2e-2
+
+
+@pytest.fixture
+def compressed(web, tokenizer, quiet, tmp_path):
+    """compressed(model, spec) -> the folder and the model loaded from it."""
+
+    def made(model, spec):
+        small, report = ctp.compress(model, web.train.sample(8), spec, **quiet)
+        ctp.save(small, tmp_path / "small", tokenizer, report, "tiny")
+        return tmp_path / "small", ctp.load(tmp_path / "small", device="cpu", dtype="float32")[0]
+
+    return made
+
+
+@torch.no_grad()
+def logits(model, ids):
+    return model(ids).logits
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_folded_equals_learned_and_nothing_else_changes(family, level, compressed, web, tmp_path):
+    spec, what = LEVELS[level]
+    folder, model = compressed(tiny(family), spec)
+    ids, before = web.test.windows[:2], model.state_dict()
+    plain = logits(model, ids)
+    tuned = Tuned(model, folder, what)
+    torch.testing.assert_close(logits(model, ids), plain, rtol=1e-5, atol=1e-5)  # no change yet
+    with torch.no_grad():
+        for p in tuned.parameters.values():
+            p += torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) / 2
+    changed = logits(model, ids)
+    changes = tuned.frozen(dict(tuned.parameters)).tensors
+    manifest = fold(folder, tmp_path / "out", changes, {"what": list(what)})
+    again = logits(ctp.load(tmp_path / "out", device="cpu", dtype="float32")[0], ids)
+    assert (changed - plain).abs().max() > 5 * STORED * float(changed.std())
+    torch.testing.assert_close(again, changed, rtol=0, atol=STORED * float(changed.std()))
+    assert manifest["bytes"] == checkpoint.read_manifest(folder)["bytes"]
+    for path in folder.glob("*.safetensors"):
+        old, new = checkpoint.read_tensors(path), checkpoint.read_tensors(tmp_path / "out" / path.name)
+        assert {n: (t.dtype, t.shape) for n, t in old.items()} == {n: (t.dtype, t.shape) for n, t in new.items()}
+        for name, tensor in old.items():
+            if name.partition("::")[2] in ("codes", "mask", "zero", "group", "shape"):
+                assert torch.equal(tensor, new[name]), name
+    tuned.remove()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("level", ["w3-g8", "s62.5"])
+def test_gradients_are_those_of_finite_differences(level, compressed, web):
+    spec, what = LEVELS[level]
+    folder, model = compressed(tiny("gpt2"), spec)  # LLaMA's norms compute in fp32 whatever the dtype
+    model.double()
+    tuned, ids = Tuned(model, folder, what), web.test.windows[:1, :12]
+    for p in tuned.parameters.values():
+        p.data = p.data.double() + 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)).double()
+
+    def loss():
+        return torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:])
+
+    loss().backward()
+    for name, p in tuned.parameters.items():
+        way, h = torch.randn(p.shape, generator=torch.Generator().manual_seed(3)).double(), 1e-5
+        with torch.no_grad():
+            p += h * way
+            up = loss()
+            p -= 2 * h * way
+            down = loss()
+            p += h * way
+        wanted = float((up - down) / (2 * h))
+        # float64 losses of about 10 are off by 2e-15 each, so 1e-10 after the division; the formula by some h^2 = 1e-10
+        assert float((p.grad * way).sum()) == pytest.approx(wanted, rel=1e-5, abs=1e-8), name
+
+
+def test_learning_gets_better_resumes_and_leaves_the_model(compressed, web, quiet, tmp_path):
+    folder, model = compressed(tiny("llama"), LEVELS["w3-g8"][0])
+    before, state = [p.clone() for p in model.parameters()], tmp_path / "state.safetensors"
+    settings = (model, folder, ("scales", "norms"), web.train, web.validation, SPEC)
+    whole = ctp.learn_tuned(*settings, **quiet)
+    assert whole.best_step > 0 and whole.best_validation < next(s.loss for s in whole.steps)
+
+    def broken(steps, total, label):
+        for i, step in enumerate(steps):
+            if i == 5:
+                raise KeyboardInterrupt
+            yield step
+
+    assert ctp.learn_tuned(*settings, state=state, progress=broken).stopped
+    resumed = ctp.learn_tuned(*settings, state=state, **quiet)
+    assert [s.loss for s in resumed.steps] == [s.loss for s in whole.steps]
+    assert all(torch.equal(resumed.prefix.tensors[n], t) for n, t in whole.prefix.tensors.items())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_kinds_that_do_not_fit_are_refused(compressed):
+    folder, model = compressed(tiny("llama"), LEVELS["w3-g8"][0])
+    with pytest.raises(ctp.InputError, match="one or more of scales, norms, low-rank"):
+        Tuned(model, folder, ["rows"])
+    with pytest.raises(ctp.InputError, match="pruned model that is not quantised"):
+        Tuned(model, folder, ["low-rank"])
+
+
+def test_the_command_writes_a_folder_once(capsys, tmp_path):
+    home, out = data_dir() / "w4-s55", tmp_path / "tuned"
+    command = ("tune", home, "--steps", "3", "--batch", "2", "--seq-len", "32", "--out", out)
+    assert "needs --teacher" in refused(capsys, *command, "--objective", "kl")
+    found = run_json(capsys, *command)
+    manifest = checkpoint.read_manifest(out)
+    assert found["bytes"] == manifest["bytes"] == checkpoint.read_manifest(home)["bytes"]
+    assert manifest["tuned"]["what"] == ["scales", "norms"] and len(manifest["tuned"]["curve"]) == 3
+    assert run_json(capsys, *command)["validation"] == found["validation"]  # done already
+    assert "tuned otherwise" in refused(capsys, *command, "--what", "norms")
+    assert "is no tuned model" in refused(capsys, *command[:-1], home)
+    assert run_json(capsys, "score", out, "--windows", "2", "--seq-len", "32")["corpora"]["atlas-web"]["ppl"] > 1
+    recover = ("recover", "--full", "atlas", "--compressed", home, "--prompt", data_dir() / "prompt", "--skip")
+    recover += ("full+own,lora", "--windows", "2", "--seq-len", "32", "--out", tmp_path / "runs", "--tuned")
+    arms = run_json(capsys, *recover, out)["corpora"]["atlas-web"]
+    assert arms["scales+norms"]["n_tokens"] == arms["soft"]["n_tokens"] == 62
+    assert "no model that 'ctplab tune' made" in refused(capsys, *recover, home)
