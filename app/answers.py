@@ -15,7 +15,7 @@ from ctplab.measure.verdicts import Verdict, judge
 from ctplab.prompts.arms import USUAL
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.text.chat import has_template
-from ctplab.text.reading import written
+from ctplab.text.reading import STARTS, start_of, written
 
 PERIOD = 0.1  # seconds between updates of a page: faster than reading, slower than flooding
 
@@ -36,6 +36,8 @@ class Request:
     max_new_tokens: int = 24
     raw: bool = False
     """No chat template, even if the tokenizer has one."""
+    start: str = "auto"
+    """What stands between prefix and text, as for ``text.reading.encode``; the same for every arm."""
 
 
 @dataclass
@@ -58,6 +60,8 @@ class Record:
     """How the verdict was reached, in words."""
     sent: str = ""
     """The text that the model read behind its prefix."""
+    start: str = ""
+    """What stood between prefix and text: the start token, ``none``, or the template's own."""
     state: str = "waiting"
     """waiting, running, done, stopped or failed."""
     error: str = ""
@@ -100,6 +104,7 @@ def checked(request: Request) -> Request:
         limits.whole(request.seed, "seed", 0, 2**31 - 1),
         limits.whole(request.max_new_tokens, "longest answer", 1, 1024),
         bool(request.raw),
+        limits.one_of(request.start, "start token", STARTS),
     )
 
 
@@ -120,6 +125,7 @@ def _start(bench: Bench, chosen: Chosen, request: Request, record: Record) -> Ge
     arm, loaded = bench.arm(record.arm, chosen, request.hard_prompt, request.seed)
     record.model, record.bytes = loaded.name, int(loaded.about.get("bytes", 0))
     record.sent = read_text(request, loaded.tokenizer, "")
+    record.start = start_of(loaded.tokenizer, request.start, raw=not chats(request, loaded.tokenizer))
 
     def count() -> None:
         bench.tokens += 1
@@ -136,6 +142,7 @@ def _start(bench: Bench, chosen: Chosen, request: Request, record: Record) -> Ge
         sampler=ctp.Sampler(request.temperature, request.top_p, request.repetition_penalty, request.seed),
         stop="\n" if form else None,
         raw=not turn,
+        start=request.start,
         on_token=count,
     )
 

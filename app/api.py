@@ -31,6 +31,7 @@ def build(bench: Bench) -> None:
         compressed: str = "",
         prompt: str = "",
         raw: bool = False,
+        start: str = "auto",
         request: gr.Request = None,  # type: ignore[assignment]
     ) -> Iterator[list[dict]]:
         """All arms' answers in lockstep: a list of records, again and again until complete."""
@@ -38,7 +39,7 @@ def build(bench: Bench) -> None:
         with plain_errors():
             chosen = bench.chosen(full, compressed, prompt)
             sampling = (temperature, top_p, repetition_penalty, seed, max_new_tokens)
-            wanted = Request(question, tuple(arms), hard_prompt, ask, *sampling, raw)
+            wanted = Request(question, tuple(arms), hard_prompt, ask, *sampling, raw, start)
             yield from answer(bench, chosen, wanted, stop, period=0.0)
 
     def lens(
@@ -50,10 +51,11 @@ def build(bench: Bench) -> None:
         full: str = "",
         compressed: str = "",
         prompt: str = "",
+        start: str = "auto",
     ) -> dict:
         """Surprisal, KL to the full model and the likeliest alternatives of every token of ``text``, arm by arm."""
         with plain_errors():
-            return look(bench, bench.chosen(full, compressed, prompt), tuple(arms), hard_prompt, seed, text, top)
+            return look(bench, bench.chosen(full, compressed, prompt), tuple(arms), hard_prompt, seed, text, top, start)
 
     def questions(
         questions: str = "",
@@ -66,13 +68,16 @@ def build(bench: Bench) -> None:
         compressed: str = "",
         prompt: str = "",
         raw: bool = False,
+        start: str = "auto",
         request: gr.Request = None,  # type: ignore[assignment]
     ) -> Iterator[dict]:
         """Many questions: a list (a line each, CSV or JSONL), ``atlas`` or ``task:NAME``. Rows and counts so far."""
         stop: Event = bench.begin(f"api {request.session_hash}")
         with plain_errors():
             chosen = bench.chosen(full, compressed, prompt)
-            wanted = asked.Wanted(questions or "atlas", limit, tuple(arms), hard_prompt, max_new_tokens, raw, seed)
+            wanted = asked.Wanted(
+                questions or "atlas", limit, tuple(arms), hard_prompt, max_new_tokens, raw, seed, start
+            )
             yield from asked.answers(bench, chosen, wanted, stop)
 
     gr.api(compare, api_name="compare", **DEVICE)

@@ -18,6 +18,7 @@ from ctplab.models.fingerprints import text_fingerprint
 from ctplab.progress import Progress
 from ctplab.text import questions
 from ctplab.text.questions import Asked
+from ctplab.text.reading import STARTS
 
 MOST = 2000
 SMALL = 20_000_000  # bytes of a model that answers a whole block of questions in a moment
@@ -36,6 +37,7 @@ class Wanted:
     max_new_tokens: int = 24
     raw: bool = False
     seed: int = 0
+    start: str = "auto"
 
     @property
     def name(self) -> str:
@@ -67,6 +69,7 @@ def checked(wanted: Wanted) -> tuple[Wanted, list[Asked]]:
         limits.whole(wanted.max_new_tokens, "longest answer", 1, 512),
         bool(wanted.raw),
         limits.whole(wanted.seed, "seed", 0, 2**31 - 1),
+        limits.one_of(wanted.start, "start token", STARTS),
     )
     return clean, found
 
@@ -83,7 +86,8 @@ def blocks(
     write_json({**about, "full": full.name, "compressed": small.name}, folder / "questions.json")
     quick = max(int(loaded.about.get("bytes", 0)) for _, loaded in made) < SMALL
     done: list[Any] = []
-    settings: dict[str, Any] = {"max_new_tokens": wanted.max_new_tokens, "raw": wanted.raw, "block": 32 if quick else 4}
+    settings: dict[str, Any] = {"max_new_tokens": wanted.max_new_tokens, "raw": wanted.raw, "start": wanted.start}
+    settings["block"] = 32 if quick else 4
     inner = ctp.kept_in(folder)
 
     def keep(name: str, key: dict[str, Any], compute: Compute) -> dict[str, Any]:

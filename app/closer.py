@@ -5,6 +5,7 @@ from typing import Any
 import ctplab as ctp
 from ctplab.app import limits
 from ctplab.app.bench import ARMS, Bench, Chosen
+from ctplab.text.reading import STARTS
 
 
 def look(
@@ -17,6 +18,7 @@ def look(
     """
     text, hard_prompt = limits.text(text, "text"), limits.text(hard_prompt, "hard prompt")
     top, seed = limits.whole(top, "top", 1, 100), limits.whole(seed, "seed", 0, 2**31 - 1)
+    limits.one_of(start, "start token", STARTS)
     if not 1 <= len(arms) <= len(ARMS):
         raise ctp.InputError("choose at least one arm, and each once")
     with bench.turns.turn():
@@ -30,16 +32,3 @@ def look(
             for name, arm in seen.arms.items()
         },
     }
-
-
-def alternatives(seen: dict[str, Any] | None, position: int) -> dict[str, Any]:
-    """The likeliest tokens of every arm at one place as a Dataframe value, with a column for each arm."""
-    if not seen or not seen["tokens"]:
-        return {"headers": ["rank"], "data": []}
-    names = list(seen["arms"])
-    columns = [seen["arms"][name]["alternatives"][position] for name in names]
-    rows = [
-        [rank + 1, *(f"{c[rank][0]!r}  {100 * c[rank][1]:.1f}%" if rank < len(c) else "" for c in columns)]
-        for rank in range(max(map(len, columns), default=0))
-    ]
-    return {"headers": ["rank", *names], "data": rows}

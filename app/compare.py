@@ -14,12 +14,12 @@ from ctplab.app.header import Header
 from ctplab.app.share import link_of
 from ctplab.app.toast import plain_errors
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
+from ctplab.text.reading import STARTS
 
 
 def build(bench: Bench, header: Header) -> list[gr.components.Component]:
     """Lay the tab out; returns the components that a shared link restores, in the order of ``share.LINK``."""
-    first = bench.chosen()
-    usual, examples = bench.default_arms(first), welcome.examples(bench)
+    usual, examples = bench.default_arms(bench.chosen()), welcome.examples(bench)
     gr.HTML(welcome.strip(bench), elem_id="welcome")
     arms = gr.CheckboxGroup(list(ARMS), value=usual, label="Arms", elem_id="arms")
     with gr.Tabs(elem_id="modes"):
@@ -55,20 +55,24 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
                 False, label="Raw: no chat template", info="of a model that has one; cards show the text that was sent",
                 elem_id="raw",
             )  # fmt: skip
+            first = gr.Dropdown(
+                list(STARTS), value="auto", label="Start token in front of the text",
+                info="the same for every arm; auto: as the tokenizer does", elem_id="start", min_width=160,
+            )  # fmt: skip
             length = gr.Slider(4, 160, 24, step=4, label="Longest answer (tokens)", elem_id="length")
             temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: always the likeliest token")
             top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p")
             penalty = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty")
         hard = gr.Textbox(PAPER_HARD_PROMPT, label="Hard prompt (edit it)", lines=2, elem_id="hard-prompt")
     with mode:
-        many.build(bench, header, arms, hard, raw)
+        many.build(bench, header, arms, hard, raw, first)
     answers, asked = gr.State([]), gr.State({})
-    settings = [question, arms, hard, ask, temperature, top_p, penalty, header.seed, length, raw]
+    settings = [question, arms, hard, ask, temperature, top_p, penalty, header.seed, length, raw, first]
 
     def request_of(values: tuple[Any, ...]) -> Request:
-        question, arms, hard, ask, temperature, top_p, penalty, seed, length, raw = values
+        question, arms, hard, ask, temperature, top_p, penalty, seed, length, raw, start = values
         chosen_arms = tuple(name for name in ARMS if name in arms)
-        return Request(question, chosen_arms, hard, ask, temperature, top_p, penalty, seed or 0, length, raw)
+        return Request(question, chosen_arms, hard, ask, temperature, top_p, penalty, seed or 0, length, raw, start)
 
     def generate(
         request: gr.Request, full: str, compressed: str, prompt: str | None, *values: Any
@@ -100,7 +104,7 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
             wanted = Request(**{key: told[key] for key in Request.__dataclass_fields__})
             tokenizer = bench.model(chosen.full if names[0] in ("full", "full+soft") else chosen.compressed).tokenizer
             text = read_text(replace(wanted, arms=tuple(wanted.arms)), tokenizer, source["text"])
-            start = "none" if chats(wanted, tokenizer) else "auto"  # a template has written its own
+            start = "none" if chats(wanted, tokenizer) else wanted.start  # a template has written its own
             found = look(bench, chosen, names, wanted.hard_prompt, wanted.seed, text, start=start)
         return [views.looked(records, found, view), gr.update(choices=names, value=source["arm"], visible=True)]
 

@@ -3,6 +3,7 @@
 Colours mean what they mean on paper (``ctplab.show.colours``).
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -41,14 +42,15 @@ def logarithmic(figure: go.Figure, values: Iterable[float]) -> None:
     figure.update_yaxes(type="log", tickmode="array", tickvals=thinned, ticktext=[f"{tick:g}" for tick in thinned])
 
 
-def apart(x: Sequence[float]) -> list[str]:
-    """Where labels stand at points, so that neighbours' do not touch: above and below in turn, from left to right."""
-    order = sorted(range(len(x)), key=lambda i: x[i])
-    places = ("top center", "bottom center", "top left", "bottom right")
-    found = [""] * len(x)
-    for turn, i in enumerate(order):
-        found[i] = places[turn % len(places)]
-    return found
+def labels(figure: go.Figure, points: Iterable[tuple[float, float, str]]) -> None:
+    """Name points (x, y, text) of a figure with a logarithmic y axis, each at the end of a line of its own height."""
+    for turn, (x, y, text) in enumerate(sorted(points)):
+        figure.add_annotation(
+            x=x, y=math.log10(y), text=text, showarrow=True, arrowhead=0, arrowwidth=1, arrowcolor=GREY, standoff=6,
+            ax=(-14, 14)[turn % 2], ay=(-24, -42, -60)[turn % 3], font={"size": 11},
+        )  # fmt: skip
+    ys = [math.log10(y) for trace in figure.data for y in trace.y]
+    figure.update_yaxes(range=[min(ys) - 0.05, max(ys) + 0.35 * max(0.2, max(ys) - min(ys))])
 
 
 def faint(colour: str, opacity: float) -> str:

@@ -9,7 +9,7 @@ import gradio as gr
 KEPT = 100
 SETTINGS = (
     "question", "arms", "hard_prompt", "ask", "temperature", "top_p", "repetition_penalty", "seed", "max_new_tokens",
-    "raw",
+    "raw", "start",
 )  # fmt: skip
 """Of a request, in the order of the components that ``compare.build`` returns."""
 

@@ -8,7 +8,7 @@ import gradio as gr
 
 import ctplab as ctp
 from ctplab.app import asked, limits, views
-from ctplab.app.answers import Record, Request, read_text, snapshot
+from ctplab.app.answers import Record, Request, chats, read_text, snapshot
 from ctplab.app.asked import CHOICES, EVERYTHING, Wanted
 from ctplab.app.bench import ARMS, DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.closer import look
@@ -18,6 +18,7 @@ from ctplab.app.jobs import Job
 from ctplab.app.share import download
 from ctplab.app.toast import plain_errors
 from ctplab.show import question_files
+from ctplab.text.reading import start_of
 
 SOURCES = {"the embedded world's": "atlas", "a list": "list", "an lm-eval task": "task"}
 FILES = {"JSONL": ".jsonl", "CSV": ".csv", "LLM Comparator": ".json"}
@@ -31,13 +32,15 @@ def records_of(bench: Bench, job: Job, number: int) -> list[dict[str, Any]]:
         model = bench.model(chosen.full if arm in ("full", "full+soft") else chosen.compressed)
         record = Record(arm, model.name, int(model.about.get("bytes", 0)), given["text"], state="done")
         record.correct, record.how, record.known = given["right"], given["how"], " | ".join(row["expected"])
-        record.sent = read_text(_request(wanted, row["question"]), model.tokenizer, "")
+        request = _request(wanted, row["question"])
+        record.sent = read_text(request, model.tokenizer, "")
+        record.start = start_of(model.tokenizer, wanted.start, raw=not chats(request, model.tokenizer))
         found.append(record)
     return snapshot(found)
 
 
 def _request(wanted: Wanted, question: str) -> Request:
-    sampling = (0.0, 1.0, 1.0, wanted.seed, wanted.max_new_tokens, wanted.raw)
+    sampling = (0.0, 1.0, 1.0, wanted.seed, wanted.max_new_tokens, wanted.raw, wanted.start)
     return Request(question, wanted.arms, wanted.hard_prompt, True, *sampling)
 
 
@@ -50,8 +53,10 @@ def drawn(rows: list[dict[str, Any]]) -> int:
     raise ctp.InputError("Ask a set first; then a question is drawn that compression lost and the prompt got back.")
 
 
-def build(bench: Bench, header: Header, arms: gr.CheckboxGroup, hard: gr.Textbox, raw: gr.Checkbox) -> None:
-    """Lay the part out inside the current ``gr.Blocks``; ``arms``, ``hard`` and ``raw`` are those of one question."""
+def build(
+    bench: Bench, header: Header, arms: gr.CheckboxGroup, hard: gr.Textbox, raw: gr.Checkbox, first: gr.Dropdown
+) -> None:
+    """Lay the part out inside the current ``gr.Blocks``; ``arms`` to ``first`` are those of one question."""
     with gr.Row():
         source = gr.Radio(list(SOURCES), value=next(iter(SOURCES)), label="Questions", elem_id="many-source", scale=2)
         limit = gr.Number(200, label="How many", precision=0, minimum=1, maximum=asked.MOST, elem_id="many-limit",
@@ -96,13 +101,13 @@ def build(bench: Bench, header: Header, arms: gr.CheckboxGroup, hard: gr.Textbox
 
     def ask_all(
         request: gr.Request, full: str, compressed: str, prompt: str | None, source: str, limit: float, pasted: str,
-        task: str, arms: list[str], hard: str, longest: float, raw: bool, seed: float,
+        task: str, arms: list[str], hard: str, longest: float, raw: bool, seed: float, start: str,
     ) -> str:  # fmt: skip
         with plain_errors():
             kinds = {"atlas": "atlas", "list": pasted or "", "task": f"task:{(task or '').strip()}"}
             wanted = Wanted(
                 kinds[SOURCES[limits.one_of(source, "questions", SOURCES)]], int(limit or 0), tuple(arms), hard,
-                int(longest or 0), raw, int(seed or 0),
+                int(longest or 0), raw, int(seed or 0), start,
             )  # fmt: skip
             return asked.start(bench, Chosen(full, compressed, prompt or ""), wanted, owner(request)).html()
 
@@ -130,9 +135,9 @@ def build(bench: Bench, header: Header, arms: gr.CheckboxGroup, hard: gr.Textbox
                 tokenizer = bench.model(chosen.full).tokenizer
                 text = read_text(_request(wanted, row["question"]), tokenizer, records[0]["text"])
                 names = tuple(name for name in ARMS if name in row["answers"])
-                html = views.looked(
-                    records, look(bench, chosen, names, wanted.hard_prompt, wanted.seed, text), view
-                )  # fmt: skip
+                start = "none" if chats(_request(wanted, ""), tokenizer) else wanted.start
+                seen = look(bench, chosen, names, wanted.hard_prompt, wanted.seed, text, start=start)
+                html = views.looked(records, seen, view)
         expected = f" (expected: {' | '.join(row['expected'])})" if row["expected"] else ""
         return [gr.update(visible=True), f"**{number}.** {row['question']}{expected}", html, number]
 
@@ -175,7 +180,10 @@ def build(bench: Bench, header: Header, arms: gr.CheckboxGroup, hard: gr.Textbox
         [listed, task], queue=False, show_progress="hidden", **PRIVATE,
     )  # fmt: skip
     go.click(
-        ask_all, [*header.chosen, source, limit, pasted, task, arms, hard, longest, raw, header.seed], status, **PRIVATE
+        ask_all,
+        [*header.chosen, source, limit, pasted, task, arms, hard, longest, raw, header.seed, first],
+        status,
+        **PRIVATE,
     )
     gr.Timer(1.5).tick(
         poll_many, [shown, kind], [status, counts, rows, shown], queue=False, show_progress="hidden", **PRIVATE

@@ -18,7 +18,6 @@ TABS = {
 }
 NAMES = ["compare", *(title.lower().replace(" ", "-") for title in TABS)]
 #: A reload returns to the tab one was in, unless a link names settings of its own.
-REMEMBER = "() => sessionStorage.setItem('ctplab-tab', '{}')"
 REMEMBERED = "() => location.search ? '' : sessionStorage.getItem('ctplab-tab') || ''"
 
 
@@ -31,14 +30,11 @@ def build(bench: Bench) -> gr.Blocks:
         head = header.build(bench)
         with gr.Tabs(elem_id="tabs") as tabs:
             head = replace(head, tabs=tabs)
-            with gr.Tab("Compare", id="compare") as first:
+            with gr.Tab("Compare", id="compare"):
                 restored = compare.build(bench, head)
-            first.select(None, None, None, js=REMEMBER.format("compare"), **PRIVATE)
             for title, build_tab in TABS.items():
-                name = title.lower().replace(" ", "-")
-                with gr.Tab(title, id=name) as tab:
+                with gr.Tab(title, id=title.lower().replace(" ", "-")) as tab:
                     build_tab(bench, head, tab)
-                tab.select(None, None, None, js=REMEMBER.format(name), **PRIVATE)
         api.build(bench)
 
         def opened(request: gr.Request) -> list[Any]:

@@ -81,7 +81,7 @@ def price(result: dict[str, Any], corpus: str) -> go.Figure:
 
     def add(name: str, style: str, symbol: str, tags: list[str], x: list[float], y: list[float]) -> None:
         figure.add_scatter(
-            x=x, y=y, text=tags, mode="markers+text", textposition=figures.apart(x), name=name,
+            x=x, y=y, text=tags, mode="markers", name=name,
             marker={"size": 11, "symbol": symbol, "color": colour(style)},
             hovertemplate="%{text}: %{y:.3f} at %{x:,} bytes",
         )  # fmt: skip
@@ -93,13 +93,14 @@ def price(result: dict[str, Any], corpus: str) -> go.Figure:
     add(f"with the prompt learned on {showcase}", "soft", "diamond", ["" for _ in measured],
         [levels[tag]["bytes"] for tag in measured], list(measured.values()))  # fmt: skip
     figures.logarithmic(figure, [y for trace in figure.data for y in trace.y])
+    figures.labels(figure, [(level["bytes"], level["ppl"][corpus], tag) for tag, level in result["levels"].items()])
     figure.update_xaxes(tickformat=".2s")
     return figure
 
 
 def beside_the_paper(result: dict[str, Any], corpus: str) -> go.Figure:
     """Perplexity relative to each full model's, so that models of any size share an axis; hollow: the paper's."""
-    figure = figures.blank(420, "bits a weight (ours true, the paper's nominal)", "perplexity / full model's")
+    figure = figures.blank(420, "bits a weight", "perplexity / full model's")
     base = result["levels"]["full"]["ppl"][corpus]
     tags = [tag for tag in result["transfer"] if tag in result["levels"] and tag != "full"]
     bits = [result["levels"][tag]["bits_per_weight"] for tag in tags]
@@ -132,7 +133,7 @@ def beside_the_paper(result: dict[str, Any], corpus: str) -> go.Figure:
 
 def recovery(result: dict[str, Any]) -> go.Figure:
     """Share of the NLL gap closed, with 95% intervals: the prompt next to its controls."""
-    figure = figures.blank(420, "", f"share of the NLL gap closed at {result['showcase']}")
+    figure = figures.blank(420, "", "share of the gap closed")
     corpora = list(result["recovery"])
     for arm in result["recovery"][corpora[0]]:
         shares = [ctp.Interval(**result["recovery"][corpus][arm]) for corpus in corpora]
@@ -142,7 +143,8 @@ def recovery(result: dict[str, Any]) -> go.Figure:
         )  # fmt: skip
     figure.update_layout(scattermode="group", scattergap=0.4)
     figure.add_hline(y=1, line={"dash": "dot", "color": figures.GREY}, annotation_text="the full model")
-    figure.add_hline(y=0, line={"dash": "dot", "color": figures.GREY}, annotation_text="the compressed model")
+    figure.add_hline(y=0, line={"dash": "dot", "color": figures.GREY}, annotation_text="the compressed model",
+                     annotation_position="bottom right")  # fmt: skip
     figure.update_yaxes(tickformat=".0%", range=[-2, 1.5])
     return figure
 
@@ -201,7 +203,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             corpus = gr.Dropdown([], label="Corpus", elem_id="results-corpus")
         with gr.Row():
             levels = gr.Plot(label="Perplexity against true bytes", elem_id="levels", min_width=320)
-            paper = gr.Plot(label="Beside the paper (hollow: its values, printed and corrected)", elem_id="paper",
+            paper = gr.Plot(label="Beside the paper (hollow: its values, at nominal bits)", elem_id="paper",
                             min_width=320)  # fmt: skip
         with gr.Row():
             shares = gr.Plot(label="Recovery and its controls, 95% intervals", elem_id="recovery", min_width=320)

@@ -7,6 +7,7 @@ import gradio as gr
 
 from ctplab.app.bench import ARMS, PRIVATE
 from ctplab.app.views import VIEWS
+from ctplab.text.reading import STARTS
 
 DOWNLOAD = """(file) => {
   if (!file || !file.name) return;
@@ -17,13 +18,13 @@ DOWNLOAD = """(file) => {
 }"""
 
 
-TOP = "() => window.scrollTo({ top: 0 })"
+TOP = "() => {{ sessionStorage.setItem('ctplab-tab', '{}'); window.scrollTo({{ top: 0 }}); }}"
 
 
 def lead(event: Any, tabs: gr.Tabs | None, tab: str) -> None:
     """Open the tab with the id ``tab`` once ``event`` has succeeded, and show its top."""
     event.success(lambda: gr.Tabs(selected=tab), None, tabs, queue=False, show_progress="hidden", **PRIVATE).then(
-        None, None, None, js=TOP, **PRIVATE
+        None, None, None, js=TOP.format(tab), **PRIVATE
     )
 
 
@@ -45,7 +46,8 @@ LINK = {
     "seed": int,
     "length": int,
     "raw": lambda text: text == "1",
-    "view": lambda text: text if text in VIEWS else int(""),  # a ValueError leaves it
+    "start": lambda text: text if text in STARTS else int(""),  # a ValueError leaves what is there
+    "view": lambda text: text if text in VIEWS else int(""),
 }
 #: A link that asks for it is run as soon as its settings are restored.
 RUN = """() => new URLSearchParams(location.search).get("run") === "1"

@@ -6,6 +6,7 @@ from typing import Any
 
 from ctplab.app import marks
 from ctplab.prompts.arms import COLOURS, KINDS
+from ctplab.text.reading import TEMPLATE
 
 TEXT, DIFFERENCE, SURPRISAL, KL = "Text", "Difference from full", "Surprisal", "KL to full"
 VIEWS = (TEXT, DIFFERENCE, SURPRISAL, KL)
@@ -56,7 +57,8 @@ def _sent(record: dict[str, Any]) -> str:
     if not record.get("sent"):
         return ""
     front = "" if record["arm"] in ("full", "compressed") else "(the rows of this arm) + "
-    return f"<details><summary>Text that was sent</summary><pre>{front}{escape(record['sent'])}</pre></details>"
+    front += f"{record['start']} + " if record.get("start") not in (None, "", "none", TEMPLATE) else ""
+    return f"<details><summary>Text that was sent</summary><pre>{escape(front + record['sent'])}</pre></details>"
 
 
 def card(record: dict[str, Any], body: str = "", after: str = "") -> str:

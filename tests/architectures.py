@@ -87,8 +87,8 @@ def tiny_config(kind: str) -> Any:
         raise ValueError("made of several models")
     names = known().to_dict()
     settings = {name: value for name, value in SHAPE.items() if name in names} | MORE.get(kind, {})
-    if names.get("hidden_size", None) is None:
-        settings.pop("hidden_size", None)
+    if "qk_rope_head_dim" in settings:  # latent attention: what these models call head_dim is its rotated part
+        settings["head_dim"] = settings["qk_rope_head_dim"]
     return known(**settings)
 
 

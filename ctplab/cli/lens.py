@@ -6,14 +6,18 @@ from typing import Any
 
 import ctplab as ctp
 from ctplab.cli.numbers import at_least, words
-from ctplab.cli.shared import add_command, compared_arms, finish, say, start_option
+from ctplab.cli.shared import add_command, compared_arms, finish, raw_options, say, start_option
 from ctplab.show import tables
+from ctplab.text.reading import written
 
 
 def lens(options: argparse.Namespace) -> None:
     """Show the surprisal of every token, and with a prompt which tokens moved most."""
     arms, tokenizer, dtype = compared_arms(options)
-    seen = ctp.lens(arms, tokenizer, options.text.replace("\\n", "\n"), top=options.top, start=options.start)
+    text = options.text.replace("\\n", "\n")
+    seen = ctp.lens(arms, tokenizer, text, top=options.top, start=options.start, raw=options.raw)
+    if options.show_text:
+        say(options)(written(tokenizer, text, options.raw))
     say(options)(tables.lens_table(seen))
     moved = {}
     if options.prompt is not None:
@@ -35,6 +39,7 @@ def register(commands: Any) -> None:
     sub.add_argument("--hard-prompt", type=words, metavar="TEXT")
     sub.add_argument("--top", type=at_least(0), default=10, help="alternatives a token")
     sub.add_argument("--most", type=at_least(0), default=5, help="how many of the most hurt and most helped tokens")
+    raw_options(sub)
     start_option(sub)
     sub.add_argument("--force", action="store_true", help="use a prompt of unknown origin")
     sub.add_argument("text", type=words)

@@ -17,6 +17,7 @@ from ctplab.show.question_files import as_csv, comparator, jsonl
 from ctplab.show.tables import table
 from ctplab.text import questions
 from ctplab.text.questions import Asked
+from ctplab.text.reading import start_of
 
 DEFAULT_TOKENS = 24
 
@@ -47,14 +48,16 @@ def compare_many(options: argparse.Namespace) -> None:
         "exact": options.questions == "atlas" and options.full == "atlas",
         "max_new_tokens": options.max_new_tokens,
         "raw": options.raw,
+        "start": options.start,
     }
+    start = start_of(tokenizer, options.start, options.raw)
     blocks = list(ask(arms, tokenizer, asked, **settings, keep=keep, progress=bar))
     rows = as_json(asked, blocks)
     found = summary(rows, seed=options.seed)
     tell = say(options)
     shares = [[arm, str(Interval(s["value"], s["low"], s["high"])), str(s["n"])] for arm, s in found["shares"].items()]
     if shares:
-        tell(table(["arm", "right [95%]", "judged"], shares))
+        tell(table([f"arm (start: {start})", "right [95%]", "judged"], shares))
     differences = [
         [name, Interval(d["value"], d["low"], d["high"]).percent, f"{d['won']}:{d['lost']}", f"{d['p']:.2g}",
          verdict_words(d)]
@@ -66,4 +69,4 @@ def compare_many(options: argparse.Namespace) -> None:
     for path in options.write:
         write_text(writers[path.suffix](rows), path)
         tell(f"Wrote {path}")
-    finish(options, {**found, "dtype": dtype, "rows": rows})
+    finish(options, {**found, "start": start, "dtype": dtype, "rows": rows})

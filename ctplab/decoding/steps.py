@@ -54,12 +54,10 @@ def tokens(arm: Arm, batch: Batch, sampler: Sampler) -> Iterator[int]:
 def _from_cache(arm: Arm, batch: Batch, cache: object, sampler: Sampler) -> Iterator[int]:
     """The next token, again and again; one forward pass for each."""
     ids, mask, current = batch.ids, behind_prefix(batch.mask, arm.prefix.k), batch.ids
-    choose = processors(sampler, batch.mask)
+    choose, one = processors(sampler, batch.mask), last_only(arm.model)
     while True:
         with torch.no_grad():
-            out = arm.model(
-                input_ids=current, attention_mask=mask, past_key_values=cache, use_cache=True, **last_only(arm.model)
-            )
+            out = arm.model(input_ids=current, attention_mask=mask, past_key_values=cache, use_cache=True, **one)
             scores = choose(ids, out.logits[:, -1].to(ids.device, torch.float32))
         cache, current = out.past_key_values, scores.argmax(-1, keepdim=True)
         ids, mask = torch.cat([ids, current], 1), torch.cat([mask, mask.new_ones(1, 1)], 1)

@@ -7,10 +7,9 @@ from typing import Any
 
 from ctplab.decoding.generate import generate
 from ctplab.disk import once
-from ctplab.models import Tokenizer
 from ctplab.models.fingerprints import text_fingerprint
 from ctplab.prompts.arms import Arm
-from ctplab.runs.store import Store
+from ctplab.runs.study import Study
 
 MAX_ANSWER = 32
 """Tokens; enough to tell a right answer from a wrong one."""
@@ -48,9 +47,9 @@ QUESTIONS = (
 """The first three are the paper's (Figure 1)."""
 
 
-def ask(store: Store, tag: str, arm: Arm, tokenizer: Tokenizer, questions: Sequence[Asked]) -> list[str]:
+def ask(study: Study, tag: str, arm: Arm, questions: Sequence[Asked]) -> list[str]:
     """The arm's answers through the tokenizer's chat template, kept in the run folder; greedy, on one line each."""
-    texts = [question.text for question in questions]
+    tokenizer, texts = study.tokenizer, [question.text for question in questions]
     template = str(getattr(tokenizer, "chat_template", None))
     key = {"arm": arm.fingerprint, "asked": text_fingerprint(template, *texts), "tokens": MAX_ANSWER}
 
@@ -58,7 +57,7 @@ def ask(store: Store, tag: str, arm: Arm, tokenizer: Tokenizer, questions: Seque
         found = generate(arm, tokenizer, texts, max_new_tokens=MAX_ANSWER)
         return {"answers": [" ".join(answer.text.split()) for answer in found]}
 
-    return once(store.score(tag, arm.name, "fifteen-questions"), key, answers)["answers"]
+    return once(study.store.score(study.folder(tag), arm.name, "fifteen-questions"), key, answers)["answers"]
 
 
 def side_by_side(questions: Sequence[Asked], given: dict[str, list[str]]) -> list[dict[str, Any]]:

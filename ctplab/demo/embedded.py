@@ -19,7 +19,6 @@ from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.progress import Progress, bar
 from ctplab.prompts.arms import USUAL, Arm, Parts, arms, build, check_dtypes
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
-from ctplab.runs.stale import weights_id
 from ctplab.runs.store import Store
 from ctplab.runs.study import Study
 from ctplab.show import report
@@ -96,8 +95,7 @@ def run_demo(
         model, manifest = study.compressed(spec, calibration)
         compressed[spec.tag] = model
         scores[spec.tag] = score(spec.tag, build("compressed", Parts(compressed=model)))
-        levels[spec.tag] = level(scores[spec.tag], manifest)
-        levels[spec.tag] |= {"folder": study.folder(spec.tag), "weights": weights_id(manifest)}
+        levels[spec.tag] = level(scores[spec.tag], manifest, study.folder(spec.tag))
     say(report.levels_table(levels, CORPORA))
 
     say(f"\n2. Learn: {PROMPT.tokens} soft tokens through the frozen {SHOWCASE} weights, on {LEARNED_ON}")

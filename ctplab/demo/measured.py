@@ -7,6 +7,7 @@ from typing import Any
 
 from ctplab.disk import write_json, write_text
 from ctplab.measure.stats import recovery, wilson
+from ctplab.runs.stale import weights_id
 from ctplab.scores import WindowScores
 from ctplab.show.axes import save
 
@@ -19,10 +20,11 @@ def ppl(scores: ByCorpus) -> dict[str, float]:
     return {corpus: round(found.score.ppl, 4) for corpus, found in scores.items()}
 
 
-def level(scores: ByCorpus, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """One compressed model: its perplexities and its size."""
+def level(scores: ByCorpus, manifest: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """One compressed model: its perplexities, its size, and which weights in which folder these are."""
     sizes = ("bytes", "bits_per_weight", "nominal_bits_per_weight")
-    return {"ppl": ppl(scores), **{key: manifest[key] for key in sizes}}
+    about = {key: manifest[key] for key in sizes}
+    return {"ppl": ppl(scores), **about, "folder": folder, "weights": weights_id(dict(manifest))}
 
 
 def recovered(arms: Mapping[str, ByCorpus], seed: int) -> tuple[dict[str, dict], dict[str, dict]]:

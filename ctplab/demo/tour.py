@@ -21,7 +21,6 @@ from ctplab.formats.fetch import get_model
 from ctplab.formats.loading import load
 from ctplab.inspect.nearest import inspect_prompt
 from ctplab.inspect.similarity import cosine_histogram
-from ctplab.learning.rows import learn
 from ctplab.measure.stats import change
 from ctplab.measure.transfer import TransferCell
 from ctplab.models import Tokenizer
@@ -81,7 +80,7 @@ def run_tour(
     for spec in (OTHER, SHOWCASE):  # one compressed model in memory at a time; the last one stays
         small, manifest = study.compressed(spec, calibration)
         alone[spec.tag] = score(spec.tag, build("compressed", Parts(compressed=small)))
-        levels[spec.tag] = level(alone[spec.tag], manifest)
+        levels[spec.tag] = level(alone[spec.tag], manifest, study.folder(spec.tag))
     say(report.levels_table(levels, tuple(texts)))
 
     tag = SHOWCASE.tag
@@ -89,13 +88,11 @@ def run_tour(
     say(f"\n2. Learn: {PROMPT.tokens} rows through these {tag} weights on {on}, {PROMPT.steps} steps from each start")
     recipe = replace(PROMPT, seed=seed)
     train, validation = texts[on].train, texts[on].validation
-    warm = study.prompt(
-        tag, "tour", small, train, validation, replace(recipe, init="prompt"), how=learn, earlier=ready[tag].rows()[0]
-    )
+    start = ready[tag].rows()[0]
+    warm = study.prompt(tag, "tour", small, train, validation, replace(recipe, init="prompt"), earlier=start)
     cold = study.prompt(tag, "tour-from-nothing", small, train, validation, recipe)
-    prompts = {"soft": warm, "from-nothing": cold}
-    for name, start in (("soft", "the shipped prompt"), ("from-nothing", "nothing")):
-        say(f"   from {start}, validation NLL by step: {show.curve_line(prompts[name].info['curve'])}")
+    for name, saved in (("the shipped prompt", warm), ("nothing", cold)):
+        say(f"   from {name}, validation NLL by step: {show.curve_line(saved.info['curve'])}")
 
     say(f"\n3. Recovery of the NLL gap at {tag}, with the controls that tell it from adaptation")
     usual = arms(
@@ -117,7 +114,7 @@ def run_tour(
     say(show.long_run_table(long_run))
 
     say(f"\n5. {len(QUESTIONS)} questions through the model's chat template")
-    given = {name: ask(study.store, tag, found[name], tokenizer, QUESTIONS) for name in (*USUAL, "from-nothing")}
+    given = {name: ask(study, tag, found[name], QUESTIONS) for name in (*USUAL, "from-nothing")}
     answers = side_by_side(QUESTIONS, given)
     say(show.answers_text(answers))
     questions = {name: right_answers([row["arms"][name]["right"] for row in answers]) for name in given}
@@ -129,16 +126,17 @@ def run_tour(
     say(report.nearest_table(rows[:6], histogram))
 
     say(f"\n7. Transfer between {tag} and {OTHER.tag}")
-    sources = {f"{tag} shipped": ready[tag], f"{tag} learned here": warm, f"{OTHER.tag} shipped": ready[OTHER.tag]}
+    here, there = f"{tag} learned here", f"{OTHER.tag} shipped"
     some = [name for name in texts if name in TRANSFERRED]
-    prompted = {f"{tag} shipped": sums["shipped"], f"{tag} learned here": sums["soft"]}
-    prompted |= {n: score(tag, Arm(n, small, p.prefix), some) for n, p in sources.items() if n not in prompted}
-    cells = _cells(tag, alone[tag], prompted, some)
+    on_this = {f"{tag} shipped": sums["shipped"], here: sums["soft"]}
+    on_this[there] = score(tag, Arm(there, small, ready[OTHER.tag].prefix), some)
     dtype = check_dtypes([full, small])
     del small, found, usual
     other, _ = study.compressed(OTHER, calibration)
-    prompted = {name: score(OTHER.tag, Arm(name, other, saved.prefix), some) for name, saved in sources.items()}
-    cells += _cells(OTHER.tag, alone[OTHER.tag], prompted, some)
+    soft = score(OTHER.tag, Arm("soft", other, warm.prefix))
+    on_other = {f"{tag} shipped": score(OTHER.tag, Arm(f"{tag} shipped", other, ready[tag].prefix), some), here: soft}
+    on_other[there] = score(OTHER.tag, Arm("shipped", other, ready[OTHER.tag].prefix), some)
+    cells = _cells(tag, alone[tag], on_this, some) + _cells(OTHER.tag, alone[OTHER.tag], on_other, some)
     say(show.transfer_tables(cells))
     say(show.transfer_words(cells))
 
@@ -152,10 +150,15 @@ def run_tour(
         "perplexity": perplexity,
         "recovery": shares,
         "long_run": long_run,
-        "transfer": [cell.to_json() for cell in cells],
+        "transfer": {
+            level: {c: {"compressed": levels[level]["ppl"][c], "soft": value} for c, value in ppl(behind).items()}
+            for level, behind in ((tag, sums["soft"]), (OTHER.tag, soft))
+        },
+        "cells": [cell.to_json() for cell in cells],
         "nearest": [asdict(row) for row in rows],
         "histogram": histogram,
-        "prompts": {name: {"spec": p.info["spec"], "curve": p.info["curve"]} for name, p in prompts.items()},
+        "prompt": {key: warm.info[key] for key in ("spec", "best_step", "curve")},
+        "from_nothing": {key: cold.info[key] for key in ("spec", "best_step", "curve")},
         "corpora": {name: text.test.fingerprint for name, text in texts.items()},
         "parameters": weights,
         "note": note,

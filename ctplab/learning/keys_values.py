@@ -25,6 +25,9 @@ from ctplab.text.corpora import Split
 class KeysValues:
     """The keys and values (1, heads, k, head_dim) of every layer as fp32 parameters to learn."""
 
+    random = False
+    rows = None
+
     def __init__(self, initial: KVPrefix, model: Model) -> None:
         self.k = initial.k
         self.layers = len(initial.kv)

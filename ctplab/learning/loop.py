@@ -1,16 +1,20 @@
 """The loop that learns rows, keys and values, or adapters through frozen models.
 
 In one step each process takes its share of the batch and works through it piece by piece. The processes sum their
-gradients, and AdamW updates the parameters (fp32 whatever the model's dtype). The iterator yields a :class:`Step` after
+gradients, and AdamW updates the parameters (fp32 whatever the model's dtype). The iterator yields a :class:`Step` for
 each step. A progress bar, a notebook or an app needs nothing else.
+
+A card gets the steps recorded (see ``learning/graph``), and the host does not wait for one before it sends the next. It
+reads the losses a few times a second and then yields all steps since.
 """
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,22 +22,25 @@ from torch import Tensor
 from ctplab import parallel
 from ctplab.errors import InputError
 from ctplab.learning import schedule
-from ctplab.learning.objective import mixed_loss, nll
+from ctplab.learning.graph import Steps
+from ctplab.learning.objective import nll
 from ctplab.learning.state import load_state, save_state
+from ctplab.learning.step import Gradient, Learnable
 from ctplab.learning.teacher import MemoryTeacher, Teacher, TopKTeacher
 from ctplab.learning.windows import Windows
 from ctplab.models import Model
 from ctplab.models.anatomy import check_context, check_ids, embeddings
 from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
 from ctplab.progress import Progress
-from ctplab.prompts.compiled import KV
 from ctplab.prompts.head import Halves, halves
 from ctplab.scores import Score, predicted
 from ctplab.specs import PromptSpec
 from ctplab.text.corpora import Split
 
 P = TypeVar("P")
-P_co = TypeVar("P_co", covariant=True)
+
+READ_EVERY = 0.2
+"""Seconds between two readings of a card's losses."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,8 @@ class Learned(Generic[P]):
     validation_tokens: int = 0
     stopped: str | None = None
     """Why learning ended early, if it did."""
+    not_recorded: str | None = None
+    """Why a card's steps were launched kernel by kernel, if they were."""
 
     @property
     def validation(self) -> Score:
@@ -79,26 +88,6 @@ class Learned(Generic[P]):
     def stale(self) -> int:
         """Number of validations since the best one."""
         return sum(s.validation is not None and s.step >= self.best_step for s in self.steps)
-
-
-class Learnable(Protocol[P_co]):
-    """Parameters to learn, and the keys and values that they put in front of a model."""
-
-    k: int
-    """Number of positions that they take."""
-
-    @property
-    def parameters(self) -> Mapping[str, Tensor]:
-        """The fp32 leaf tensors by name."""
-        ...
-
-    def kv(self, model: Model) -> KV:
-        """Compute the keys and values in front of every text, differentiable in the parameters."""
-        ...
-
-    def frozen(self, values: dict[str, Tensor]) -> P_co:
-        """Build the result from these values of the parameters."""
-        ...
 
 
 @torch.no_grad()
@@ -115,29 +104,6 @@ def _validate(learnable: Learnable, models: list[Halves], text: Windows, batch: 
                 total += nll(states, cut.head, vocabulary, targets).double().to(total.device)
     parallel.add_up([total])
     return Score(float(total) / len(models), text.targets).mean
-
-
-def _gradient(
-    learnable: Learnable, cut: Halves, text: Windows, numbers: Tensor, spec: PromptSpec, teacher: Teacher | None
-) -> Tensor:
-    """Leave the gradient of the batch's loss on the parameters; returns the loss, the mean over all its targets.
-
-    A batch without any target has no loss and no gradient.
-    """
-    vocabulary = cut.model.get_output_embeddings().weight.shape[0]
-    n_targets = max(1, text.take(numbers).targets)
-    total = torch.zeros((), device=text.ids.device)
-    for part in parallel.share(numbers).tensor_split(spec.accumulate):
-        if len(part) == 0:
-            continue
-        ids, masks = text.take(part)
-        target = teacher.target(part, ids, masks) if teacher is not None else None
-        states, targets = predicted(cut.states(learnable.kv(cut.model), ids), ids, masks)
-        loss = mixed_loss(states, cut.head, vocabulary, targets, spec.kl, target) / n_targets
-        loss.backward()
-        total += loss.detach().to(total.device)
-    parallel.add_up([total, *(p.grad for p in learnable.parameters.values() if p.grad is not None)])
-    return total
 
 
 def _check(models: Sequence[Model], train: Split, spec: PromptSpec, k: int, teacher: Teacher | None) -> None:
@@ -206,38 +172,72 @@ def take_steps(
         best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
         result.best_validation = _validate(learnable, cuts, held_out, spec.batch)
     parallel.wait()  # no process writes the state before all have read it
+    if isinstance(teacher, TopKTeacher):
+        teacher = teacher.near(device)
+    gradient = Steps([Gradient.of(learnable, cut, text, spec, teacher) for cut in cuts])
+    result.not_recorded = gradient.obstacle if device.type == "cuda" else None
+    for p in parameters.values():
+        p.grad = torch.zeros_like(p)
+    patient = _patient(device)
+    unread: list[tuple[int, float, Tensor]] = []  # steps whose loss and gradient norm are still on the device
+    since = time.perf_counter()
 
     for step, numbers in enumerate(schedule.batches(len(text.ids), spec, first), first):
         if spec.patience is not None and result.stale >= spec.patience:
             result.stopped = f"stopped after {step} steps: {spec.patience} validations without a better one"
             return
-        began = time.perf_counter()
         lr = optimizer.param_groups[0]["lr"] = schedule.rate(spec, step)
-        for p in parameters.values():
-            p.grad = torch.zeros_like(p)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed((spec.seed + 1) * 1_000_003 + step)  # for an adapter's dropout
-            loss = _gradient(learnable, cuts[step % len(cuts)], text, numbers, spec, teacher)
+        n_targets = max(1, text.take(numbers).targets)
+        with _seeded((spec.seed + 1) * 1_000_003 + step, device) if learnable.random else nullcontext():
+            loss = gradient(step % len(cuts), parallel.share(numbers), n_targets)
+        parallel.add_up([loss, *(p.grad for p in parameters.values() if p.grad is not None)])
         norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), spec.clip)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            result.stopped = f"the loss was not finite at step {step}: stopped with the best prompt so far"
-            return
         optimizer.step()
-        trained = time.perf_counter() - began
+        unread.append((step, lr, torch.stack([loss, norm.to(loss)])))
+        if patient and not plan.due(step) and time.perf_counter() - since < READ_EVERY:
+            continue
+        read = torch.stack([each for _, _, each in unread]).tolist()
+        trained = (time.perf_counter() - since) / len(unread)
+        finite = [all(map(math.isfinite, each)) for each in read]
+        lost = None if all(finite) else unread[finite.index(False)][0]
         measured = None
-        if plan.due(step):
+        if lost is None and plan.due(step):
             measured = _validate(learnable, cuts, held_out, spec.batch)
             if measured < result.best_validation:
                 result.best_validation, result.best_step = measured, step + 1
                 best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
                 result.prefix = learnable.frozen(best)
+        seconds = (time.perf_counter() - since) / len(unread)
         tokens = len(numbers) * train.seq_len
-        result.steps.append(Step(step, loss.item(), lr, time.perf_counter() - began, tokens / trained, measured))
+        fresh = [
+            Step(at, each[0], rate, seconds, tokens / trained, measured if at == step else None)
+            for (at, rate, _), each in zip(unread, read, strict=True)
+            if lost is None or at < lost
+        ]
+        result.steps += fresh
         if measured is not None and state is not None and parallel.is_main():
             record = {"step": step + 1, "best_step": result.best_step, "best_validation": result.best_validation}
             record["curve"] = [asdict(s) for s in result.steps]
             save_state(state, parameters, optimizer, best, identity, record)
-        yield result.steps[-1]
+        unread.clear()
+        yield from fresh
+        if lost is not None:
+            result.stopped = f"the loss was not finite at step {lost}: stopped with the best prompt so far"
+            return
+        since = time.perf_counter()
+
+
+def _patient(device: torch.device) -> bool:
+    """Whether losses may wait to be read. Several processes must stop at the same step, so each reads every loss."""
+    return device.type == "cuda" and parallel.size() == 1
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch's random numbers are those of ``seed``, for an adapter's dropout."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def finish(steps: Iterator[Step], result: Learned[P], spec: PromptSpec, progress: Progress) -> Learned[P]:

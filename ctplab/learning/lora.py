@@ -54,6 +54,8 @@ class Adapter:
     """A LoRA adapter inside ``model``, to be learned. A is random and B is zero, so it has no effect at first."""
 
     k = 0
+    random = True
+    rows = None
 
     def __init__(self, model: Model, spec: LoraSpec, seed: int = 0) -> None:
         try:

@@ -14,6 +14,10 @@ from torch.nn import functional as F
 
 #: Number of values in the largest (rows, V) buffer: 16 MB in fp32.
 CHUNK = 1 << 22
+#: The same on a card, at most. Fewer, larger chunks: at 2^22 a step of 16 x 512 tokens makes 96 little losses.
+CARD_CHUNK = 1 << 26
+BYTES = 12  # a value at the peak: logits and gradient in half precision, log-probabilities twice in fp32
+SHARE = 8  # a chunk takes at most this fraction of a card's free memory
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states (n, d) -> logits (n, V)."""
@@ -27,9 +31,17 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def chunks(n: int, vocabulary: int) -> list[slice]:
-    """Split rows 0 .. n - 1 into pieces whose logits hold at most ``CHUNK`` values (at least one row each)."""
-    rows = max(1, CHUNK // vocabulary)
+def chunk_on(device: torch.device) -> int:
+    """The number of values in a chunk of logits on ``device``: a power of two, by a card's free memory."""
+    if device.type != "cuda":
+        return CHUNK
+    fit = torch.cuda.mem_get_info(device)[0] // SHARE // BYTES
+    return min(CARD_CHUNK, max(CHUNK, 1 << max(fit, 1).bit_length() - 1))
+
+
+def chunks(n: int, vocabulary: int, most: int | None = None) -> list[slice]:
+    """Split rows 0 .. n - 1 into pieces whose logits hold at most ``most`` values (at least one row; None: CHUNK)."""
+    rows = max(1, (most or CHUNK) // vocabulary)
     return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
@@ -89,16 +101,25 @@ class _Chunked(torch.autograd.Function):
 
 
 def mixed_loss(
-    hidden: Tensor, head: Head, vocabulary: int, targets: Tensor, kl: float = 0.0, teacher: Target | None = None
+    hidden: Tensor,
+    head: Head,
+    vocabulary: int,
+    targets: Tensor,
+    kl: float = 0.0,
+    teacher: Target | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
-    """Sum over rows of (1 - kl)·NLL + kl·KL(teacher || student); differentiable in ``hidden`` (n, d)."""
+    """Sum over rows of (1 - kl)·NLL + kl·KL(teacher || student); differentiable in ``hidden`` (n, d).
+
+    ``chunk``: values of logits at a time (:func:`chunk_on`); None: ``CHUNK``.
+    """
 
     def loss_of(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         logp = _wide(logits).log_softmax(-1)
         q = teacher(rows, logp) if teacher is not None and kl > 0 else None
         return loss_and_gradient(logp, targets[rows], kl, q)
 
-    loss = _Chunked.apply(hidden, head, loss_of, chunks(len(hidden), vocabulary))
+    loss = _Chunked.apply(hidden, head, loss_of, chunks(len(hidden), vocabulary, chunk))
     assert isinstance(loss, Tensor)
     return loss
 

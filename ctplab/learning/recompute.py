@@ -32,6 +32,8 @@ def _twice(forward: Callable, config: Any) -> Callable:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+        # A step that a card records draws no random numbers (``learning/graph``), and their state cannot be read then.
+        random = not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=random, context_fn=contexts, **kwargs)
 
     return run

@@ -30,11 +30,17 @@ __all__ = ["Learned", "Step", "initial_rows", "learn", "learn_steps", "start"]
 class Rows:
     """E, the rows (k, d) of a soft prompt, as parameters to learn."""
 
+    random = False
+
     def __init__(self, initial: Prefix, model: Model) -> None:
         check_width(model, initial)
         self.k = initial.k
         self.ids = initial.ids
         self.parameters = {"E": initial.rows.float().to(embeddings(model).device, copy=True).requires_grad_(True)}
+
+    @property
+    def rows(self) -> Tensor:
+        return self.parameters["E"]
 
     def kv(self, model: Model) -> KV:
         return compile_rows(model, self.parameters["E"])

@@ -6,7 +6,7 @@ too exist for only a few rows at a time (see :mod:`ctplab.learning.objective`).
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -59,12 +59,20 @@ class TopKTeacher:
     def fingerprint(self) -> str:
         return tensor_fingerprint(self.top, self.ids)
 
+    def near(self, device: torch.device) -> "TopKTeacher":
+        """The same on ``device``, if that is a card with room: they may take a quarter of its free memory."""
+        size = sum(x.numel() * x.element_size() for x in (self.top, self.ids))
+        if device.type != "cuda" or size > torch.cuda.mem_get_info(device)[0] // 4:
+            return self
+        return replace(self, top=self.top.to(device), ids=self.ids.to(device))
+
     def target(self, numbers: Tensor, ids: Tensor, masks: Tensor | None = None) -> Target:
         """For windows number ``numbers`` (B,): the targets' log-probabilities with the tail filled in, by rows."""
+        numbers = numbers.to(self.top.device)
         top, tokens = self.top[numbers].flatten(0, 1), self.ids[numbers].flatten(0, 1)
         chosen = target_rows(masks)
         if chosen is not None:
-            top, tokens = top[chosen], tokens[chosen]
+            top, tokens = top[chosen.to(top.device)], tokens[chosen.to(top.device)]
         top, tokens = top.to(ids.device), tokens.to(ids.device)
         return lambda rows, student: with_tail(top[rows].to(student.dtype), tokens[rows].long(), student)
 

@@ -66,6 +66,8 @@ class Tuned:
     """
 
     k = 0
+    random = False
+    rows = None
 
     def __init__(self, model: Model, folder: Path, what: Sequence[str], rank: int = 8, seed: int = 0) -> None:
         if not what or not set(what) <= set(KINDS):

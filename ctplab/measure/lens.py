@@ -77,14 +77,16 @@ def _log_probabilities(arm: Arm, ids: list[int]) -> Tensor:
     return logits.float().log_softmax(-1).cpu()
 
 
-def lens(arms: list[Arm], tokenizer: Tokenizer, text: str, *, top: int = 10, start: str = "auto") -> Lens:
+def lens(
+    arms: list[Arm], tokenizer: Tokenizer, text: str, *, top: int = 10, start: str = "auto", raw: bool = True
+) -> Lens:
     """Per-token surprisal of every arm, KL to the arm called ``full``, and the ``top`` alternatives everywhere.
 
-    The text is read as it stands: a conversation must be rendered already, and then ``start`` is ``none``. Raises
-    InputError if the text has fewer than two tokens or is too long for a model, if two arms share a name, and if the
-    arms' vocabularies differ.
+    The text is read as it stands: if it is a rendered conversation, ``start`` must be ``none``. Without ``raw`` it is
+    read as a user's turn in the tokenizer's chat template, up to where the answer begins. Raises InputError if the text
+    has fewer than two tokens or is too long for a model, if two arms share a name, and if their vocabularies differ.
     """
-    ids = encode(tokenizer, text, raw=True, start=start) if text.strip() else []
+    ids = encode(tokenizer, text, raw=raw, start=start) if text.strip() else []
     if len(ids) < 2:
         raise InputError("the lens needs a text of at least two tokens")
     if not arms or len({arm.name for arm in arms}) < len(arms):
@@ -103,7 +105,7 @@ def lens(arms: list[Arm], tokenizer: Tokenizer, text: str, *, top: int = 10, sta
             for row, probabilities in places
         ]
         views[name] = ArmLens([None, *surprisal(rows, target).tolist()], kl, [[], *alternatives])
-    return Lens([tokenizer.decode([i]) for i in ids], ids, views, start_of(tokenizer, start, raw=True))
+    return Lens([tokenizer.decode([i]) for i in ids], ids, views, start_of(tokenizer, start, raw))
 
 
 def changes(seen: Lens, first: str, second: str) -> list[Change]:

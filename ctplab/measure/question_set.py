@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ctplab.atlas.questions import FORM
@@ -14,8 +15,9 @@ from ctplab.models import Tokenizer
 from ctplab.models.fingerprints import text_fingerprint
 from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
-from ctplab.text.chat import has_template
+from ctplab.prompts.ways import ways
 from ctplab.text.questions import Asked
+from ctplab.text.reading import chats, start_of
 
 BLOCK = 32
 """Questions that are answered together, and kept together."""
@@ -46,6 +48,7 @@ def ask(
     exact: bool = False,
     max_new_tokens: int = 24,
     raw: bool = False,
+    start: str = "auto",
     block: int = BLOCK,
     keep: Keep = compute_always,
     progress: Progress = silent,
@@ -53,43 +56,50 @@ def ask(
     """Yield every arm's answers, block by block: all arms answer the same questions before the next ones come.
 
     A question is a turn of a conversation if the tokenizer has a chat template (``raw`` turns it off). Otherwise it has
-    the form ``Q: ... A:``, and the answer is the rest of the line. ``exact``: the verdicts are those of the embedded
-    world, for arms that are made of its model. ``keep`` keeps each block of answers, so that the next call goes on.
-    Raises InputError if a question does not fit, and if two arms share a name.
+    the form ``Q: ... A:``, and the answer is the rest of the line. ``start``: as for ``text.reading.encode``.
+    ``exact``: the verdicts are those of the embedded world, for arms that are made of its model. ``keep`` keeps each
+    block of answers, so that the next call goes on. Raises InputError if a question does not fit, and if two arms share
+    a name.
     """
     if len({arm.name for arm in arms}) < len(arms) or not arms or not asked:
         raise InputError("a question set needs questions, and arms of different names")
-    chats = has_template(tokenizer) and not raw
+    turn = chats(tokenizer, raw)
     settings = {
         "max_new_tokens": max_new_tokens,
         "raw": raw,
         "template": str(getattr(tokenizer, "chat_template", None)),
+        "start": start_of(tokenizer, start, raw),
     }
-    rounds = [(start, arm) for start in range(0, len(asked), block) for arm in arms]
-    for start, arm in progress(rounds, total=len(rounds), label="ask"):
-        these = asked[start : start + block]
-        texts = [item.text.strip() if chats else FORM.format(question=item.text.strip()) for item in these]
+    answer = partial(_answers, tokenizer=tokenizer, max_new_tokens=max_new_tokens, raw=not turn, start=start)
+    rounds = [(first, arm) for first in range(0, len(asked), block) for arm in arms]
+    for first, arm in progress(rounds, total=len(rounds), label="ask"):
+        these = asked[first : first + block]
+        texts = [item.text.strip() if turn else FORM.format(question=item.text.strip()) for item in these]
         key = {"arm": arm.fingerprint, "asked": text_fingerprint(*texts), **settings}
         found = keep(
-            f"{arm.name}-{start:05d}",
+            f"{arm.name}-{first:05d}",
             key,
-            lambda arm=arm, texts=texts: {"answers": _answers(arm, tokenizer, texts, max_new_tokens, not chats)},
+            lambda arm=arm, texts=texts: {"answers": answer(arm, texts)},
         )["answers"]
-        yield Block(arm.name, start, [_reply(text, item, exact) for text, item in zip(found, these, strict=True)])
+        yield Block(arm.name, first, [_reply(text, item, exact) for text, item in zip(found, these, strict=True)])
 
 
 def _reply(text: str, item: Asked, exact: bool) -> Reply:
     return Reply(text, judge(text, item.expected, exact=exact, question=item.text))
 
 
-def _answers(arm: Arm, tokenizer: Tokenizer, texts: list[str], max_new_tokens: int, raw: bool) -> list[str]:
+def _answers(
+    arm: Arm, texts: list[str], *, tokenizer: Tokenizer, max_new_tokens: int, raw: bool, start: str
+) -> list[str]:
     """Greedy answers; the first line only if the questions have the lab's own form (``raw``)."""
     ends = answer_ends(arm.model, tokenizer, raw)
     if raw:
         ends = [*ends, tokenizer("\n", add_special_tokens=False)["input_ids"][-1]]
-    batch = prepare(arm, tokenizer, texts, max_new_tokens, raw=raw)
-    if len(texts) > 1 and crowded_window(arm, behind_prefix(batch.mask, arm.prefix.k), max_new_tokens):
-        return [_answers(arm, tokenizer, [text], max_new_tokens, raw)[0] for text in texts]
+    batch = prepare(arm, tokenizer, texts, max_new_tokens, raw=raw, start=start)
+    crowded = crowded_window(arm, behind_prefix(batch.mask, arm.prefix.k), max_new_tokens)
+    if len(texts) > 1 and (crowded or not ways(arm.model).padded):
+        same: dict[str, Any] = {"tokenizer": tokenizer, "max_new_tokens": max_new_tokens, "raw": raw, "start": start}
+        return [_answers(arm, [text], **same)[0] for text in texts]
     new = greedy(arm, batch, max_new_tokens, ends=ends)
     found = [tokenizer.decode(before_end(row, ends), skip_special_tokens=True) for row in new.tolist()]
     return [text.split("\n")[0].strip() if raw else text.strip() for text in found]

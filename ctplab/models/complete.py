@@ -5,8 +5,10 @@ with random numbers, and reads codes as if they were weights.
 """
 
 import re
+import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from ctplab import tensor_files
 from ctplab.errors import InputError
@@ -16,6 +18,8 @@ from ctplab.reading import read_json
 
 NUMBERS = ("F64", "F32", "F16", "BF16")
 """How safetensors calls the types in which weights are stored as they are."""
+TABLES = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", r"attn\.(masked_)?bias$")
+"""Constants that older files hold and that models now compute."""
 
 
 def check_numbers(folder: Path) -> None:
@@ -44,24 +48,23 @@ def check_complete(
     """Raise InputError if weights are ``missing`` from the files of the model ``name``, or are ``wrong`` in shape.
 
     ``unexpected``: tensors that no part of the model reads. Those of parts that it does not have (a vision tower) are
-    harmless. One that stands beside a weight that it does have (a scale, a bias) says that the weight means more.
+    harmless: a warning names them. One that stands beside a weight that it does have (a scale, a bias) says that the
+    weight means more.
     """
     for names, what in ((missing, "weights are missing"), (wrong, "weights have another shape than the model's")):
         if names := sorted(names):
             raise InputError(f"{name}: {what} in its files: {_some(names)}")
     owners = {owner.rpartition(".")[0] for owner, _ in model.named_parameters()}
-    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    ignored = re.compile("|".join((*TABLES, *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()))))
+    more = [key for key in sorted(unexpected) if not ignored.search(key)]
     prefix = f"{model.base_model_prefix}."
-    beside = [
-        key
-        for key in sorted(unexpected)
-        if {(owner := key.rpartition(".")[0]), prefix + owner, owner.removeprefix(prefix)} & owners
-        and not any(pattern.search(key) for pattern in ignored)
-    ]
+    beside = [key for key in more if {(own := key.rpartition(".")[0]), prefix + own, own.removeprefix(prefix)} & owners]
     if beside:
         raise InputError(
             f"{name}: its files hold {_some(beside)}, which this model does not read: its weights mean something else"
         )
+    if more:
+        warnings.warn(f"{name}: the model does not read {_some(more)} of its files", stacklevel=2)
 
 
 def _some(names: Collection[str]) -> str:
@@ -69,7 +72,7 @@ def _some(names: Collection[str]) -> str:
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
-def untie(config: object) -> None:
+def untie(config: Any) -> None:
     """Note in ``config`` that the output head is a matrix of its own: the file says so, whatever it said before."""
     for each in {id(part): part for part in (config, getattr(config, "get_text_config", lambda: config)())}.values():
         if getattr(each, "tie_word_embeddings", False):

@@ -136,15 +136,19 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     logging.disable_progress_bar()
     if Path(path).is_dir():
         check_numbers(Path(path))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report on missing weights takes many lines; ours says the same in one
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model: Model
-        model, read = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(  # with output_loading_info, a pair
             path, dtype=kind, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
+        model, read = found
     except Exception as error:  # transformers raises a dozen types here; the user needs one line
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"cannot load the model {str(name)!r}: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     check_complete(
         name, model, read["missing_keys"], read["unexpected_keys"], (key[0] for key in read["mismatched_keys"])
     )

@@ -5,6 +5,9 @@ a dense (n, k + n) mask, and no kernel can skip what it masks: at n = 1024 that 
 So this file puts k rows of zeros in front of the queries, discards their outputs, and lets the plain causal kernel do
 the rest. The result is exact, forward and backward.
 
+A pass may also hold the prefix and several texts behind it in one long row (see ``prompts/together``). Then this file
+takes the row apart, so that each text attends to the prefix and to itself.
+
 Several threads may use one model. The switch is a setting of the shared configuration, so it stays on while anyone
 needs it. It means something only inside the block: to all others it is transformers' own ``sdpa`` under another name.
 """
@@ -13,8 +16,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,12 +31,27 @@ _users: dict[int, int] = {}
 _inside = threading.local()
 
 
+class Layout(NamedTuple):
+    """A long row: ``k`` prefix rows, then ``batch`` texts of ``length`` tokens each."""
+
+    k: int
+    batch: int
+    length: int
+
+    def texts(self, x: Tensor) -> Tensor:
+        """The texts' part of ``x`` (1, heads, k + batch · length, d): (batch, heads, length, d)."""
+        return x[0, :, self.k :].unflatten(1, (self.batch, self.length)).transpose(0, 1)
+
+
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
     """Queries (B, heads, n, head_dim), keys and values (B, heads, k + n, head_dim) -> (B, n, heads, head_dim)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    layout: Layout | None = settings.pop("layout", None)
+    if layout is not None:
+        return _attend_together(module, query, key, value, attention_mask, layout, settings), None
     n, cached = query.shape[2], key.shape[2] - query.shape[2]
     if attention_mask is None and cached > 0 and n > 1 and getattr(module, "is_causal", True):
         query = F.pad(query, (0, 0, cached, 0))
@@ -41,14 +60,38 @@ def _attend(
     return out[:, -n:], None
 
 
+def _attend_together(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    layout: Layout,
+    settings: dict[str, Any],
+) -> Tensor:
+    """The prefix attends to itself, each text to the prefix and itself: (1, k + batch · length, heads, head_dim)."""
+    if mask is not None:
+        raise NotImplementedError("one long row needs plain causal attention")
+    front = [x[:, :, : layout.k] for x in (query, key, value)]
+    first = _attend(module, front[0], front[1], front[2], None, **{**settings, "is_causal": True})[0]
+    query, key, value = (layout.texts(x) for x in (query, key, value))
+    key, value = (
+        torch.cat([x.expand(layout.batch, -1, -1, -1), own], 2) for x, own in zip(front[1:], (key, value), strict=True)
+    )
+    behind = _attend(module, query, key, value, None, **settings)[0]
+    return torch.cat([first, behind.flatten(0, 1)[None]], 1)
+
+
 def _mask(mask_function: Any = None, attention_mask: Tensor | None = None, **sizes: Any) -> Tensor | None:
-    """Return None if the mask would be purely causal without padding, else ``sdpa``'s mask (sliding windows, ...)."""
+    """Return None if the mask would be purely causal, else ``sdpa``'s mask (sliding windows, ...).
+
+    Texts behind a prefix have no padding (see ``prompts/head``). To look for some would make a card wait for the host.
+    """
     from transformers.masking_utils import causal_mask_function, sdpa_mask
 
     if not getattr(_inside, "depth", 0):  # another thread's pass
         return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **sizes)
-    whole = attention_mask is None or bool(attention_mask.all())
-    if mask_function is causal_mask_function and whole and sizes.get("local_size") is None:
+    if mask_function is causal_mask_function and sizes.get("local_size") is None:
         return None
     return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **sizes)
 

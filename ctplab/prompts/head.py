@@ -25,7 +25,10 @@ def _inputs(model: Model, kv: KV, ids: Tensor) -> dict[str, Any]:
     if isinstance(kv, Concatenated):
         return {"inputs_embeds": kv.before(model, ids), "use_cache": False}
     if not kv:
-        return {"input_ids": ids, "use_cache": False}
+        found: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        if ways(model).maskless:  # so that transformers does not look for several texts in a row: it asks the device
+            found["attention_mask"] = torch.ones_like(ids)
+        return found
     cache = Behind(kv, len(ids), model.config)
     mask = torch.ones(len(ids), kv[0][0].shape[2] + ids.shape[1], dtype=torch.long, device=ids.device)
     return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}

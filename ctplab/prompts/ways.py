@@ -73,7 +73,8 @@ def ways(model: Model) -> Ways:
 
 def takes(model: Model, argument: str) -> bool:
     """Whether the model's forward pass has an argument of that name."""
-    return argument in inspect.signature(model.forward).parameters
+    inside = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return argument in inspect.signature(inside.forward).parameters
 
 
 def last_only(model: Model) -> dict[str, Any]:

@@ -115,11 +115,11 @@ def figures(result: dict[str, Any]) -> dict[str, Any]:
     right = {arm: Interval(row["exact_match"], row["low"], row["high"]) for arm, row in result["questions"].items()}
     return {
         "levels": draw_levels(levels, result["levels"]["full"], on),
-        "curve": draw_curves({arm: result["prompts"][arm]["curve"] for arm in ("soft", "from-nothing")}),
+        "curve": draw_curves({"soft": result["prompt"]["curve"], "from-nothing": result["from_nothing"]["curve"]}),
         "recovery": draw_recovery(_intervals(result["recovery"]), on),
         "long-run": long_run_figure(result["long_run"]),
         "questions": draw_shares(right, "Share of the questions answered rightly, 95% intervals"),
-        "transfer": draw_transfer([TransferCell.from_json(cell) for cell in result["transfer"]]),
+        "transfer": draw_transfer([TransferCell.from_json(cell) for cell in result["cells"]]),
         "cosines": draw_nearness(result["histogram"], ceiling=True),
     }
 
@@ -143,8 +143,8 @@ def _intervals(shares: Mapping[str, Mapping[str, dict[str, Any]]]) -> dict[str, 
 
 def markdown(result: dict[str, Any]) -> str:
     """``report.md``."""
-    tag, on, cells = result["showcase"], result["learned_on"], [TransferCell.from_json(c) for c in result["transfer"]]
-    curve = result["prompts"]["soft"]["curve"]
+    tag, on, cells = result["showcase"], result["learned_on"], [TransferCell.from_json(c) for c in result["cells"]]
+    curve = result["prompt"]["curve"]
     parts = [
         "# ctplab demo: SmolLM2-135M-Instruct",
         *([result["note"].capitalize() + "."] if result["note"] else []),

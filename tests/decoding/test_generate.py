@@ -45,7 +45,7 @@ def test_the_repetition_penalty_sees_the_text_and_no_padding(model, tokenizer):
     sampler = ctp.Sampler(repetition_penalty=3.0)
     answers = ctp.generate(arm, tokenizer, TEXTS, max_new_tokens=6, sampler=sampler)
     for text, answer in zip(TEXTS, answers, strict=True):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text)["input_ids"]
         want = reference(arm, ids, 6, 3.0)
         want = want[: want.index(2)] if 2 in want else want
         assert answer.text == tokenizer.decode(want, skip_special_tokens=True)
@@ -64,7 +64,7 @@ def test_a_text_answers_the_same_alone_and_in_a_padded_batch(model, tokenizer):
 def test_no_token_of_the_text_is_dropped(model, tokenizer):
     """Greedy text behind a prefix equals repeated full forwards of the concatenation."""
     arm = ctp.Arm("soft", model, prefix.random_rows(model, K))
-    ids = tokenizer("The capital of Peru is", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    ids = tokenizer("The capital of Peru is", return_tensors="pt")["input_ids"]
     new = []
     for _ in range(5):
         current = torch.cat([ids, torch.tensor([new], dtype=torch.long)], 1)

@@ -62,8 +62,10 @@ def test_the_tour_writes_its_report_and_resumes(small, tmp_path):
     assert set(first["perplexity"][OTHER]) == arms
     assert set(first["levels"]) == {"full", "w3", "w4-s50"} and first["learned_on"] == LEARNED
     assert len(first["answers"]) == len(QUESTIONS) == 15
-    cells = [TransferCell.from_json(cell) for cell in first["transfer"]]
-    assert [cell.to_json() for cell in cells] == first["transfer"] and len(cells) == 2 * 4
+    cells = [TransferCell.from_json(cell) for cell in first["cells"]]
+    assert [cell.to_json() for cell in cells] == first["cells"] and len(cells) == 2 * 4
+    assert set(first["transfer"]) == {"w3", "w4-s50"}
+    assert first["transfer"]["w3"][OTHER]["soft"] == first["perplexity"][OTHER]["soft"]
     assert [(cell.source, cell.target) for cell in cells if cell.diagonal] == [("w3 learned here", "w3")]
     shipped_ppl = first["perplexity"][OTHER]["shipped"]
     assert next(c.ppl for c in cells if c.source == "w3 shipped") == pytest.approx(shipped_ppl, abs=1e-3)  # rounded

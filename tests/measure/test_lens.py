@@ -1,5 +1,6 @@
 """The lens against definitions written out in float64, and its bookkeeping."""
 
+import copy
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import ctplab as ctp
 from ctplab.measure.lens import changes, hurt_and_helped, lens
 from ctplab.models.anatomy import embed
 from ctplab.prompts import prefix
+from ctplab.text.reading import TEMPLATE, encode
 
 TEXT = "Where is Tulsa? It is a city in Oklahoma."
 
@@ -86,3 +88,16 @@ def test_bad_input_gets_one_line(llama, tokenizer):
             lens(arms, tokenizer, text)
     with pytest.raises(ctp.InputError, match="no arm called 'compressed'"):
         hurt_and_helped(lens([arm], tokenizer, TEXT))
+
+
+def test_a_chat_template_is_used_if_asked_for(llama, tokenizer):
+    """What is asked, up to where the answer begins: the very ids that a conversation sends."""
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = (
+        "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+    )
+    arm = ctp.Arm("full", llama, prefix.none(llama))
+    seen = lens([arm], chat, TEXT, raw=False)
+    assert seen.ids == encode(chat, TEXT) and "".join(seen.tokens).endswith("assistant: ") and seen.start == TEMPLATE
+    assert lens([arm], chat, TEXT).ids == encode(chat, TEXT, raw=True) == encode(tokenizer, TEXT)

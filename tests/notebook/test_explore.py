@@ -99,7 +99,7 @@ def test_live_curve_redraws_one_figure_and_leaves_none(monkeypatch):
         def update(self, figure, raw=False):
             shown.append(figure)
 
-    def first(figure, display_id):
+    def first(figure, display_id, raw=False):
         shown.append(figure)
         return Handle()
 
@@ -111,4 +111,6 @@ def test_live_curve_redraws_one_figure_and_leaves_none(monkeypatch):
     assert gone == {"text/plain": ""} and len(figures) == 3
     assert figures[-1].axes[0].get_title().startswith("Learning: step 3 of 4, ")
     assert list(figures[-1].axes[0].lines[0].get_ydata()) == [2.0, 1.0, 0.0]
-    assert list(live_curve([1, 2], label="score")) == [1, 2] and len(shown) == 4
+    del shown[:]
+    assert list(live_curve([1, 2], total=2, label="score")) == [1, 2]  # everything else is a line, which goes too
+    assert shown[0]["text/plain"].startswith("score: 1 of 2, ") and shown[-1] == {"text/plain": ""}

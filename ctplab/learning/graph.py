@@ -1,0 +1,119 @@
+"""A learning step recorded once and replayed: a card then gets thousands of kernels in one launch (a CUDA graph).
+
+The step of a small model launches thousands of kernels that take microseconds each, so it waits for the host. A graph
+launches them all at once. Its tensors stay where they were when it was recorded: the window numbers are written into
+one of them before each replay. All graphs of a run share one pool of memory, because only one runs at a time.
+
+What cannot be recorded: a step that waits for the host (windows with masks differ in their number of targets), one that
+draws random numbers (an adapter's dropout), and a model on several cards. Such steps run as on a CPU.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctplab.learning.step import Gradient
+from ctplab.learning.teacher import TopKTeacher
+
+WARM_UP = 3  # runs before the recording, in which kernels are compiled and libraries allocate what they keep
+
+
+def obstacle(gradient: Gradient) -> str | None:
+    """Why the step cannot be recorded, or None if nothing speaks against it."""
+    device = gradient.text.ids.device
+    if device.type != "cuda":
+        return "there is no card"
+    if gradient.learnable.random:
+        return "dropout draws new numbers in every step"
+    if gradient.text.masks is not None:
+        return "windows differ in their number of targets"
+    if isinstance(gradient.teacher, TopKTeacher) and gradient.teacher.top.device != device:
+        return "the teacher's probabilities do not fit into the card's memory"
+    if len({p.device for p in gradient.cut.model.parameters()}) > 1:
+        return "the model is spread over several cards"
+    return None
+
+
+class Graphed:
+    """A step of fixed size. ``run``: window numbers (B,) on the device -> loss; leaves gradients on the parameters."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor], numbers: Tensor, device: torch.device, pool: Any) -> None:
+        """Record ``run``. Raises RuntimeError if it waits for the host, or if recording fails otherwise."""
+        self._numbers = numbers.to(device)
+        before = torch.cuda.current_stream(device)
+        aside = torch.cuda.Stream(device)
+        aside.wait_stream(before)
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):
+                run(self._numbers)
+            with _never_waiting():
+                run(self._numbers)
+        before.wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        try:  # other threads may use the card meanwhile
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                self._loss = run(self._numbers)
+        except BaseException:
+            _recover(before, device)
+            raise
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        """Replay the step for these windows."""
+        self._numbers.copy_(numbers, non_blocking=True)
+        self._graph.replay()
+        return self._loss.clone()
+
+
+@contextmanager
+def _never_waiting() -> Iterator[None]:
+    """Inside, an operation that makes the host wait for the card raises RuntimeError: it could not be recorded."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls this a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _recover(stream: torch.cuda.Stream, device: torch.device) -> None:
+    """After a failed recording torch stays on its stream, and the card's random generator waits for its end."""
+    torch.cuda.set_stream(stream)
+    generator = torch.cuda.default_generators[device.index or 0]
+    with suppress(RuntimeError):
+        generator.graphsafe_set_state(generator.clone_state())
+
+
+class Steps:
+    """The gradients of all models that take turns: replayed where a step could be recorded."""
+
+    def __init__(self, gradients: list[Gradient]) -> None:
+        self.gradients = gradients
+        self.obstacles = [obstacle(gradient) for gradient in gradients]
+        self._graphs: dict[tuple[int, int, int], Graphed] = {}
+        self._pool = torch.cuda.graph_pool_handle() if None in self.obstacles else None
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why steps are launched kernel by kernel, or None if all are replayed."""
+        return next((why for why in self.obstacles if why), None)
+
+    def __call__(self, model: int, numbers: Tensor, n_targets: int) -> Tensor:
+        """The loss of these windows through model number ``model``; their gradient is left on the parameters."""
+        if self.obstacles[model]:
+            return self.gradients[model](numbers, n_targets)
+        key = (model, len(numbers), n_targets)  # another size is another graph
+        try:
+            if key not in self._graphs:
+                device = self.gradients[model].text.ids.device
+                run = lambda static: self.gradients[model](static, n_targets)  # noqa: E731
+                self._graphs[key] = Graphed(run, numbers, device, self._pool)
+        except RuntimeError as error:
+            self.obstacles[model] = f"recording failed: {str(error).splitlines()[0][:120]}"
+            return self.gradients[model](numbers, n_targets)
+        return self._graphs[key](numbers)

@@ -1,0 +1,112 @@
+"""The gradient of one batch, as a function of tensors alone, so that a card can record it once and replay it.
+
+It reads window numbers and the parameters, and writes the parameters' gradients. It asks the device nothing (no
+``item``, no shapes that depend on values), unless windows have masks. See ``learning/graph`` for what is made of that.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ctplab import parallel
+from ctplab.learning.fused import Fused
+from ctplab.learning.objective import chunk_on, mixed_loss
+from ctplab.learning.teacher import Teacher
+from ctplab.learning.windows import Windows
+from ctplab.models import Model
+from ctplab.models.anatomy import embeddings
+from ctplab.prompts.compiled import KV
+from ctplab.prompts.head import Halves
+from ctplab.prompts.together import fits, together
+from ctplab.scores import predicted
+from ctplab.specs import PromptSpec
+
+P_co = TypeVar("P_co", covariant=True)
+
+
+class Learnable(Protocol[P_co]):
+    """Parameters to learn, and the keys and values that they put in front of a model."""
+
+    k: int
+    """Number of positions that they take."""
+    random: bool
+    """True if a step draws random numbers (dropout)."""
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The fp32 leaf tensors by name."""
+        ...
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The rows (k, d) that stand in front of every text, or None if other things are learned."""
+        ...
+
+    def kv(self, model: Model) -> KV:
+        """Compute the keys and values in front of every text, differentiable in the parameters."""
+        ...
+
+    def frozen(self, values: dict[str, Tensor]) -> P_co:
+        """Build the result from these values of the parameters."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of a batch's loss through one model."""
+
+    learnable: Learnable
+    cut: Halves
+    text: Windows
+    spec: PromptSpec
+    teacher: Teacher | None
+    chunk: int
+    """Values of logits at a time."""
+    one_row: bool
+    """Prefix and texts pass the model as one long row (see ``prompts/together``), not in two passes."""
+    fused: Fused | None
+    """Faster versions of some of the model's layers, for a card."""
+
+    @classmethod
+    def of(
+        cls, learnable: Learnable, cut: Halves, text: Windows, spec: PromptSpec, teacher: Teacher | None
+    ) -> "Gradient":
+        """Choose how to compute it for this model, these windows and this device."""
+        device = embeddings(cut.model).device
+        share = -(-min(spec.batch, len(text.ids)) // parallel.size())
+        batch = -(-share // spec.accumulate)
+        one_row = learnable.rows is not None and fits(cut, learnable.k, batch, text.ids.shape[1])
+        return cls(learnable, cut, text, spec, teacher, chunk_on(device), one_row, Fused.of(cut.model))
+
+    def _states(self, ids: Tensor) -> Tensor:
+        rows = self.learnable.rows
+        if rows is not None and self.one_row:
+            return together(self.cut.model, rows, ids)
+        return self.cut.states(self.learnable.kv(self.cut.model), ids)
+
+    def __call__(self, numbers: Tensor, n_targets: int) -> Tensor:
+        """Leave the gradient of these windows (B,) on the parameters. Returns their loss, both over ``n_targets``.
+
+        Without windows there is no loss and no gradient.
+        """
+        vocabulary = self.cut.model.get_output_embeddings().weight.shape[0]
+        for p in self.learnable.parameters.values():
+            assert p.grad is not None
+            p.grad.zero_()
+        total = torch.zeros((), device=self.text.ids.device)
+        for part in numbers.tensor_split(self.spec.accumulate):
+            if len(part) == 0:
+                continue
+            ids, masks = self.text.take(part)
+            target = self.teacher.target(part, ids, masks) if self.teacher is not None else None
+            with self.fused.on() if self.fused else nullcontext():
+                states, targets = predicted(self._states(ids), ids, masks)
+                loss = mixed_loss(states, self.cut.head, vocabulary, targets, self.spec.kl, target, self.chunk)
+                loss = loss / n_targets
+                loss.backward()
+            total += loss.detach().to(total.device)
+        return total

@@ -1,0 +1,60 @@
+"""A prefix and the texts behind it in one pass: all of them stand in one long row.
+
+A prefix's keys and values do not depend on the text behind it. So a learning step need compute them only once for the
+whole batch. There are three ways:
+
+    concatenate     every text carries its own copy of the k rows: B k rows too many in every product
+    two passes      the rows first, into a cache, then the texts behind it: twice as many operations, half of them small
+    one long row    k + B T rows in one pass; only attention takes them apart (``prompts/attention``)
+
+The long row has the products of two passes and the number of operations of one. It needs a model that takes positions
+and hands settings on to its attention. So it is tried first, and two passes are the way for all other models.
+"""
+
+import torch
+from torch import Tensor
+
+from ctplab.models import Model
+from ctplab.models.anatomy import embed, embeddings
+from ctplab.prompts.attention import Layout, prefix_attention
+from ctplab.prompts.compiled import compile_rows
+from ctplab.prompts.head import Halves
+from ctplab.prompts.ways import ways
+
+CLOSE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""The largest relative difference of hidden states between the two ways: rounding, through all blocks."""
+
+
+def together(model: Model, rows: Tensor, ids: Tensor) -> Tensor:
+    """Return the hidden states (B, T, d) of ``ids`` (B, T, no padding) behind ``rows`` (k, d), before the head."""
+    layout = Layout(len(rows), *ids.shape)
+    table = embeddings(model)
+    row = torch.cat([rows.to(table.device, table.dtype), embed(model, ids).flatten(0, 1)])[None]
+    places = torch.arange(layout.k + layout.length, device=row.device)
+    places = torch.cat([places[: layout.k], places[layout.k :].repeat(layout.batch)])[None]
+    ones = torch.ones_like(places)
+    with prefix_attention(model):
+        states = model.base_model(
+            inputs_embeds=row, attention_mask=ones, position_ids=places, use_cache=False, layout=layout
+        )[0]
+    return states[0, layout.k :].unflatten(0, ids.shape)
+
+
+@torch.no_grad()
+def fits(cut: Halves, k: int, batch: int, length: int) -> bool:
+    """Whether the model takes one long row of this size: its states are then those of two passes.
+
+    Compares them on a few tokens. A pass of the real size then shows whether some window needs a mask there.
+    """
+    if not cut.plain or not ways(cut.model).maskless:
+        return False
+    table = embeddings(cut.model)
+    rows, ids = table[:3].float(), torch.arange(10, device=table.device).view(2, 5) % len(table)
+    expected = cut.states(compile_rows(cut.model, rows), ids)
+    try:
+        found = together(cut.model, rows, ids)
+        together(cut.model, table[:1].expand(k, -1), ids[:1, :1].expand(batch, length))
+    except (TypeError, ValueError, RuntimeError):  # it knows no such setting, or brings its own attention
+        return False
+    close = CLOSE.get(expected.dtype, CLOSE[torch.float32]) * expected.float().norm()
+    return found.shape == expected.shape and bool((found - expected).float().norm() <= close)

@@ -1,0 +1,44 @@
+"""axe-core finds nothing serious on any tab, in light and dark, wide and narrow.
+
+``npm install --no-save axe-core@4`` brings it; CTPLAB_AXE names another place.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+AXE = Path(os.environ.get("CTPLAB_AXE", Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"))
+TABS = ("Compare", "Prompt tokens", "Similarity", "Compress", "Train", "Results", "Latency")
+FOUND = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
+  .filter((v) => ["serious", "critical"].includes(v.impact))
+  .flatMap((v) => v.nodes.map((n) => `${v.id}: ${n.html.slice(0, 160)} | ${n.failureSummary.slice(0, 220)}`))"""
+OURS = (".gradio-container",)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core: npm install --no-save axe-core@4"),
+]
+
+
+def opened(page, name):
+    """Show a tab; narrow pages keep some of them in a menu."""
+    if not page.get_by_role("tab", name=name, exact=True).count():
+        page.locator("#tabs .overflow-menu > button").first.click()
+    page.locator("#tabs button", has_text=name).last.click()
+    page.wait_for_timeout(3000)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1440, False), (1440, True), (390, False), (390, True)])
+def test_nothing_serious_is_found(visit, real, width, dark):
+    page = visit(real, width=width, dark=dark)
+    page.add_script_tag(path=str(AXE))
+    page.click("#generate")
+    page.wait_for_selector("#answers [aria-busy=false]")
+    page.locator("#view").get_by_label("Surprisal").check()
+    page.wait_for_selector("#arm-soft .tok")
+    wrong = {}
+    for name in TABS if width > 600 else TABS[:2]:
+        opened(page, name)
+        wrong |= {f"{name}: {line}": 1 for line in page.evaluate(FOUND)}
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,186 @@
+"""The gradient of a batch as a card records it: equal in every way of computing it, and it never asks the device."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import ctplab as ctp
+from ctplab.learning import fused, graph, loop
+from ctplab.learning.keys_values import KeysValues, as_keys_and_values
+from ctplab.learning.rows import Rows, learn_steps, start
+from ctplab.learning.step import Gradient
+from ctplab.learning.teacher import MemoryTeacher, cached_teacher
+from ctplab.learning.windows import Windows
+from ctplab.models.anatomy import embed
+from ctplab.prompts.head import halves
+from ctplab.prompts.together import fits
+
+SPEC = ctp.PromptSpec(tokens=5, steps=8, batch=4, warmup=2, evaluate_every=4, validation_windows=4)
+CPU = torch.device("cpu")
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails if an operation takes a number from the device to the host, or gives a shape that depends on values."""
+
+    READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert not any(read in name for read in self.READS), f"{name} asks the device"
+        return func(*args, **(kwargs or {}))
+
+
+def few(split):
+    """Its first 24 windows."""
+    return replace(split, stream=split.stream[: 24 * split.seq_len])
+
+
+def made(model, web, spec=SPEC, teacher=None, kv=False):
+    """The gradient of a new prompt: rows, or keys and values."""
+    rows = start(model, spec).initial
+    learnable = KeysValues(as_keys_and_values(model, rows, "kv"), model) if kv else Rows(rows, model)
+    for p in learnable.parameters.values():
+        p.grad = torch.zeros_like(p)
+    return Gradient.of(learnable, halves(model), Windows.of(few(web.train), CPU), spec, teacher)
+
+
+def run(gradient, numbers):
+    loss = gradient(numbers, numbers.numel() * (gradient.text.ids.shape[1] - 1))
+    return loss, torch.cat([p.grad.flatten() for p in gradient.learnable.parameters.values()])
+
+
+def test_one_long_row_is_the_plain_concatenation(model, web):
+    """Every family: in one row if it takes one, else in two passes, in float64."""
+    model = model.double()
+    gradient = made(model, web)
+    E, ids = gradient.learnable.parameters["E"], gradient.text.ids[:3]
+    loss, found = run(gradient, torch.arange(3))
+    rows = E.detach().double().requires_grad_(True)
+    joined = torch.cat([rows.expand(3, -1, -1), embed(model, ids)], 1)
+    logits = model(inputs_embeds=joined, use_cache=False).logits[:, len(E) : -1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    expected.backward()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)  # transformers keeps norms and rotations in fp32
+    torch.testing.assert_close(found, rows.grad.float().flatten(), rtol=1e-3, atol=1e-6)
+
+
+def test_which_models_take_one_long_row(llama):
+    assert fits(halves(llama), 5, 4, 20)
+    assert not fits(halves(tiny("bloom")), 5, 4, 20)  # brings its own attention
+    from conftest import GROUPED, SHAPE, from_config
+    from transformers import MistralConfig
+
+    narrow = from_config(MistralConfig(**SHAPE | GROUPED, sliding_window=32))
+    assert fits(halves(narrow), 2, 1, 20) and not fits(halves(narrow), 5, 4, 20)  # 85 rows in a window of 32
+
+
+@pytest.mark.parametrize("kind", ["rows", "keys and values", "teacher", "cached teacher", "pieces"])
+def test_a_step_never_asks_the_device(kind, llama, web, tmp_path):
+    teachers = {
+        "teacher": lambda: MemoryTeacher(tiny("llama")),
+        "cached teacher": lambda: cached_teacher(tiny("llama"), web.train, tmp_path, k=8),
+    }
+    teacher = teachers[kind]() if kind in teachers else None
+    spec = replace(SPEC, kl=0.5 if teacher else 0.0, accumulate=2 if kind == "pieces" else 1)
+    gradient = made(llama, web, spec, teacher, kv=kind == "keys and values")
+    expected = run(gradient, torch.arange(4))
+    with NoHostReads():
+        found = run(gradient, torch.arange(4))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_losses_read_later_are_the_same_curve(llama, web, monkeypatch):
+    expected = list(learn_steps(llama, web.train, web.validation, SPEC))
+    monkeypatch.setattr(loop, "_patient", lambda device: True)
+    monkeypatch.setattr(loop, "READ_EVERY", 1e9)  # at validations only
+    found = list(learn_steps(llama, web.train, web.validation, SPEC))
+    assert [(s.step, s.loss, s.lr, s.validation) for s in found] == [
+        (s.step, s.loss, s.lr, s.validation) for s in expected
+    ]
+
+
+def test_a_loss_that_is_not_finite_is_found_later(llama, web, monkeypatch):
+    monkeypatch.setattr(loop, "_patient", lambda device: True)
+    monkeypatch.setattr(loop, "READ_EVERY", 1e9)
+    result = start(llama, SPEC)
+    steps = learn_steps(llama, web.train, web.validation, SPEC, result=result)
+    seen = [next(steps) for _ in range(4)]
+    kept = result.prefix.rows.clone()
+    llama.model.norm.weight[0] = float("nan")
+    seen += list(steps)
+    assert [s.step for s in seen] == [0, 1, 2, 3] and "not finite at step 4" in result.stopped
+    assert torch.equal(result.prefix.rows, kept)
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_is(llama, web, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    gradient = made(llama, web)
+    monkeypatch.setattr(graph, "obstacle", lambda gradient: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(graph, "Graphed", fails)
+    steps = graph.Steps([gradient])
+    assert steps.obstacle is None
+    loss = steps(0, torch.arange(4), 4)
+    assert "recording failed: operation not permitted" in steps.obstacle
+    assert torch.equal(loss, gradient(torch.arange(4), 4))
+
+
+def test_what_a_card_does_not_record(llama, web):
+    gradient = made(llama, web)
+    assert graph.obstacle(gradient) == "there is no card"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+@pytest.mark.parametrize("kv", [False, True])
+def test_a_recorded_step_is_the_step(kv, web):
+    """On a card: the same kernels on the same numbers, but for sums that a card adds in no fixed order."""
+    model = tiny("llama").cuda()
+    spec = replace(SPEC, batch=8)
+    rows = start(model, spec).initial
+    learnable = KeysValues(as_keys_and_values(model, rows, "kv"), model) if kv else Rows(rows, model)
+    for p in learnable.parameters.values():
+        p.grad = torch.zeros_like(p)
+    gradient = Gradient.of(learnable, halves(model), Windows.of(few(web.train), torch.device("cuda")), spec, None)
+    steps = graph.Steps([gradient])
+    for numbers in (torch.arange(8), torch.arange(8, 16)):
+        loss = steps(0, numbers, 376)
+        found = [p.grad.clone() for p in learnable.parameters.values()]
+        assert steps.obstacle is None
+        assert float(loss) == pytest.approx(float(gradient(numbers, 376)), rel=1e-4)
+        for mine, p in zip(found, learnable.parameters.values(), strict=True):
+            torch.testing.assert_close(mine, p.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_fused_layers_give_the_models_gradient(llama, web):
+    pytest.importorskip("triton")
+    gradient = made(llama, web)
+    expected = run(gradient, torch.arange(2))
+    found = fused.find(llama)
+    assert {type(module).__name__ for module, _ in found} == {"LlamaRMSNorm", "LlamaMLP"}
+    loss, grad = run(replace(gradient, fused=fused.Fused(found)), torch.arange(2))
+    assert float(loss) == pytest.approx(float(expected[0]), rel=1e-5)  # fp32, other orders of the same products
+    torch.testing.assert_close(grad, expected[1], rtol=1e-3, atol=1e-6)
+    assert not any("forward" in vars(module) for module in llama.modules())
+
+
+def test_layers_of_other_kinds_stay(web):
+    for family in ("opt", "GemmaConfig"):  # no RMSNorm; one that multiplies by 1 + weight, and GELU
+        from conftest import any_tiny
+
+        assert fused.find(any_tiny(family)) == []
+
+
+def test_chunks_of_logits_follow_a_cards_memory(monkeypatch):
+    from ctplab.learning import objective
+
+    card = torch.device("cuda")
+    for free, expected in ((80e9, 1 << 26), (2e9, 1 << 24), (1e6, 1 << 22)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (int(free), int(free)))
+        assert objective.chunk_on(card) == expected
+        assert expected == objective.CHUNK or expected * objective.BYTES <= free / objective.SHARE
+    assert objective.chunk_on(CPU) == objective.CHUNK
