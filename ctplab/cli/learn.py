@@ -130,6 +130,8 @@ def learn(options: argparse.Namespace) -> None:
     say(options)(f"best at step {learned.best_step}: validation ppl {score.ppl:.2f} -> {out}")
     if learned.stopped:
         note(learned.stopped)
+    if learned.not_recorded:
+        note(f"the card was given its work kernel by kernel: {learned.not_recorded}")
     finish(options, result)
     if learned.stopped and learned.stopped.startswith("interrupted"):
         raise KeyboardInterrupt

@@ -44,8 +44,20 @@ class Graphed:
     def __init__(self, run: Callable[[Tensor], Tensor], numbers: Tensor, device: torch.device, pool: Any) -> None:
         """Record ``run``. Raises RuntimeError if it waits for the host, or if recording fails otherwise."""
         self._numbers = numbers.to(device)
-        before = torch.cuda.current_stream(device)
-        aside = torch.cuda.Stream(device)
+        with torch.cuda.device(device):
+            before = torch.cuda.current_stream()
+            self._warm_up(run, before)
+            self._graph = torch.cuda.CUDAGraph()
+            try:  # other threads may use the card meanwhile
+                with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                    self._loss = run(self._numbers)
+            except BaseException:
+                _recover(before)
+                raise
+
+    def _warm_up(self, run: Callable[[Tensor], Tensor], before: torch.cuda.Stream) -> None:
+        """Run the step aside, as torch asks for before a recording. Raises RuntimeError if it waits for the host."""
+        aside = torch.cuda.Stream()
         aside.wait_stream(before)
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):
@@ -53,13 +65,6 @@ class Graphed:
             with _never_waiting():
                 run(self._numbers)
         before.wait_stream(aside)
-        self._graph = torch.cuda.CUDAGraph()
-        try:  # other threads may use the card meanwhile
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-                self._loss = run(self._numbers)
-        except BaseException:
-            _recover(before, device)
-            raise
 
     def __call__(self, numbers: Tensor) -> Tensor:
         """Replay the step for these windows."""
@@ -81,10 +86,10 @@ def _never_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def _recover(stream: torch.cuda.Stream, device: torch.device) -> None:
+def _recover(stream: torch.cuda.Stream) -> None:
     """After a failed recording torch stays on its stream, and the card's random generator waits for its end."""
     torch.cuda.set_stream(stream)
-    generator = torch.cuda.default_generators[device.index or 0]
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
     with suppress(RuntimeError):
         generator.graphsafe_set_state(generator.clone_state())
 

@@ -175,7 +175,6 @@ def take_steps(
     if isinstance(teacher, TopKTeacher):
         teacher = teacher.near(device)
     gradient = Steps([Gradient.of(learnable, cut, text, spec, teacher) for cut in cuts])
-    result.not_recorded = gradient.obstacle if device.type == "cuda" else None
     for p in parameters.values():
         p.grad = torch.zeros_like(p)
     patient = _patient(device)
@@ -187,7 +186,7 @@ def take_steps(
             result.stopped = f"stopped after {step} steps: {spec.patience} validations without a better one"
             return
         lr = optimizer.param_groups[0]["lr"] = schedule.rate(spec, step)
-        n_targets = max(1, text.take(numbers).targets)
+        n_targets = max(1, text.targets_of(numbers))
         with _seeded((spec.seed + 1) * 1_000_003 + step, device) if learnable.random else nullcontext():
             loss = gradient(step % len(cuts), parallel.share(numbers), n_targets)
         parallel.add_up([loss, *(p.grad for p in parameters.values() if p.grad is not None)])
@@ -197,6 +196,7 @@ def take_steps(
         if patient and not plan.due(step) and time.perf_counter() - since < READ_EVERY:
             continue
         read = torch.stack([each for _, _, each in unread]).tolist()
+        result.not_recorded = gradient.obstacle if device.type == "cuda" else None
         trained = (time.perf_counter() - since) / len(unread)
         finite = [all(map(math.isfinite, each)) for each in read]
         lost = None if all(finite) else unread[finite.index(False)][0]

@@ -31,6 +31,12 @@ class Windows(NamedTuple):
         """The windows with these numbers (B,)."""
         return Windows(self.ids[numbers.to(self.ids.device)], None if self.masks is None else self.masks[numbers])
 
+    def targets_of(self, numbers: Tensor) -> int:
+        """How many targets the windows with these numbers (B,) have. Asks no device."""
+        if self.masks is None:
+            return len(numbers) * (self.ids.shape[1] - 1)
+        return int(self.masks[numbers][:, 1:].sum())
+
     @property
     def targets(self) -> int:
         """How many there are."""

@@ -183,3 +183,11 @@ def test_chunks_of_logits_follow_a_cards_memory(monkeypatch):
         assert objective.chunk_on(card) == expected
         assert expected == objective.CHUNK or expected * objective.BYTES <= free / objective.SHARE
     assert objective.chunk_on(CPU) == objective.CHUNK
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_targets_are_counted_without_the_device(masked):
+    ids = torch.arange(40).view(5, 8)
+    text = Windows(ids, ids % 3 == 0 if masked else None)
+    numbers = torch.tensor([4, 0, 2])
+    assert text.targets_of(numbers) == text.take(numbers).targets

@@ -153,14 +153,15 @@ def fix(
     grid = NO_GRID if tables is None else FIT if fits else ONE_GRID if tables.source is None else OWN_GRIDS
     kind = NO_MASK if work.mask is None else PATTERN if spec.pattern else GIVEN_MASK
     zeros, m = spec.n_m
-    _fix[(triton.cdiv(rows, ROWS),)](
-        work.Wt, work.U, Err,
-        Err if work.codes is None else work.codes,  # stands for a tensor that this variant does not touch
-        Err if work.mask is None else work.mask.view(torch.uint8),
-        *((Err, Err) if tables is None else (tables.scale, tables.zero)),
-        Err if tables is None or tables.source is None else tables.source,
-        rows, first, n, work.U.stride(0), fits or 1, zeros, float(2 ** (spec.bits or 1) - 1),
-        GRID=grid, MASK=kind, M=m or 1, HALF=kind != NO_MASK and grid == NO_GRID and not spec.reference,
-        SYMMETRIC=spec.symmetric, SHRINKS=MSE_SHRINKS if spec.mse else 0, NORM=MSE_NORM,
-        BLOCK=triton.next_power_of_2(n), R=ROWS,
-    )  # fmt: skip
+    with torch.cuda.device_of(Err):  # Triton launches on the current card
+        _fix[(triton.cdiv(rows, ROWS),)](
+            work.Wt, work.U, Err,
+            Err if work.codes is None else work.codes,  # stands for a tensor that this variant does not touch
+            Err if work.mask is None else work.mask.view(torch.uint8),
+            *((Err, Err) if tables is None else (tables.scale, tables.zero)),
+            Err if tables is None or tables.source is None else tables.source,
+            rows, first, n, work.U.stride(0), fits or 1, zeros, float(2 ** (spec.bits or 1) - 1),
+            GRID=grid, MASK=kind, M=m or 1, HALF=kind != NO_MASK and grid == NO_GRID and not spec.reference,
+            SYMMETRIC=spec.symmetric, SHRINKS=MSE_SHRINKS if spec.mse else 0, NORM=MSE_NORM,
+            BLOCK=triton.next_power_of_2(n), R=ROWS,
+        )  # fmt: skip

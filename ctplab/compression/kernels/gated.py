@@ -39,7 +39,8 @@ class _Gated(torch.autograd.Function):
         gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
         out = torch.empty_like(gate)
-        _forward[(triton.cdiv(gate.numel(), BLOCK),)](gate, up, out, gate.numel(), BLOCK=BLOCK)
+        with torch.cuda.device_of(out):  # Triton launches on the current card
+            _forward[(triton.cdiv(gate.numel(), BLOCK),)](gate, up, out, gate.numel(), BLOCK=BLOCK)
         return out
 
     @staticmethod
@@ -47,7 +48,8 @@ class _Gated(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         found = torch.empty_like(gate), torch.empty_like(up)
         grid = (triton.cdiv(gate.numel(), BLOCK),)
-        _backward[grid](gate, up, grads[0].contiguous(), *found, gate.numel(), BLOCK=BLOCK)
+        with torch.cuda.device_of(gate):  # Triton launches on the current card
+            _backward[grid](gate, up, grads[0].contiguous(), *found, gate.numel(), BLOCK=BLOCK)
         return found
 
 

@@ -67,10 +67,11 @@ def product(
     out = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
     groups = parts["scale"].shape[1] if "scale" in parts else 1
     names = ("codes", "scale", "zero", "group", "mask")
-    _product[(triton.cdiv(rows, OUTPUTS),)](
-        x.contiguous(), out, *(parts.get(name, any_part) for name in names), any_part if starts is None else starts,
-        parts.get("values", any_part), tokens, rows, columns, groups, columns // groups,
-        BITS=0 if "values" in parts else bits, MASKED="mask" in parts, ORDERED="group" not in parts,
-        T=TOKENS, R=OUTPUTS, C=COLUMNS,
-    )  # fmt: skip
+    with torch.cuda.device_of(out):  # Triton launches on the current card
+        _product[(triton.cdiv(rows, OUTPUTS),)](
+            x.contiguous(), out, *(parts.get(name, any_part) for name in names), any_part if starts is None else starts,
+            parts.get("values", any_part), tokens, rows, columns, groups, columns // groups,
+            BITS=0 if "values" in parts else bits, MASKED="mask" in parts, ORDERED="group" not in parts,
+            T=TOKENS, R=OUTPUTS, C=COLUMNS,
+        )  # fmt: skip
     return out

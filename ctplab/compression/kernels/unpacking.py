@@ -87,9 +87,10 @@ def dense(
     codes, scale, zero, group, mask = (parts.get(name, any_part) for name in names)
     if "mask" in parts and starts is None:
         starts = kept_before(mask, shape)
-    _dense[(rows,)](
-        out, codes, scale, zero, group, mask, any_part if starts is None else starts, parts.get("values", any_part),
-        columns, groups, columns // groups, BITS=0 if "values" in parts else bits, MASKED="mask" in parts,
-        ORDERED="group" not in parts, BLOCK=min(COLUMNS, triton.next_power_of_2(columns)),
-    )  # fmt: skip
+    with torch.cuda.device_of(out):  # Triton launches on the current card
+        _dense[(rows,)](
+            out, codes, scale, zero, group, mask, any_part if starts is None else starts, parts.get("values", any_part),
+            columns, groups, columns // groups, BITS=0 if "values" in parts else bits, MASKED="mask" in parts,
+            ORDERED="group" not in parts, BLOCK=min(COLUMNS, triton.next_power_of_2(columns)),
+        )  # fmt: skip
     return out
