@@ -9,8 +9,8 @@ from commands import refused, run, run_json
 from conftest import SHARED
 
 import ctplab as ctp
+from ctplab import tensor_files
 from ctplab.cli import main
-from ctplab.formats import checkpoint
 
 STORIES = SHARED / "models" / "tinystories-656k"
 TEXT = SHARED / "data" / "tinystories" / "v1_valid_head.txt"
@@ -197,7 +197,7 @@ def test_a_full_disk_is_said_in_one_line(capsys, monkeypatch, tmp_path):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensor_files, "save_file", full)
     said = refused(
         capsys, "compress", "atlas", "--bits", "4", "--samples", "4", "--seq-len", "32", "--out", tmp_path / "m"
     )
