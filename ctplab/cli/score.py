@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
+from ctplab.cli.numbers import at_least
 from ctplab.cli.shared import (
     add_command,
     arm_options,
-    at_least,
     chosen_arm,
     corpora_option,
     finish,

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ctplab as ctp
+from ctplab.cli.numbers import at_least
 from ctplab.cli.shared import (
     add_command,
-    at_least,
     corpora_option,
     finish,
     in_flags,

@@ -155,7 +155,7 @@ def _behind(model: Model, ids: Tensor) -> Tensor:
 
 def _switched(model: Model, ids: Tensor, behind: bool) -> Tensor:
     with prefix_attention(model):
-        return _behind(model, ids) if behind else _logits(model, input_ids=ids)
+        return _behind(model, ids) if behind else _logits(model, input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 def _step_by_step(model: Model, ids: Tensor, rows: bool) -> Tensor:
