@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -78,7 +79,7 @@ def _some(names: Collection[str]) -> str:
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
-def untie(config: object) -> None:
+def untie(config: Any) -> None:
     """Note in ``config`` that the output head is a matrix of its own: the file says so, whatever it said before."""
     for each in {id(part): part for part in (config, getattr(config, "get_text_config", lambda: config)())}.values():
         if getattr(each, "tie_word_embeddings", False):

@@ -138,10 +138,10 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     logging.set_verbosity_error()  # its report on missing weights takes many lines; ours says the same in one
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model: Model
-        model, read = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=kind, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
+        model, read = loaded
     except Exception as error:  # transformers raises a dozen types here; the user needs one line
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"cannot load the model {str(name)!r}: {reason}") from error

@@ -109,7 +109,7 @@ def _try(model: Model) -> Ways:
         if compiled:
             maskless = maskless and same(plain[:, K:], lambda: _switched(model, ids, True))
         cached = same(plain[:, -2:], lambda: _step_by_step(model, ids, rows))
-        padded = cached and same(plain[:, -1], lambda: _padded(model, ids))
+        padded = cached and all(same(plain[:, -1], lambda n=n: _padded(model, ids, n)) for n in (0, K))
     return Ways(causal, maskless, compiled, rows, cached, padded)
 
 
@@ -177,11 +177,15 @@ def _step_by_step(model: Model, ids: Tensor, rows: bool) -> Tensor:
     return torch.stack(steps, 1)
 
 
-def _padded(model: Model, ids: Tensor) -> Tensor:
-    """The last token's logits, in a batch with a longer text and from the cache, as ``decoding.batched`` reads it."""
-    two = torch.cat([torch.cat([ids[:, :2], ids], 1), torch.cat([ids[:, :1], ids[:, :1], ids], 1)])
+def _padded(model: Model, ids: Tensor, before: int) -> Tensor:
+    """The last token's logits, in a batch with a longer text and from the cache, as ``decoding.batched`` reads it.
+
+    ``before``: the number of tokens in front of the padding; as many as a prefix has, or none.
+    """
+    front, rest = ids[:, :before], ids[:, before:]
+    two = torch.cat([torch.cat([front, ids[:, count : count + 2], rest], 1) for count in (1, 2)])
     mask = torch.ones_like(two)
-    mask[1, :2] = 0
+    mask[1, before : before + 2] = 0
     places = (mask.cumsum(1) - 1).clamp(min=0)
     at: Callable[[slice], dict[str, Tensor]] = lambda part: (  # noqa: E731
         {"position_ids": places[:, part]} if takes(model, "position_ids") else {}
