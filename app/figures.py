@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import ctplab as ctp
 from ctplab.show.colours import GREY
 
+NO_PROMPT = "No prompt yet.<br>Learn one in the tab Train,<br>or load one at the top of the page."
 GRID = "rgba(128, 140, 160, 0.25)"
 
 

@@ -1,5 +1,9 @@
 """ctplab: compress a language model, learn a soft prompt through its frozen weights, measure what comes back."""
 
+from ctplab.starting import guard
+
+guard()
+
 from ctplab.compression.walk import CompressionReport as CompressionReport
 from ctplab.compression.walk import compress as compress
 from ctplab.decoding.generate import generate as generate

@@ -1,8 +1,6 @@
 """``python -m ctplab``."""
 
-import sys
-
-from ctplab.cli import main
+from ctplab.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

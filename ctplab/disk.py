@@ -3,10 +3,13 @@
 A reader never sees half a file: each is written beside its destination and then moved there in one step.
 """
 
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,10 +20,18 @@ from safetensors import SafetensorError
 
 from ctplab import parallel
 from ctplab.errors import InputError
+from ctplab.reading import read_json, shown
+
+LOG = logging.getLogger("ctplab")
+"""Says what was made anew because the kept one was damaged: a line on standard error."""
 
 Compute = Callable[[], dict[str, Any]]
 Keep = Callable[[str, dict[str, Any], Compute], dict[str, Any]]
 """(name, key, compute) -> the result kept under ``name`` if it was made from the same ``key``, else a computed one."""
+
+
+NAME_BYTES = 100
+"""Disks allow 255 bytes; two names, a suffix and the mark of an unfinished file are put together."""
 
 
 def data_dir() -> Path:
@@ -35,8 +46,22 @@ def cache_dir() -> Path:
 
 
 def slug(name: str) -> str:
-    """``name`` as a file name."""
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-")
+    """``name`` as the name of a file: never empty, never a path, never too long for a disk."""
+    found = re.sub(r"[^\w.+-]+", "-", name).strip("-")
+    if len(found.encode()) > NAME_BYTES:
+        digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+        found = f"{found.encode()[: NAME_BYTES - 9].decode(errors='ignore')}-{digest}"
+    return found if found.strip(".") else "unnamed"
+
+
+def check_name(name: Any, what: str) -> str:
+    """``name``, if it is the name of a file in one folder. Raises InputError if it is a path or no text.
+
+    ``what`` the name is of, for the message.
+    """
+    if not isinstance(name, str) or slug(name) != name:
+        raise InputError(f"{what} {shown(name)} is no name: letters, digits and . + - _ only")
+    return name
 
 
 @contextmanager
@@ -44,8 +69,12 @@ def writing(what: Path) -> Iterator[None]:
     """Inside, errors of the disk are bad input: InputError says in one line that ``what`` cannot be written."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnicodeEncodeError) as error:
         raise InputError(f"cannot write {what}: {getattr(error, 'strerror', None) or error}") from error
+    except Exception as error:
+        if type(error) is Exception and "(os error" in str(error):  # so the tokenizers library reports the disk's
+            raise InputError(f"cannot write {what}: {error}") from error
+        raise
 
 
 @contextmanager
@@ -58,11 +87,22 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            _check_replaceable(path)
             yield temporary
             os.replace(temporary, path)
     finally:
         with suppress(OSError):  # it moved, or never was
             temporary.unlink()
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise InputError if ``path`` is a device, a pipe or a socket. A link is replaced, not what it points to."""
+    try:
+        kind = stat.S_IFMT(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    if kind not in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR):
+        raise InputError(f"cannot write {path}: it is a device or a pipe, not a file")
 
 
 @contextmanager
@@ -94,32 +134,42 @@ def write_json(data: dict[str, Any], path: Path) -> None:
     write_text(json.dumps(data, indent=1) + "\n", path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in ``path``. Raises InputError if there is none."""
+def result_in(path: Path, kept: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of a file that :func:`once` wrote, read as ``kept``. None, with a line, if it is not as written."""
+    result = kept.get("result")
+    if isinstance(result, dict) and kept.get("seal") == _seal(kept.get("key"), result):
+        return result
+    LOG.warning("%s is damaged, or of an earlier version; it is made anew", path)
+    return None
+
+
+def _seal(key: Any, result: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([key, result], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _kept(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The result in ``path`` if it is intact and was made from ``key``."""
+    if not os.path.lexists(path):
+        return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"cannot read {path}: it holds no object")
-    return found
+        kept = read_json(path, finite=False)
+    except InputError as error:
+        LOG.warning("%s; it is made anew", error)
+        return None
+    return result_in(path, kept) if kept.get("key") == key else None
 
 
 def once(path: Path, key: dict[str, Any], compute: Compute) -> dict[str, Any]:
     """Return the result in ``path`` if it was made from the same ``key``. Otherwise compute it and keep it there.
 
-    Among several processes only the main one writes. ``compute`` must be work that they share, so that the main one
-    does not write before all have looked.
+    A damaged result is computed again, with a line. Among several processes only the main one writes. ``compute`` must
+    be work that they share, so that the main one does not write before all have looked.
     """
-    try:
-        kept = read_json(path)
-        if kept.get("key") == key and isinstance(kept.get("result"), dict):
-            return kept["result"]
-    except InputError:
-        pass  # absent or damaged: computed again
-    result = compute()
-    if parallel.is_main():
-        write_json({"key": key, "result": result}, path)
+    result = _kept(path, key)
+    if result is None:
+        result = compute()
+        if parallel.is_main():
+            write_json({"key": key, "result": result, "seal": _seal(key, result)}, path)
     return result
 
 

@@ -1,16 +1,40 @@
 """Settings as frozen, validated dataclasses of numbers and names. Their JSON carries a schema version."""
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Self, get_type_hints
 
 from ctplab.errors import InputError
+from ctplab.reading import of_kind, shown
 
 SCHEMA = 1
+LARGEST = 2**31 - 1
+"""No count is larger. What is larger would overflow somewhere inside torch."""
+
+
+def check_types(cls: type, entry: dict[str, Any]) -> None:
+    """Raise InputError unless ``entry`` holds fields of the dataclass ``cls`` only, each of its type."""
+    hints = get_type_hints(cls)
+    if unknown := sorted(set(entry) - set(hints)):
+        raise InputError(f"{cls.__name__}: unknown settings {unknown}")
+    for key, value in entry.items():
+        if not of_kind(value, hints[key]):
+            wanted = getattr(hints[key], "__name__", str(hints[key]))
+            raise InputError(f"{key} must be of type {wanted}, not {shown(value)}")
 
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)
+
+
+def _check_sizes(spec: Any) -> None:
+    """Raise InputError if a number is not finite, or a count too large for torch."""
+    for name, value in vars(spec).items():
+        if isinstance(value, float):
+            _check(math.isfinite(value), f"{name} must be finite, not {value}")
+        elif isinstance(value, int):
+            _check(abs(value) <= LARGEST, f"{name} must be at most {LARGEST}, not {value}")
 
 
 class _Json:
@@ -22,12 +46,12 @@ class _Json:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The inverse. Raises InputError if the schema version or a key is unknown."""
+        """The inverse. Raises InputError if the schema's version or a key is unknown, or a value is none."""
+        _check(isinstance(data, dict), f"{cls.__name__}: settings must be an object, not {shown(data)}")
         data = dict(data)
         version = data.pop("schema", None)
         _check(version == SCHEMA, f"{cls.__name__}: schema {version!r} is not {SCHEMA}, which this ctplab reads")
-        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        _check(set(data) <= known, f"{cls.__name__}: unknown settings {sorted(set(data) - known)}")
+        check_types(cls, data)
         return cls(**data)
 
 
@@ -64,6 +88,7 @@ class CompressionSpec(_Json):
         _check(self.bits in (None, 2, 3, 4, 8), f"bits must be 2, 3, 4 or 8, not {self.bits}")
         _check(0 <= self.sparsity < 1, f"sparsity must be in [0, 1), not {self.sparsity} (0.5 is 50%)")
         _check(self.damp > 0 and self.block > 0, "damp and block must be positive")
+        _check_sizes(self)
         if self.pattern is not None:
             n, m = self.n_m
             _check(0 < n < m, f"pattern must be n:m with 0 < n < m, such as 2:4, not {self.pattern!r}")
@@ -159,6 +184,7 @@ class PromptSpec(_Json):
         for name in ("tokens", "steps", "batch", "accumulate", "evaluate_every", "validation_windows", "patience"):
             value = getattr(self, name)
             _check(value is None or value > 0, f"{name} must be at least 1, not {value}")
+        _check_sizes(self)
         _check(self.lr > 0 and self.clip > 0, "lr and clip must be positive")
         _check(self.warmup >= 0 and self.weight_decay >= 0, "warmup and weight_decay must not be negative")
         _check(0 <= self.kl <= 1, f"kl must be in [0, 1], not {self.kl}")
@@ -191,5 +217,6 @@ class LoraSpec(_Json):
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        _check_sizes(self)
         _check(self.r > 0 and self.alpha > 0, "r and alpha must be at least 1")
         _check(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")

@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "ctplab"
 FLOORS = [
-    {"errors"},
-    {"parallel", "scores", "specs"},
-    {"disk", "progress"},
+    {"errors", "starting"},
+    {"machine", "parallel", "reading", "scores"},
+    {"disk", "progress", "specs", "tensor_files"},
     {"models", "atlas"},
     {"text"},
     {"compression", "prompts"},

@@ -4,6 +4,8 @@ A command does its work through the public API (``import ctplab as ctp``). The r
 terminal needs: tables, bars, run folders, the paper's numbers, and how a sweep is planned.
 """
 
+import os
+import signal
 import sys
 
 from ctplab import parallel
@@ -30,6 +32,7 @@ from ctplab.cli import (
     transfer,
     tune,
 )
+from ctplab.cli.faults import in_words, stoppable, telling
 from ctplab.cli.shared import Parser, in_flags, note
 from ctplab.errors import InputError, Interrupted
 
@@ -38,6 +41,7 @@ COMMANDS = (
     compare, export, import_, reproduce, sweep, app,
 )  # fmt: skip
 """In the order of ``ctplab --help``."""
+INTERRUPTED = "interrupted; run the same command to go on"
 
 
 def parser() -> Parser:
@@ -52,8 +56,11 @@ def parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
-        with parallel.group() as device:
+        with stoppable(), telling(), parallel.group() as device:
             return run_command(arguments, device)
+    except KeyboardInterrupt:
+        note(INTERRUPTED)
+        return 130
     except Interrupted as error:  # every process that is left says so: the main one may be the one that ended
         print(f"ctplab: {error}", file=sys.stderr)
         return 130
@@ -76,10 +83,21 @@ def run_command(arguments: list[str] | None, device: str | None) -> int:
         note(in_flags(str(error), flags))
         return 2
     except KeyboardInterrupt:
-        note("interrupted; run the same command to go on")
+        note(INTERRUPTED)
         return 130
+    except BrokenPipeError:  # whoever read standard output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 130
+    except BaseException as error:
+        told = in_words(error, flags)
+        if told is None:
+            raise
+        note(told)
+        return 2
 
 
 def entry() -> None:
     """The ``ctplab`` script."""
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and written
+    sys.exit(code)

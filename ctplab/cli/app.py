@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ctplab.cli.shared import at_least
+from ctplab.cli.numbers import at_least
 from ctplab.errors import InputError
 
 

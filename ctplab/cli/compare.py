@@ -8,7 +8,8 @@ from typing import Any
 import ctplab as ctp
 from ctplab.cli.generate import sampler, sampler_options
 from ctplab.cli.many import DEFAULT_TOKENS, compare_many
-from ctplab.cli.shared import add_command, at_least, compared_arms, finish, raw_options, say, start_option
+from ctplab.cli.numbers import at_least, words
+from ctplab.cli.shared import add_command, compared_arms, finish, raw_options, say, start_option
 from ctplab.errors import InputError
 from ctplab.text.reading import chats, start_of, written
 
@@ -51,10 +52,14 @@ def register(commands: Any) -> None:
     sub.add_argument("--compressed", required=True, metavar="MODEL")
     sub.add_argument("--prompt", metavar="DIR")
     sub.add_argument(
-        "--hard-prompt", default="paper", metavar="TEXT", help="words, or a preset: paper, pruned, quantized"
+        "--hard-prompt",
+        type=words,
+        default="paper",
+        metavar="TEXT",
+        help="words, or a preset: paper, pruned, quantized",
     )
     sub.add_argument("--force", action="store_true")
-    sub.add_argument("--max-new-tokens", type=int, help="default: 32, and 24 for --questions")
+    sub.add_argument("--max-new-tokens", type=at_least(1), help="default: 32, and 24 for --questions")
     sub.add_argument(
         "--questions", metavar="FILE",
         help="many questions instead of texts: .csv, .jsonl, .json or a line each (question, answer); atlas: the "
@@ -67,7 +72,9 @@ def register(commands: Any) -> None:
         help="the answers as .jsonl, .csv, or .json for LLM Comparator; repeatable",
     )  # fmt: skip
     sampler_options(sub)
-    sub.add_argument("--stop", help="text that ends an answer (default: a line break, or the end of a turn)")
+    sub.add_argument(
+        "--stop", type=words, help="text that ends an answer (default: a line break, or the end of a turn)"
+    )
     raw_options(sub)
     start_option(sub)
-    sub.add_argument("text", nargs="*")
+    sub.add_argument("text", type=words, nargs="*")

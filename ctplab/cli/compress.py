@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
-from ctplab.cli.shared import add_command, at_least, finish, in_flags, note, say, seq_len
+from ctplab.cli.numbers import at_least, real
+from ctplab.cli.shared import add_command, finish, in_flags, note, say, seq_len
 from ctplab.models.loading import local_folder, skeleton
+from ctplab.text.corpora import MOST_SAMPLES
 
 
 def compress(options: argparse.Namespace) -> None:
@@ -39,21 +41,21 @@ def register(commands: Any) -> None:
     about = "GPTQ (--bits), SparseGPT (--sparsity, --pattern) or both jointly"
     sub = add_command(commands, "compress", compress, about, shared=True)
     sub.add_argument("model")
-    sub.add_argument("--bits", type=int)
-    sub.add_argument("--sparsity", type=float, default=0.0)
+    sub.add_argument("--bits", type=at_least(1))
+    sub.add_argument("--sparsity", type=real, default=0.0)
     sub.add_argument("--pattern", metavar="N:M")
-    sub.add_argument("--group-size", type=int)
+    sub.add_argument("--group-size", type=at_least(1))
     sub.add_argument("--act-order", action="store_true")
     sub.add_argument("--symmetric", action="store_true")
     sub.add_argument("--true-sequential", action="store_true")
     sub.add_argument("--static-groups", action="store_true", help="fit group grids on the original weights")
     sub.add_argument("--mse", action="store_true", help="search each grid's range for the least error (for 2 bits)")
     sub.add_argument("--reference", action="store_true", help="as the published code, also where it slips")
-    sub.add_argument("--damp", type=float, default=0.01)
-    sub.add_argument("--block", type=int, default=128, help="columns between lazy updates")
+    sub.add_argument("--damp", type=real, default=0.01)
+    sub.add_argument("--block", type=at_least(1), default=128, help="columns between lazy updates")
     sub.add_argument("--batch", type=at_least(1), default=16, help="calibration windows at a time")
     sub.add_argument("--calibration", default="atlas-web", metavar="CORPUS")
-    sub.add_argument("--samples", type=at_least(1), default=128)
+    sub.add_argument("--samples", type=at_least(1, MOST_SAMPLES), default=128)
     sub.add_argument(
         "--seq-len", type=at_least(0), default=0, help="tokens a window (default: 1024, or what the model takes)"
     )

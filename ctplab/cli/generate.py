@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import ctplab as ctp
+from ctplab.cli.numbers import at_least, real, words
 from ctplab.cli.shared import (
     Parser,
     add_command,
@@ -50,18 +51,18 @@ def sampler(options: argparse.Namespace) -> ctp.Sampler:
 
 def sampler_options(sub: Parser) -> None:
     """Add the options of sampling; ``compare`` has them too."""
-    sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    sub.add_argument("--top-p", type=float, default=1.0)
-    sub.add_argument("--repetition-penalty", type=float, default=1.0)
+    sub.add_argument("--temperature", type=real, default=0.0, help="0 is greedy")
+    sub.add_argument("--top-p", type=real, default=1.0)
+    sub.add_argument("--repetition-penalty", type=real, default=1.0)
 
 
 def register(commands: Any) -> None:
     """Add the command."""
     sub = add_command(commands, "generate", generate, "continue a text with one arm, streaming")
     sub.add_argument("model")
-    sub.add_argument("text")
+    sub.add_argument("text", type=words)
     arm_options(sub)
-    sub.add_argument("--max-new-tokens", type=int, default=48)
+    sub.add_argument("--max-new-tokens", type=at_least(1), default=48)
     sampler_options(sub)
     raw_options(sub)
     start_option(sub)

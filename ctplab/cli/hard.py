@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
-from ctplab.cli.shared import add_command, at_least, finish, load_model, loss_option, say, seq_len
+from ctplab.cli.numbers import at_least
+from ctplab.cli.shared import add_command, finish, load_model, loss_option, say, seq_len
 from ctplab.disk import write_json
 from ctplab.progress import bar
 from ctplab.prompts.wordings import WORDINGS, read_candidates

@@ -4,7 +4,8 @@ import argparse
 from typing import Any
 
 import ctplab as ctp
-from ctplab.cli.shared import add_command, at_least, attach, finish, load_model, loss_option, say, seq_len
+from ctplab.cli.numbers import at_least
+from ctplab.cli.shared import add_command, attach, finish, load_model, loss_option, say, seq_len
 from ctplab.progress import bar
 from ctplab.prompts.arms import Parts, build
 from ctplab.show import report

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import ctplab as ctp
+from ctplab.cli.numbers import at_least
 from ctplab.cli.shared import add_command, finish, load_model, say
 from ctplab.errors import InputError
 from ctplab.progress import bar
@@ -49,7 +50,7 @@ def register(commands: Any) -> None:
     sub.add_argument("model")
     sub.add_argument("--tokens", default="0,25,50,75,100", help="prompt lengths, separated by commas")
     sub.add_argument("--weights", default="dense", help="dense, or dense,packed for a ctplab folder")
-    sub.add_argument("--batch", type=int, default=1)
-    sub.add_argument("--length", type=int, default=128, help="text tokens before the first new one")
-    sub.add_argument("--new-tokens", type=int, default=16)
-    sub.add_argument("--repeats", type=int, default=5)
+    sub.add_argument("--batch", type=at_least(1), default=1)
+    sub.add_argument("--length", type=at_least(1), default=128, help="text tokens before the first new one")
+    sub.add_argument("--new-tokens", type=at_least(1), default=16)
+    sub.add_argument("--repeats", type=at_least(1), default=5)

@@ -7,10 +7,10 @@ from typing import Any
 
 import ctplab as ctp
 from ctplab import parallel
+from ctplab.cli.numbers import at_least, real, words
 from ctplab.cli.shared import (
     Parser,
     add_command,
-    at_least,
     corpora_option,
     finish,
     load_model,
@@ -24,6 +24,7 @@ from ctplab.errors import InputError
 from ctplab.models.fingerprints import tokenizer_fingerprint
 from ctplab.models.loading import local_folder
 from ctplab.progress import bar
+from ctplab.text.corpora import MOST_SAMPLES
 
 OBJECTIVES = {"nll": 0.0, "kl": 1.0, "nll,kl": 0.5}
 
@@ -139,17 +140,17 @@ def recipe_options(sub: Parser) -> None:
     """Add the options of a recipe, for whatever is learned; :func:`recipe` and :func:`teacher_of` read them."""
     sub.add_argument("--corpus", default="atlas-web")
     loss_option(sub)
-    sub.add_argument("--steps", type=int, help="1000; the paper's preset: 30,000")
-    sub.add_argument("--batch", type=int, help="windows a step, over all processes (16; paper: 4)")
-    sub.add_argument("--accumulate", type=int, metavar="N", help="work through a batch in N pieces, to save memory")
-    sub.add_argument("--lr", type=float, help="0.03; paper: 0.001")
-    sub.add_argument("--patience", type=int, metavar="N", help="stop after N validations without a better one")
+    sub.add_argument("--steps", type=at_least(1), help="1000; the paper's preset: 30,000")
+    sub.add_argument("--batch", type=at_least(1), help="windows a step, over all processes (16; paper: 4)")
+    sub.add_argument("--accumulate", type=at_least(1), metavar="N", help="a batch in N pieces, to save memory")
+    sub.add_argument("--lr", type=real, help="0.03; paper: 0.001")
+    sub.add_argument("--patience", type=at_least(1), metavar="N", help="stop after N validations without a better one")
     sub.add_argument("--seq-len", type=at_least(0), default=0)
     sub.add_argument("--objective", default="nll", help="nll, kl or nll,kl (half each)")
-    sub.add_argument("--kl-weight", type=float, metavar="W", help="any mix: (1 - W) nll + W kl")
+    sub.add_argument("--kl-weight", type=real, metavar="W", help="any mix: (1 - W) nll + W kl")
     sub.add_argument("--teacher", metavar="MODEL", help="the full model, for kl")
     sub.add_argument("--teacher-cache", metavar="DIR", help="keep the teacher's likeliest tokens there, computed once")
-    sub.add_argument("--teacher-top", type=int, default=64, metavar="K", help="how many of them a position (64)")
+    sub.add_argument("--teacher-top", type=at_least(1), default=64, metavar="K", help="how many a position (64)")
     sub.add_argument("--preset", choices=("paper",), help="the paper's recipe; other options change it")
     sub.set_defaults(tokens=None, init=None, init_text=None, init_prompt=None)
 
@@ -164,11 +165,11 @@ def register(commands: Any) -> None:
         help="compress MODEL's base N times more to its level, and learn on all of them: a prompt for other copies too",
     )  # fmt: skip
     corpora_option(sub, "--calibration", about="for --recompress: texts that its copies are calibrated on, in turn")
-    sub.add_argument("--samples", type=at_least(1), default=64, help="calibration windows of its copies (64)")
-    sub.add_argument("--tokens", type=int, metavar="K", help="rows of the prompt (100)")
+    sub.add_argument("--samples", type=at_least(1, MOST_SAMPLES), default=64, help="calibration windows of the copies")
+    sub.add_argument("--tokens", type=at_least(1), metavar="K", help="rows of the prompt (100)")
     sub.add_argument("--recompute", action="store_true", help="compute blocks again in the backward pass: less memory")
     sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")
     sub.add_argument("--init", choices=("vocab-random", "vocab-first", "frequent"), help="vocab-random")
-    sub.add_argument("--init-text", metavar="TEXT", help="start from a text's tokens")
+    sub.add_argument("--init-text", type=words, metavar="TEXT", help="start from a text's tokens")
     sub.add_argument("--init-prompt", metavar="DIR", help="start from an earlier prompt, cut or repeated to --tokens")
     sub.add_argument("--out", required=True, metavar="DIR")

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 import ctplab as ctp
-from ctplab.cli.shared import add_command, at_least, compared_arms, finish, raw_options, say, start_option
+from ctplab.cli.numbers import at_least, words
+from ctplab.cli.shared import add_command, compared_arms, finish, raw_options, say, start_option
 from ctplab.show import tables
 from ctplab.text.reading import written
 
@@ -35,10 +36,10 @@ def register(commands: Any) -> None:
     sub.add_argument("--full", required=True, metavar="MODEL")
     sub.add_argument("--compressed", required=True, metavar="MODEL")
     sub.add_argument("--prompt", metavar="DIR")
-    sub.add_argument("--hard-prompt", metavar="TEXT")
+    sub.add_argument("--hard-prompt", type=words, metavar="TEXT")
     sub.add_argument("--top", type=at_least(0), default=10, help="alternatives a token")
     sub.add_argument("--most", type=at_least(0), default=5, help="how many of the most hurt and most helped tokens")
     raw_options(sub)
     start_option(sub)
     sub.add_argument("--force", action="store_true", help="use a prompt of unknown origin")
-    sub.add_argument("text")
+    sub.add_argument("text", type=words)

@@ -4,7 +4,8 @@ import argparse
 from dataclasses import asdict, fields
 from typing import Any
 
-from ctplab.cli.shared import add_command, at_least, finish, say
+from ctplab.cli.numbers import at_least
+from ctplab.cli.shared import add_command, finish, say
 from ctplab.learning.memory import SHAPES, Settings, learning, shape_of
 from ctplab.models.loading import load_config
 from ctplab.show.tables import memory_table
@@ -27,10 +28,13 @@ def register(commands: Any) -> None:
     about = "what learning a prompt needs in memory, on paper"
     sub = add_command(commands, "memory", memory, about, dtype="bfloat16")
     sub.add_argument("model", nargs="*", help="1b, 7b, 13b, 70b (LLaMA's shapes; all, if none is named), or a model")
-    sub.add_argument("--tokens", type=int, default=100, metavar="K")
-    sub.add_argument("--seq-len", type=int, default=1024)
-    sub.add_argument("--batch", type=int, default=4, help="windows at a time: batch over accumulate and processes")
-    sub.add_argument("--bits", type=int, help="packed weights of so many bits (default: dense)")
+    sub.add_argument("--tokens", type=at_least(1), default=100, metavar="K")
+    sub.add_argument("--seq-len", type=at_least(1), default=1024)
+    sub.add_argument(
+        "--batch", type=at_least(1), default=4, help="windows at a time: batch over accumulate and processes"
+    )
+    sub.add_argument("--bits", type=at_least(1), help="packed weights of so many bits (default: dense)")
     sub.add_argument("--group-size", type=at_least(1), default=128)
+    sub.add_argument("--card", action="store_true", help="on a GPU with Triton: fused layers, larger chunks of logits")
     sub.add_argument("--no-recompute", dest="recompute", action="store_false")
     sub.set_defaults(dtype="bfloat16")

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctplab.cli.shared import add_command, at_least, corpora_option, finish, loss_option, say
+from ctplab.cli.numbers import at_least
+from ctplab.cli.shared import add_command, corpora_option, finish, loss_option, say
 from ctplab.disk import write_json, write_text
 from ctplab.errors import InputError
 from ctplab.measure.latency import LatencyPoint

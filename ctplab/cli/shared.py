@@ -1,8 +1,6 @@
 """What the commands share: their options, their output, errors in the words of the command line, and the chosen arm."""
 
 import argparse
-import json
-import math
 import re
 import shlex
 import sys
@@ -12,6 +10,7 @@ from typing import Any
 
 import ctplab as ctp
 from ctplab import parallel
+from ctplab.cli.numbers import at_least, to_json, words
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
 from ctplab.models import Model, Tokenizer
@@ -77,7 +76,7 @@ def finish(options: argparse.Namespace, result: Any) -> None:
     if options.shared:
         result = {**result, "processes": parallel.size()}
     if options.json and parallel.is_main():
-        print(json.dumps(result))
+        print(to_json(result))
 
 
 # Options
@@ -105,30 +104,16 @@ def add_command(
     sub: Parser = commands.add_parser(name, help=about, description=about)
     sub.set_defaults(run=run, shared=shared, parser=sub)
     sub.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=at_least(0), default=0)
     sub.add_argument("--device", help="cpu, cuda, cuda:1, auto: all GPUs (default: a GPU if there is one)")
     sub.add_argument("--dtype", choices=DTYPES, help=f"default: {dtype}")
     return sub
 
 
-def at_least(low: int, high: float = math.inf) -> Callable[[str], int]:
-    """The type of an option that takes whole numbers from ``low`` to ``high``."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"must be at least {low}, not {value}")
-        if value > high:
-            raise argparse.ArgumentTypeError(f"must be at most {high}, not {value}")
-        return value
-
-    return number
-
-
 def arm_options(sub: Parser) -> None:
     """Add the options that choose an arm; :func:`chosen_arm` reads them."""
     sub.add_argument("--prompt", metavar="DIR", help="a learned prompt")
-    sub.add_argument("--hard-prompt", metavar="TEXT", help="words, or a preset: paper, pruned, quantized")
+    sub.add_argument("--hard-prompt", type=words, metavar="TEXT", help="words, or a preset: paper, pruned, quantized")
     sub.add_argument(
         "--control", choices=ALONE, help="random with --prompt: as many rows, but not those that it started from"
     )

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import ctplab as ctp
+from ctplab.cli.numbers import at_least
 from ctplab.cli.shared import finish, note, say
 from ctplab.errors import InputError
 
@@ -18,7 +19,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prepend", choices=("always", "never"), default=OPTIONS["prepend"], help="never: the caller writes the tokens"
     )
-    group.add_argument("--pad-to", type=int, default=OPTIONS["pad_to"], help="rows become a multiple of this")
+    group.add_argument("--pad-to", type=at_least(1), default=OPTIONS["pad_to"], help="rows become a multiple of this")
     group.add_argument("--reserved", action="store_true", help="first use tokens that the vocabulary keeps free")
 
 

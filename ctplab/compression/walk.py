@@ -33,7 +33,15 @@ from ctplab.compression.sharing import deal, whole
 from ctplab.compression.staging import Stages, staged
 from ctplab.errors import InputError
 from ctplab.models import Model
-from ctplab.models.anatomy import blocks, check_context, eager_experts, linears, parameter_name, weight_matrix
+from ctplab.models.anatomy import (
+    blocks,
+    check_context,
+    check_ids,
+    eager_experts,
+    linears,
+    parameter_name,
+    weight_matrix,
+)
 from ctplab.models.checks import kept_answer
 from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.progress import Progress, bar
@@ -165,6 +173,7 @@ def walk(
     captured flow is not the model's own (see ``rehearsal``).
     """
     check_context(model, 0, calibration.shape[1])
+    check_ids(model, calibration)
     named = blocks(model)
     modules = [block for _, block in named]
     if not linears(modules[0]):

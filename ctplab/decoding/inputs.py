@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
-from ctplab.models.anatomy import check_context, embeddings
+from ctplab.models.anatomy import check_context, check_ids, embeddings
 from ctplab.prompts.arms import Arm
 from ctplab.text import chat
 from ctplab.text.reading import encode
@@ -27,11 +27,16 @@ class Batch:
 
 
 def left_padded(rows: Sequence[list[int]], model: Model, padding: int) -> Batch:
-    """Rows of ids as one batch on the model's device. Any id of the vocabulary will do as ``padding``."""
+    """Rows of ids as one batch on the model's device. ``padding`` may be any id.
+
+    Raises InputError if the model lacks one of the rows' own ids.
+    """
+    padding = padding if padding < embeddings(model).shape[0] else 0
     length = max(map(len, rows))
     ids = [[padding] * (length - len(row)) + row for row in rows]
     mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
     device = embeddings(model).device
+    check_ids(model, torch.tensor(ids))
     return Batch(torch.tensor(ids, device=device), torch.tensor(mask, device=device))
 
 

@@ -6,30 +6,35 @@ rest.safetensors                 tensors outside the blocks; like all unpacked o
 compression.json                 spec, losses, bytes, fingerprints, versions; if it exists, the folder is complete
 """
 
-import json
+import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ctplab import tensor_files
 from ctplab.compression.linear import PackedLinear
 from ctplab.compression.packing import unpack
+from ctplab.compression.parts import check_parts
 from ctplab.compression.walk import CompressionReport, Done, LayerReport
-from ctplab.disk import whole, write_json, writing
+from ctplab.disk import LOG, check_name, whole, write_json, writing
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
 from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
 from ctplab.models.loading import resolve, skeleton
 from ctplab.models.origin import origin
-from ctplab.models.weights import weight_files
+from ctplab.models.weights import check_config, weight_files
+from ctplab.reading import expect, read_json, shown, told
 from ctplab.specs import SCHEMA, CompressionSpec
 
 MANIFEST = "compression.json"
+ENTRIES = {"spec": dict, "tag": str, "base": str, "calibration": str, "bytes": int, "seconds": float, "layers": list}
+ENTRIES |= {"bits_per_weight": float, "untouched": list, "warnings": list, "tokenizer_fingerprint": str}
+"""What a manifest holds at least, and of which type. ``info`` and the table of a sweep show more of it."""
 
 
 def _smallest_exact(tensor: Tensor) -> Tensor:
@@ -52,11 +57,10 @@ def write_block(path: Path, block_tensors: dict[str, Tensor], done: Done, key: s
     The write is atomic: a block file that exists is complete. ``key`` identifies what the block was made from.
     """
     tensors = {f"{report.name}::{part}": t.cpu() for report, parts in done for part, t in parts.items()}
-    tensors |= {name: _smallest_exact(t.cpu()).contiguous() for name, t in block_tensors.items()}
-    # One entry only: the order of several is random, but the same run must give the same bytes.
-    about = {"block": json.dumps({"key": key, "layers": [asdict(report) for report, _ in done]})}
+    tensors |= {name: _smallest_exact(t.cpu()) for name, t in block_tensors.items()}
+    about = {"key": key, "layers": [asdict(report) for report, _ in done]}
     with whole(path) as temporary:
-        save_file(tensors, temporary, metadata=about)
+        tensor_files.write_sealed(tensors, about, temporary)
 
 
 def read_block(path: Path, key: str) -> tuple[dict[str, Tensor], Done] | None:
@@ -64,15 +68,13 @@ def read_block(path: Path, key: str) -> tuple[dict[str, Tensor], Done] | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["block"])
-        if about["key"] != key:
-            return None
-        stored = load_file(path)
-        reports = [LayerReport(**row) for row in about["layers"]]
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        return None  # damaged: the block is made again
-    parts = parts_of(stored)
+        stored, about = tensor_files.read_sealed(path)
+    except InputError as error:
+        LOG.warning("%s; it is made anew", error)
+        return None
+    if about.get("key") != key:
+        return None
+    reports, parts = [LayerReport(**row) for row in about["layers"]], parts_of(stored)
     return {n: t for n, t in stored.items() if "::" not in n}, [(r, parts[r.name]) for r in reports]
 
 
@@ -122,9 +124,8 @@ def finish_folder(
 ) -> dict[str, Any]:
     """Write the tensors outside the blocks, the configuration, the tokenizer and, last, the manifest."""
     with writing(out):
-        small = {name: _smallest_exact(tensor.cpu()).contiguous() for name, tensor in rest.items()}
         with whole(out / "rest.safetensors") as temporary:
-            save_file(small, temporary, metadata={"format": "pt"})
+            tensor_files.write({name: _smallest_exact(tensor.cpu()) for name, tensor in rest.items()}, temporary)
         model.config.save_pretrained(out)
         tokenizer.save_pretrained(out)
         files = [out / "rest.safetensors", *(block_file(out, i) for i in range(len(blocks(model))))]
@@ -155,28 +156,29 @@ def finish_folder(
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a compressed model. Raises InputError if it is missing or damaged."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        CompressionSpec.from_json(manifest["spec"])
-        return manifest
-    except FileNotFoundError:
-        raise InputError(f"{folder} has no {MANIFEST}: the compression did not finish; run it again") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / MANIFEST} is damaged ({type(error).__name__})") from None
+    path = folder / MANIFEST
+    if not os.path.lexists(path):
+        raise InputError(f"{folder} has no {MANIFEST}: the compression did not finish; run it again")
+    manifest = read_json(path, finite=False)  # the loss of a damaged layer may be infinite
+    with told(path):
+        expect(manifest, **ENTRIES)
+        spec = CompressionSpec.from_json(manifest["spec"])
+        check_name(manifest["tag"], "the tag")
+        if manifest["tag"].partition("+")[0] != spec.tag:  # a tuned model's says what was tuned behind a +
+            raise InputError(f"the tag is {shown(manifest['tag'])}, but the spec's is {spec.tag}")
+    return manifest
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a file. Raises InputError if it is missing or damaged."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is missing or damaged: {error}") from None
+    return tensor_files.read(path, finite=True)
 
 
 def load_compressed(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
     """Load the model in ``folder``, dense or with PackedLinear layers. Raises InputError if the folder is damaged."""
     manifest = read_manifest(folder)
     spec = CompressionSpec.from_json(manifest["spec"])
+    check_config(folder)
     model = skeleton(folder, dtype)
     for path in [folder / "rest.safetensors", *(block_file(folder, i) for i in range(len(blocks(model))))]:
         stored = read_tensors(path)
@@ -190,6 +192,10 @@ def load_compressed(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
 
 def assign(model: Model, tensors: dict[str, Tensor], folder: Path) -> None:
     """Assign ``tensors`` to the model's parameters and buffers. Raises InputError if they do not fit."""
+    known = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name in known and known[name].is_floating_point() and not tensor.is_floating_point():
+            raise InputError(f"{folder}: tensors do not fit the model: {name} holds {tensor.dtype}, not floats")
     try:
         unexpected = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
     except RuntimeError as error:
@@ -204,12 +210,11 @@ def _place(
     """Put one unit's weights into the model: dense, or as a PackedLinear (stacked experts are always dense)."""
     try:
         matrix = weight_matrix(model, unit)
-        if tuple(parts["shape"].tolist()) != tuple(matrix.shape):
-            raise ValueError
+        check_parts(parts, bits, (matrix.shape[0], matrix.shape[1]))
         whole = parameter_name(unit, model)
-        dense = unpack(parts, bits, kind)
-    except (KeyError, ValueError, RuntimeError, AssertionError, AttributeError, IndexError):
-        raise InputError(f"{folder}: packed weights of {unit} are damaged") from None
+    except (ValueError, AttributeError, IndexError) as error:
+        raise InputError(f"{folder}: packed weights of {unit} are damaged: {error}") from None
+    dense = unpack(parts, bits, kind)
     owner, _, name = whole.rpartition(".")
     module = model.get_submodule(owner)
     if whole != f"{unit}.weight":
@@ -237,13 +242,9 @@ def describe(name: str | Path) -> dict[str, Any]:
         return {key: value for key, value in read_manifest(folder).items() if key != "layers"} | origin(folder)
     if not (folder / "config.json").exists():
         raise InputError(f"{name} is no model folder: it has neither {MANIFEST} nor config.json")
-    weights = 0
-    for path in weight_files(folder):
-        with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 (safe_open is no dict)
-                weights += torch.Size(file.get_slice(key).get_shape()).numel()
+    weights = sum(math.prod(shape) for path in weight_files(folder) for shape in tensor_files.shapes(path).values())
     size = model_bytes(name)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json", finite=False)
     if isinstance(config.get("quantization_config"), dict):  # a packed format: its words are not weights
         settings = config["quantization_config"]
         known = {key: settings.get(key) for key in ("quant_method", "checkpoint_format", "bits", "group_size", "sym")}

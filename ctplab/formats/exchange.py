@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ctplab.disk import read_json, whole, write_json
+from ctplab.disk import whole, write_json
 from ctplab.errors import InputError
 from ctplab.formats import peft, prompt_file, tokens
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
 from ctplab.prompts.compiled import compile_prefix, pairs
 from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
+from ctplab.reading import read_json
 
 SIDECAR = "ctplab.json"
 """Holds the provenance beside an export. Other programs ignore it; an import reads it back."""

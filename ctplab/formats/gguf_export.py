@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctplab.disk import read_json, whole_folder, write_text
+from ctplab.disk import whole_folder, write_text
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint, gguf_vocabulary, tokens
 from ctplab.formats.loading import load
 from ctplab.models import Model, Tokenizer
 from ctplab.models.loading import local_folder
 from ctplab.progress import Progress, bar
+from ctplab.reading import read_json
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model type -> llama.cpp's architecture."""

@@ -5,23 +5,25 @@ A linear with W (out, in) is stored as qweight int32 (in·bits/32, out), qzeros 
 along ``in`` (codes) or ``out`` (zeros). ``gptq`` (v1) stores zero - 1, ``gptq_v2`` stores zero; the files say which.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ctplab import tensor_files
 from ctplab.compression.linear import PackedLinear
 from ctplab.compression.packing import full_codes, group_of, pack_bits, unpack, unpack_bits
+from ctplab.compression.parts import check_parts
 from ctplab.disk import whole, write_json, writing
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
 from ctplab.models import Model
 from ctplab.models.anatomy import as_matrix, blocks, transposed
 from ctplab.models.loading import load_tokenizer, skeleton
+from ctplab.models.weights import check_config
+from ctplab.reading import read_json
 from ctplab.specs import CompressionSpec
 
 FORMATS = ("gptq", "gptq_v2", "dense")
@@ -67,6 +69,13 @@ def to_gptq(parts: dict[str, Tensor], bits: int, v2: bool, name: str) -> dict[st
 
 def from_gptq(stored: dict[str, Tensor], bits: int, v2: bool) -> dict[str, Tensor]:
     """The inverse of :func:`to_gptq`. Raises KeyError, ValueError or RuntimeError if the tensors are damaged."""
+    for name in ("qweight", "qzeros", "g_idx"):
+        if name in stored and stored[name].dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"{name} is {stored[name].dtype}, not whole numbers")
+    if any(stored[name].dtype != torch.int32 or stored[name].ndim != 2 for name in ("qweight", "qzeros")):
+        raise ValueError("qweight and qzeros are not words in two dimensions")
+    if stored["scales"].ndim != 2 or not stored["scales"].is_floating_point():
+        raise ValueError("scales are no floats in two dimensions")
     codes = unpack_words(stored["qweight"], bits).T.contiguous()
     zero = unpack_words(stored["qzeros"].T.contiguous(), bits)
     rows, columns = codes.shape
@@ -145,7 +154,7 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
             save_file(tensors, temporary, metadata={"format": "pt"})
         model.config.save_pretrained(out)
         load_tokenizer(folder).save_pretrained(out)
-        config = json.loads((out / "config.json").read_text())
+        config = read_json(out / "config.json", finite=False)
         config["dtype"] = config["torch_dtype"] = "float16"  # older readers look for the second
         if to != "dense":
             config["quantization_config"] = settings(spec, to)
@@ -171,11 +180,11 @@ def _put_dense(tensors: dict[str, Tensor], model: Model, unit: str, dense: Tenso
 def quantization(folder: Path) -> dict[str, Any] | None:
     """The GPTQ settings of a model folder, or None if it is no GPTQ folder."""
     try:
-        config = json.loads((folder / "config.json").read_text()).get("quantization_config")
+        config = read_json(folder / "config.json", finite=False).get("quantization_config")
         extra = folder / "quantize_config.json"
         if config is None and extra.exists():
-            config = json.loads(extra.read_text())
-    except (OSError, json.JSONDecodeError, AttributeError):
+            config = read_json(extra)
+    except InputError:  # a name of the hub, or told when the configuration is read
         return None
     if not isinstance(config, dict) or config.get("quant_method", "gptq") != "gptq" or "bits" not in config:
         return None
@@ -192,12 +201,10 @@ def load_gptq(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
         raise InputError(
             f"{folder}: GPTQ format {name!r} with {bits!r} bits is not known; known: gptq, gptq_v2; 2, 3, 4, 8"
         )
+    check_config(folder)
     stored: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        try:
-            stored |= load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} is damaged: {error}") from None
+        stored |= tensor_files.read(path, finite=True)
     units = [key.removesuffix(".qweight") for key in stored if key.endswith(".qweight")]
     if not units:
         raise InputError(f"{folder} says it holds GPTQ weights, but no safetensors file there has any")
@@ -210,8 +217,8 @@ def load_gptq(folder: Path, dtype: torch.dtype, packed: bool) -> Model:
                 {p: stored[f"{unit}.{p}"] for p in _PARTS if f"{unit}.{p}" in stored}, bits, name == "gptq_v2"
             )
             layer = model.get_submodule(unit)
-            if tuple(parts["shape"].tolist()) != tuple(as_matrix(layer).shape):
-                raise ValueError("the shape is another")
+            matrix = as_matrix(layer)
+            check_parts(parts, bits, (matrix.shape[0], matrix.shape[1]))
         except (KeyError, ValueError, RuntimeError, AttributeError) as error:
             raise InputError(f"{folder}: the packed weights of {unit} do not fit: {error}") from None
         if packed:

@@ -7,19 +7,21 @@ PREFIX_TUNING, CARTRIDGE      (k, 2 · layers · heads · head_dim) keys and val
 PEFT itself is not needed to read or write this.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ctplab.disk import read_json, whole, write_json
+from ctplab import tensor_files
+from ctplab.disk import whole, write_json
 from ctplab.errors import InputError
 from ctplab.models import Model
 from ctplab.prompts.compiled import Pairs
 from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
+from ctplab.reading import read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -87,16 +89,16 @@ def read(folder: Path) -> tuple[AnyPrefix, str | None]:
     """Read the prefix of a PEFT folder, and the name of its base model if the folder gives one."""
     config, kind = read_json(folder / CONFIG), kind_of(folder)
     base = config.get("base_model_name_or_path")
+    if not os.path.lexists(folder / WEIGHTS):
+        raise InputError(f"{folder} has no {WEIGHTS}; save the adapter as safetensors")
     try:
-        tensor = load_file(folder / WEIGHTS)["prompt_embeddings"].float()
+        tensor = tensor_files.read(folder / WEIGHTS)["prompt_embeddings"].float()
         if tensor.ndim != 2 or tensor.shape[0] != config["num_virtual_tokens"] or tensor.numel() == 0:
             raise ValueError(f"prompt_embeddings {tuple(tensor.shape)} does not fit {CONFIG}")
         if kind == "kv":
             return unpack(tensor, int(config["num_layers"]), int(config["num_attention_heads"])), _text(base)
         return Prefix("soft", tensor), _text(base)
-    except FileNotFoundError:
-        raise InputError(f"{folder} has no {WEIGHTS}; save the adapter as safetensors") from None
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"the PEFT prompt in {folder} is damaged: {error}") from None
 
 

@@ -8,16 +8,17 @@ prompt.json          base, tokenizer and corpus with their fingerprints, compres
 """
 
 import json
+import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ctplab import tensor_files
 from ctplab.disk import whole
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
@@ -25,6 +26,7 @@ from ctplab.models.anatomy import embeddings
 from ctplab.models.fingerprints import base_fingerprint, copy_fingerprint, tokenizer_fingerprint
 from ctplab.prompts.compiled import compile_prefix
 from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
+from ctplab.reading import read_json
 from ctplab.specs import SCHEMA
 
 MANIFEST = "prompt.json"
@@ -90,20 +92,18 @@ def write(prefix: AnyPrefix, initial: AnyPrefix | None, info: dict[str, Any], ou
 def load(folder: str | Path) -> SavedPrompt:
     """Read a prompt folder. Raises InputError if it is missing, unfinished or damaged."""
     folder = Path(folder)
+    for name in (MANIFEST, TENSORS):
+        if not os.path.lexists(folder / name):
+            raise InputError(f"{folder} is no finished prompt: {name} is missing")
     try:
-        info = json.loads((folder / MANIFEST).read_text())
+        info = read_json(folder / MANIFEST)
         _check_manifest(info)
-        return _build(info, load_file(folder / TENSORS))
-    except FileNotFoundError as error:
-        missing = Path(str(error.filename)).name if error.filename else TENSORS
-        raise InputError(f"{folder} is no finished prompt: {missing} is missing") from None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return _build(info, tensor_files.read(folder / TENSORS, finite=True))
+    except (ValueError, KeyError) as error:
         raise InputError(f"the prompt in {folder} is damaged: {str(error).splitlines()[0]}") from None
 
 
-def _check_manifest(info: Any) -> None:
-    if not isinstance(info, dict):
-        raise ValueError(f"{MANIFEST} holds no object")
+def _check_manifest(info: dict[str, Any]) -> None:
     if info.get("schema") != SCHEMA:
         raise ValueError(f"schema {info.get('schema')!r} is not {SCHEMA}, which this ctplab reads")
     if not isinstance(info.get("copies", []), list) or any(type(c) is not str for c in info.get("copies", [])):
@@ -123,8 +123,8 @@ def _check_manifest(info: Any) -> None:
 def _build(info: dict[str, Any], tensors: dict[str, Tensor]) -> SavedPrompt:
     """Build the prompt from its parts. Raises ValueError or KeyError if they do not fit together."""
     k, ids = info["k"], tuple(info["init_ids"])
-    if any(not torch.isfinite(t).all() for t in tensors.values()):
-        raise ValueError("it holds NaN or infinite numbers")
+    if any(not t.is_floating_point() for t in tensors.values()):
+        raise ValueError("it holds tensors that are no floats")
     if ids and len(ids) != k:
         raise ValueError(f"{len(ids)} init_ids for {k} rows")
     initial = None

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ctplab import parallel
+from ctplab import parallel, tensor_files
 from ctplab.compression.packing import unpack
 from ctplab.compression.walk import Done, report_of, walk
 from ctplab.errors import InputError
@@ -36,11 +35,7 @@ class Source:
     def __init__(self, folder: Path) -> None:
         self.files: dict[str, Path] = {}
         for path in weight_files(folder):
-            try:
-                with safe_open(path, "pt") as file:
-                    self.files |= dict.fromkeys(file.keys(), path)
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"{path} is damaged: {error}") from None
+            self.files |= dict.fromkeys(tensor_files.shapes(path), path)
 
     def names(self, model: Model) -> dict[str, str]:
         """Parameter and buffer names of ``model`` -> names in the files (with or without the base model's prefix).
@@ -78,7 +73,7 @@ class Source:
         """Read the tensors ``names`` (model name -> name in the files)."""
         found = {}
         for name, stored in names.items():
-            with safe_open(self.files[stored], "pt") as file:
+            with tensor_files.opened(self.files[stored]) as file:
                 tensor = file.get_tensor(stored)
                 found[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
         return found

@@ -14,9 +14,10 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from ctplab.disk import read_json, write_json, write_text
+from ctplab.disk import write_json, write_text
 from ctplab.errors import InputError
 from ctplab.models import Tokenizer
+from ctplab.reading import read_json
 
 NAME = "<|soft_{}|>"
 _RESERVED = re.compile(r"[<\[]\|?(reserved|unused)[a-z_]*\d+\|?[>\]]")

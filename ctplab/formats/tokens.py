@@ -8,18 +8,17 @@ README.md                          how to use the folder, and what attaching war
 soft_tokens.json                   what was made of what; written last
 """
 
-import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ctplab.disk import read_json, whole_folder, write_json, write_text
+from ctplab import tensor_files
+from ctplab.disk import whole_folder, write_json, write_text
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint, gptq, prompt_file, token_front, token_readme, token_rows
 from ctplab.formats.loading import load
@@ -27,6 +26,7 @@ from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import check_context
 from ctplab.models.loading import load_config, local_folder
 from ctplab.prompts.prefix import Prefix
+from ctplab.reading import expect, read_json
 from ctplab.specs import SCHEMA
 
 MANIFEST = "soft_tokens.json"
@@ -123,20 +123,15 @@ def _read(folder: Path, weights: str) -> tuple[_Source, Tokenizer]:
         model, tokenizer = load(folder, device="cpu", packed=weights != "dense")
         if weights == "dense":
             return _Source(model, dict(model.state_dict()), None, f"w{stated['bits']}"), tokenizer
-        tensors = {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in _load(path).items()}
+        tensors = {
+            name: t for path in sorted(folder.glob("*.safetensors")) for name, t in tensor_files.read(path).items()
+        }
         return _Source(model, tensors, stated, f"w{stated['bits']}"), tokenizer
     if weights != "dense":
         raise InputError(f"{folder} is not quantised: its weights can only be dense")
     own = str(getattr(load_config(folder), "dtype", None)).removeprefix("torch.")  # fingerprints are of these values
     model, tokenizer = load(folder, device="cpu", dtype=own if own in DTYPES else "float32")
     return _Source(model, dict(model.state_dict()), None, "full"), tokenizer
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
 
 
 def _grow(source: _Source, prefix: Prefix, ids: list[int], pad_to: int, known: dict[int, str]) -> dict[str, Any]:
@@ -193,7 +188,7 @@ def _write_model(source: _Source, folder: Path, dtype: str, generation: dict[str
         {name: t.contiguous() for name, t in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"}
     )
     source.model.config.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json", finite=False)
     config["dtype"] = config["torch_dtype"] = dtype  # the second is what older readers look for
     if source.gptq is not None:
         config["quantization_config"] = source.gptq
@@ -218,11 +213,12 @@ def read(folder: Path) -> prompt_file.SavedPrompt:
     """
     manifest, saved = read_json(folder / MANIFEST), prompt_file.load(folder / PROMPT)
     try:
-        with safe_open(folder / "model.safetensors", "pt") as file:
+        expect(manifest, embedding=str, scale=float, ids=list)
+        with tensor_files.opened(folder / "model.safetensors") as file:
             table = file.get_slice(manifest["embedding"])
             found = torch.cat([table[i : i + 1] for i in manifest["ids"]])
         same = torch.equal(found, (saved.rows()[0].rows / manifest["scale"]).to(found.dtype))
-    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{folder} is damaged: {str(error).splitlines()[0]}") from None
     if not same:
         raise InputError(f"the soft tokens' rows in {folder} were changed: they are not those of {PROMPT}/ any more")

@@ -11,20 +11,20 @@ them again: ``low-rank`` needs a pruned model. The sources: EfficientQAT (arXiv 
 2312.15230) for norms and for low-rank updates that keep a mask.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ctplab import tensor_files
 from ctplab.compression.packing import unpack_bits
 from ctplab.disk import whole, whole_folder, write_json
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
+from ctplab.reading import read_json
 
 KINDS = ("scales", "norms", "low-rank")
 MANIFEST = checkpoint.MANIFEST
@@ -82,7 +82,7 @@ def fold(folder: Path, out: Path, changes: Mapping[str, Tensor], made_from: dict
             for name, tensor in tensors.items():
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise InputError(f"{name} is not finite any more: learn with a smaller rate (lr=)")
-            with safe_open(path, "pt") as file:
+            with tensor_files.opened(path) as file:
                 about = file.metadata()
             with whole(new / path.name) as temporary:
                 save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata=about)
@@ -101,9 +101,9 @@ def tuned_from(out: Path) -> dict[str, Any] | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
-        made_from = json.loads((out / MANIFEST).read_text())["tuned"]
+        made_from = read_json(out / MANIFEST, finite=False).get("tuned")
         if isinstance(made_from, dict):
             return made_from
-    except (OSError, ValueError, KeyError, TypeError):
+    except InputError:
         pass
     raise InputError(f"{out} exists and is no tuned model: choose another folder")

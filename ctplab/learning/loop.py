@@ -29,7 +29,7 @@ from ctplab.learning.step import Gradient, Learnable
 from ctplab.learning.teacher import MemoryTeacher, Teacher, TopKTeacher
 from ctplab.learning.windows import Windows
 from ctplab.models import Model
-from ctplab.models.anatomy import check_context, embeddings
+from ctplab.models.anatomy import check_context, check_ids, embeddings
 from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.head import Halves, halves
@@ -146,6 +146,8 @@ def take_steps(
     _check(models, train, spec, learnable.k, teacher)
     device = embeddings(models[0]).device
     text = Windows.of(train, device)
+    check_ids(models[0], train.windows)
+    check_ids(models[0], validation.windows)
     plan = schedule.validations(spec, len(text.ids), len(validation.windows), len(models))
     held_out = Windows.of(validation, device, plan.windows)
     result.validation_tokens = held_out.targets
@@ -160,8 +162,9 @@ def take_steps(
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=spec.lr, weight_decay=spec.weight_decay)
     cuts = [halves(model) for model in models]
     first = 0
-    if state is not None and state.exists():
-        best, record = load_state(state, parameters, optimizer, identity)
+    kept = None if state is None else load_state(state, parameters, optimizer, identity)
+    if kept is not None:
+        best, record = kept
         result.prefix, first = learnable.frozen(best), record["step"]
         result.best_step, result.best_validation = record["best_step"], record["best_validation"]
         result.steps[:] = [Step(**step) for step in record["curve"]]
@@ -238,10 +241,15 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def finish(steps: Iterator[Step], result: Learned[P], spec: PromptSpec, progress: Progress) -> Learned[P]:
-    """Take all steps. An interrupt (Ctrl-C) ends them early and keeps the best."""
+    """Take all steps. An interrupt (Ctrl-C) ends them early and keeps the best.
+
+    It passes on as KeyboardInterrupt if nothing was validated after a step: there is no best yet to keep.
+    """
     try:
         for _ in progress(steps, total=spec.steps, label="learn"):
             pass
     except KeyboardInterrupt:
+        if all(step.validation is None for step in result.steps):
+            raise
         result.stopped = f"interrupted after {len(result.steps)} steps"
     return result

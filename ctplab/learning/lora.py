@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ctplab.disk import read_json, write_json
+from ctplab import tensor_files
+from ctplab.disk import write_json
 from ctplab.errors import InputError
 from ctplab.learning.loop import Learned, finish, take_steps
 from ctplab.learning.teacher import Teacher
@@ -20,6 +20,7 @@ from ctplab.models import Model
 from ctplab.models.anatomy import blocks, linears
 from ctplab.progress import Progress, bar
 from ctplab.prompts.compiled import KV
+from ctplab.reading import read_json
 from ctplab.specs import LoraSpec, PromptSpec
 from ctplab.text.corpora import Split
 
@@ -125,7 +126,7 @@ class Adapter:
         """Load the weights of a saved adapter into this one."""
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(self._peft, load_file(folder / "adapter_model.safetensors"))
+        set_peft_model_state_dict(self._peft, tensor_files.read(folder / "adapter_model.safetensors", finite=True))
 
     def remove(self) -> Model:
         """Remove the adapter and return the model, with the same modules and weights as before."""

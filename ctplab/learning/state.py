@@ -1,19 +1,21 @@
 """The state that learning resumes from after a kill: parameters, optimiser, the best so far and the curve.
 
-It is one safetensors file, replaced atomically. It names its recipe, text and model, and no other run resumes from it.
+It is one sealed safetensors file, replaced atomically. It names its recipe, text and model, and no other run resumes
+from it.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ctplab.disk import whole
+from ctplab import parallel, tensor_files
+from ctplab.disk import LOG, whole, writing
 from ctplab.errors import InputError
 
 
@@ -30,25 +32,37 @@ def save_state(
     tensors |= {f"best.{name}": p for name, p in best.items()}
     for name, p in parameters.items():
         tensors |= {f"adam.{key}.{name}": value for key, value in optimizer.state[p].items()}
-    plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with whole(path) as temporary:
-        save_file(plain, temporary, metadata={"state": json.dumps({"identity": identity, "record": record})})
+        tensor_files.write_sealed(tensors, {"identity": identity, "record": record}, temporary)
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def load_state(
     path: Path, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, identity: dict[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Restore parameters and optimiser; returns (best, record). Raises InputError if the file is another run's."""
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Restore parameters and optimiser; returns (best, record).
+
+    None, and nothing restored, if there is no state, if it is damaged or if it is another run's: the last two are told,
+    and the other run's is moved aside.
+    """
+    if not os.path.lexists(path):
+        return None
     try:
-        tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            state = json.loads(file.metadata()["state"])
-        kept, record = state["identity"], state["record"]
-    except Exception as error:
-        raise InputError(f"{path} is damaged; delete it to start afresh") from error
+        tensors, about = tensor_files.read_sealed(path)
+    except InputError as error:
+        LOG.warning("%s; learning begins anew", error)
+        return None
     for what, value in identity.items():
-        if kept.get(what) != value:
-            raise InputError(f"{path} belongs to another {what}; give another output folder or delete it")
+        if about["identity"].get(what) != value:
+            aside = path.with_name(f"{path.stem}-{_digest(about['identity'])}{path.suffix}")
+            LOG.warning("%s belongs to another %s; it is kept as %s, and learning begins anew", path, what, aside.name)
+            if parallel.is_main():
+                with writing(aside):
+                    os.replace(path, aside)
+            return None
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(tensors[f"now.{name}"])
@@ -56,4 +70,5 @@ def load_state(
             optimizer.state[p] = {key: tensors[f"adam.{key}.{name}"] for key in keys}
             for key in keys[1:]:
                 optimizer.state[p][key] = optimizer.state[p][key].to(p.device)
-    return {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}, record
+    best = {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}
+    return best, about["record"]

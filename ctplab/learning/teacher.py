@@ -4,16 +4,16 @@ For a batch, a teacher's :meth:`target` returns a function from rows of the batc
 too exist for only a few rows at a time (see :mod:`ctplab.learning.objective`).
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ctplab.disk import whole
+from ctplab import tensor_files
+from ctplab.disk import LOG, whole
 from ctplab.errors import InputError
 from ctplab.learning.objective import Target, chunks, with_tail
 from ctplab.models import Model
@@ -85,24 +85,28 @@ def cached_teacher(
 ) -> TopKTeacher:
     """Load the teacher of ``split`` from ``folder``, or compute it once for this model, these windows and this K.
 
-    It takes 6 K bytes per token. Raises InputError if K is not in 1 .. V or the file cannot be written or read.
+    It takes 6 K bytes per token. A damaged file is made anew. Raises InputError if K is not in 1 .. V, or if the disk
+    refuses.
     """
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
     if not 1 <= k <= vocabulary:
         raise InputError(f"the teacher's top-k must be in 1 .. {vocabulary}, not {k}")
     weights = weights_fingerprint(model)
     path = folder / f"teacher-{weights}-{split.fingerprint}-top{k}.safetensors"
-    if not path.exists():
+    tensors: dict[str, Tensor] = {}
+    if os.path.lexists(path):
+        try:
+            tensors, _ = tensor_files.read_sealed(path)
+        except InputError as error:
+            LOG.warning("%s; it is made anew", error)
+    if not tensors:
         parts = list(
             progress(_top(model, split.windows, k, batch), total=-(-len(split.windows) // batch), label="teacher")
         )
-        top, ids = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        top, ids = (torch.cat(found) for found in zip(*parts, strict=True))
+        tensors = {"top": top, "ids": ids}
         with whole(path) as temporary:
-            save_file({"top": top, "ids": ids}, temporary)
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete it to compute it anew") from error
+            tensor_files.write_sealed(tensors, {}, temporary)
     return TopKTeacher(tensors["top"], tensors["ids"], vocabulary, split.fingerprint)
 
 

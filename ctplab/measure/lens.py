@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ctplab.errors import InputError
 from ctplab.models import Tokenizer
-from ctplab.models.anatomy import check_context, embeddings
+from ctplab.models.anatomy import check_context, check_ids, embeddings
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.compiled import compiled
 from ctplab.prompts.head import logits_after
@@ -72,6 +72,7 @@ def _log_probabilities(arm: Arm, ids: list[int]) -> Tensor:
     """(T, V) fp32 log-probabilities, on the CPU. One text only, so they are of modest size."""
     check_context(arm.model, arm.prefix.k, len(ids))
     row = torch.tensor([ids], device=embeddings(arm.model).device)
+    check_ids(arm.model, row)
     logits = logits_after(arm.model, compiled(arm), row)[0]
     return logits.float().log_softmax(-1).cpu()
 

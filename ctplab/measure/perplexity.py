@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ctplab import parallel
 from ctplab.disk import Keep, compute_always
 from ctplab.errors import InputError
-from ctplab.models.anatomy import check_context, embeddings
+from ctplab.models.anatomy import check_context, check_ids, embeddings
 from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
@@ -73,6 +73,7 @@ def window_scores(
 def _summed_nll(arm: Arm, windows: Tensor, masks: Tensor | None, batch: int, progress: Progress) -> Tensor:
     """Summed NLL of every window's targets: ``windows``, ``masks`` (N, T) -> (N,) float64."""
     check_context(arm.model, arm.prefix.k, windows.shape[1])
+    check_ids(arm.model, windows)
     kv = compiled(arm)
     device = embeddings(arm.model).device
     sums = torch.zeros(len(windows), dtype=torch.float64, device=device)

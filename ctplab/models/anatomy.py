@@ -95,6 +95,19 @@ def embed(model: Model, ids: Tensor) -> Tensor:
     return model.get_input_embeddings()(ids.to(embeddings(model).device))
 
 
+def check_ids(model: Model, ids: Tensor) -> None:
+    """Raise InputError if one of ``ids`` (...) is beyond the embedding matrix: a token that the model was never given.
+
+    That happens if words were added to a tokenizer, such as ``[PAD]``, and not to the model.
+    """
+    rows, largest = embeddings(model).shape[0], int(ids.max()) if ids.numel() else 0
+    if largest >= rows:
+        raise InputError(
+            f"the text holds token {largest}, but the model has embeddings for 0 to {rows - 1} only: its tokenizer has "
+            "added words that the model was never given; take them out of the tokenizer, or resize the model"
+        )
+
+
 def context_length(model: Model) -> int | None:
     """The largest number of positions that the model takes, or None if nothing bounds it (ALiBi)."""
     config = model.config.get_text_config()

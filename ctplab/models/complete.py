@@ -4,18 +4,17 @@ One rule for all commands, whichever way the weights are read. transformers itse
 with random numbers, and reads codes as if they were weights.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
+from ctplab import tensor_files
 from ctplab.errors import InputError
 from ctplab.models import Model
 from ctplab.models.weights import weight_files
+from ctplab.reading import read_json
 
 NUMBERS = ("F64", "F32", "F16", "BF16")
 """How safetensors calls the types in which weights are stored as they are."""
@@ -32,21 +31,15 @@ def check_numbers(folder: Path) -> None:
             f"{folder} holds codes, not weights (quantization_config: {method}); give the full model it was made from"
         )
     for path in weight_files(folder):
-        try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
-                    kind = file.get_slice(name).get_dtype()
-                    if kind not in NUMBERS and (name.endswith(".weight") or kind.startswith(("F4", "F6", "F8"))):
-                        raise InputError(f"{path}: {name} is stored as {kind}: codes, not weights; give the full model")
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} is damaged: {error}") from None
+        with tensor_files.opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
+                kind = file.get_slice(name).get_dtype()
+                if kind not in NUMBERS and (name.endswith(".weight") or kind.startswith(("F4", "F6", "F8"))):
+                    raise InputError(f"{path}: {name} is stored as {kind}: codes, not weights; give the full model")
 
 
 def _quantization(folder: Path) -> object:
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None  # no config, or a damaged one: whoever reads it says so
+    return read_json(folder / "config.json", finite=False).get("quantization_config")
 
 
 def check_complete(

@@ -12,7 +12,7 @@ from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer, known
 from ctplab.models.anatomy import blocks
 from ctplab.models.complete import check_complete, check_numbers, untie
-from ctplab.models.weights import weight_files
+from ctplab.models.weights import check_config, weight_files
 
 DTYPES = ("float32", "bfloat16", "float16")
 FIRST_BFLOAT16 = (8, 0)
@@ -94,6 +94,8 @@ def check_name(name: str | Path) -> str:
         raise InputError(f"no model folder at {path!r}; give a folder with config.json, a hub id, or one of {names}")
     if local and not (Path(path) / "config.json").exists():
         raise InputError(f"{path} has no config.json: it is not a Hugging Face model folder")
+    if local:
+        check_config(Path(path))
     return path
 
 
@@ -138,10 +140,10 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     logging.set_verbosity_error()  # its report on missing weights takes many lines; ours says the same in one
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(  # with output_loading_info, a pair
             path, dtype=kind, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
-        model, read = loaded
+        model, read = found
     except Exception as error:  # transformers raises a dozen types here; the user needs one line
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"cannot load the model {str(name)!r}: {reason}") from error

@@ -2,10 +2,27 @@
 
 from pathlib import Path
 
-from ctplab.disk import read_json
+from ctplab.disk import check_name
 from ctplab.errors import InputError
+from ctplab.reading import expect, read_json, told
 
 INDEX = "model.safetensors.index.json"
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+MOST_LAYERS = 10_000
+"""The deepest published models have about 200. A damaged number would build blocks until the memory is full."""
+
+
+def check_config(folder: Path) -> None:
+    """Raise InputError if the configuration in ``folder`` is damaged, or names an absurd number of layers."""
+    path = folder / "config.json"
+    config = read_json(path, finite=False)
+    with told(path):
+        expect(config, model_type=str | None)
+        for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+            expect(part, **dict.fromkeys(LAYERS, int | None))
+            for key in LAYERS:
+                if not 0 < part.get(key, 1) <= MOST_LAYERS:
+                    raise InputError(f"{key} is {part[key]}")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -18,8 +35,11 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / INDEX).exists():
         return sorted(folder.glob("*.safetensors")) or _none(folder)
     shards = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+    if not isinstance(shards, dict) or not shards:
         raise InputError(f"{folder / INDEX} is damaged: it has no weight_map")
+    for name in shards.values():
+        with told(folder / INDEX):
+            check_name(name, "the file")
     files = [folder / name for name in sorted(set(shards.values()))]
     for path in files:
         if not path.exists():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
-from ctplab.models.anatomy import embed, embeddings
+from ctplab.models.anatomy import check_ids, embed, embeddings
 from ctplab.text.reading import start_token, words, written_first
 
 #: The hard prompt of the paper's Figure 1.
@@ -61,6 +61,7 @@ def none(model: Model) -> Prefix:
 
 def from_ids(model: Model, ids: Tensor, name: str) -> Prefix:
     """The embeddings of vocabulary ``ids`` (k,)."""
+    check_ids(model, ids)
     return Prefix(name, embed(model, ids).detach().float().cpu(), tuple(ids.tolist()))
 
 

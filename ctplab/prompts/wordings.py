@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ctplab.errors import InputError
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
+from ctplab.reading import read_text
 
 WORDINGS = {
     "paper": PAPER_HARD_PROMPT,
@@ -26,10 +27,7 @@ def read_candidates(path: Path) -> list[str]:
     The name of a preset stands for its text. The same text counts once. Raises InputError if the file cannot be read
     or holds no prompt.
     """
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    text = read_text(path).strip()
     lines = [line.rstrip() for line in text.split("\n")]
     blocks = "\n".join(lines).split("\n\n") if "" in lines else lines
     found = dict.fromkeys(wording(block.strip("\n")) for block in blocks if block.strip())

@@ -51,8 +51,8 @@ def recipe_of(saved: SavedPrompt, tokenizer: Tokenizer) -> tuple[PromptSpec, Spl
         raise InputError("the prompt's file does not say by which recipe and on which corpus it was learned")
     try:
         spec = PromptSpec.from_json(info["spec"])
-    except TypeError:
-        raise InputError("the recipe in the prompt's file is damaged") from None
+    except InputError as error:
+        raise InputError(f"the recipe in the prompt's file is damaged: {error}") from None
     if info.get("kind", "rows") != "rows" or spec.init == "prompt":
         raise InputError("the prompt was not learned from a fresh start as rows, which is what can be repeated")
     lengths = [info["seq_len"]] if isinstance(info.get("seq_len"), int) else USUAL_LENGTHS

@@ -3,17 +3,20 @@
 This module checks settings only. ``plan.py`` checks that models and texts exist.
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from ctplab.errors import InputError
-from ctplab.specs import CompressionSpec, PromptSpec
-from ctplab.text.corpora import LOSSES
+from ctplab.reading import read_toml, shown
+from ctplab.specs import LARGEST, CompressionSpec, PromptSpec, check_types
+from ctplab.text.corpora import LOSSES, MOST_SAMPLES
 
 T = TypeVar("T")
+
+MOST_CELLS = 100_000
+"""A sweep of more would take years; its plan alone takes minutes and gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Calibration:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise InputError(f"samples must be at least 1, not {self.samples}")
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise InputError(f"samples must be from 1 to {MOST_SAMPLES}, not {self.samples}")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,12 @@ class SweepGrid:
     loss: str | None = None
     """Which tokens are counted, as in :func:`ctplab.text.corpora.corpus`."""
 
+    @property
+    def size(self) -> int:
+        """The number of cells."""
+        learned = len(self.prompts) * len(self.corpora) * len(self.seeds) * (1 + len(self.score))
+        return len(self.models) * (len(self.score) + len(self.specs) * (1 + len(self.score) + learned))
+
     def __str__(self) -> str:
         parts = ("model", self.models), ("spec", self.specs), ("prompt", self.prompts)
         counts = [*parts, ("corpus", self.corpora), ("seed", self.seeds)]
@@ -64,14 +73,7 @@ def read(path: Path, seed: int = 0) -> SweepGrid:
 
     ``seed`` is used if the file has no ``seeds``. Relative paths start at the working directory.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is no TOML: {error}") from None
+    data = read_toml(path)
     try:
         return _grid(data, seed)
     except InputError as error:
@@ -90,12 +92,14 @@ def _grid(data: dict[str, Any], seed: int) -> SweepGrid:
         prompts={name: _prompt(name, entry) for name, entry in _table(data, "prompts").items()},
         corpora=corpora,
         score=tuple(map(_absolute_text, _list(data, "score", str))) if "score" in data else corpora,
-        seeds=tuple(_list(data, "seeds", int)) if "seeds" in data else (seed,),
+        seeds=tuple(map(_seed, _list(data, "seeds", int))) if "seeds" in data else (seed,),
         seq_len=_positive(data, "seq_len"),
         windows=None if windows is None else _positive(data, "windows"),
         calibration=_spec(Calibration, calibration, "calibration"),
         loss=data.get("loss"),
     )
+    if grid.size > MOST_CELLS:
+        raise InputError(f"{grid} are {grid.size} cells; at most {MOST_CELLS} go into one sweep: split the file")
     if grid.loss not in (None, *LOSSES):
         raise InputError(f"loss must be one of {', '.join(LOSSES)}, not {grid.loss!r}")
     tags = [spec.tag for spec in grid.specs]
@@ -116,39 +120,41 @@ def _list(data: dict[str, Any], key: str, kind: type[T]) -> list[T]:
     what = {str: "texts", int: "whole numbers", dict: "tables such as {bits = 4}"}[kind]
     found = data.get(key)
     if not isinstance(found, list) or not found or not all(type(item) is kind for item in found):
-        raise InputError(f"{key} must be a list of {what}, not {found!r}" if key in data else f"{key} is missing")
+        raise InputError(f"{key} must be a list of {what}, not {shown(found)}" if key in data else f"{key} is missing")
+    seen = set()
     for item in found:
-        if found.count(item) > 1:
-            raise InputError(f"{key} names {item!r} twice")
+        if repr(item) in seen:
+            raise InputError(f"{key} names {shown(item)} twice")
+        seen.add(repr(item))
     return found
 
 
 def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
     found = data.get(key, {})
     if not isinstance(found, dict):
-        raise InputError(f"{key} must be a table, not {found!r}")
+        raise InputError(f"{key} must be a table, not {shown(found)}")
     return found
 
 
 def _positive(data: dict[str, Any], key: str) -> int:
     if key not in data:
         raise InputError(f"{key} is missing")
-    if type(data[key]) is not int or data[key] < 1:
-        raise InputError(f"{key} must be a whole number of at least 1, not {data[key]!r}")
+    if type(data[key]) is not int or not 1 <= data[key] <= LARGEST:
+        raise InputError(f"{key} must be a whole number from 1 to {LARGEST}, not {shown(data[key])}")
     return data[key]
+
+
+def _seed(value: int) -> int:
+    if not 0 <= value <= LARGEST:
+        raise InputError(f"a seed must be from 0 to {LARGEST}, not {value}")
+    return value
 
 
 def _spec(cls: type[T], entry: dict[str, Any], where: str) -> T:
     """Build ``cls`` from a table. This function checks keys and types; ``cls`` itself checks values."""
-    hints = get_type_hints(cls)
-    _known(entry, tuple(hints), where)
-    for key, value in entry.items():
-        number_for_float = hints[key] is float and type(value) is int
-        bool_for_number = isinstance(value, bool) and hints[key] is not bool
-        if bool_for_number or not (number_for_float or isinstance(value, hints[key])):
-            wanted = getattr(hints[key], "__name__", str(hints[key]))
-            raise InputError(f"{key} in {where} must be of type {wanted}, not {value!r}")
+    _known(entry, tuple(get_type_hints(cls)), where)
     try:
+        check_types(cls, entry)
         return cls(**entry)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
@@ -157,7 +163,7 @@ def _spec(cls: type[T], entry: dict[str, Any], where: str) -> T:
 def _prompt(name: str, entry: Any) -> PromptSpec:
     where = f"prompts.{name}"
     if not isinstance(entry, dict):
-        raise InputError(f"{where} must be a table, not {entry!r}")
+        raise InputError(f"{where} must be a table, not {shown(entry)}")
     if "seed" in entry:
         raise InputError(f"{where}: a prompt's seed comes from the sweep's seeds")
     if entry.get("init") == "prompt":

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,25 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ctplab.errors import InputError
+from ctplab.reading import expect, parse_json
 from ctplab.runs import store
+
+ENTRIES = {"key": str, "step": str, "model": str, "tokens": int, "seconds": float, "computed": bool}
 
 
 def read(root: Path) -> list[dict[str, Any]]:
-    """Return all lines. A partial line, which a killed machine can leave, is skipped."""
+    """Return all lines. A partial or damaged line, which a killed machine can leave, is skipped."""
     try:
-        lines = store.completed(root).read_text().splitlines()
-    except FileNotFoundError:
+        lines = store.completed(root).read_bytes().split(b"\n")
+    except OSError:
         return []
     found = []
     for line in lines:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return [line for line in found if isinstance(line, dict) and {"key", "step", "model"} <= line.keys()]
+        with suppress(InputError, UnicodeDecodeError):
+            row = parse_json(line.decode())
+            expect(row if isinstance(row, dict) else {}, **ENTRIES)
+            found.append(row)
+    return found
 
 
 def append(root: Path, line: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctplab.disk import result_in
 from ctplab.errors import InputError
 from ctplab.formats.checkpoint import MANIFEST
 from ctplab.measure.perplexity import masks_of, windows_of
@@ -16,6 +17,7 @@ from ctplab.models.anatomy import check_context
 from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.models.loading import local_folder, skeleton
 from ctplab.progress import Progress, silent
+from ctplab.reading import read_json
 from ctplab.sweep import log
 from ctplab.sweep.cells import STEPS, Cell, Settings, cells
 from ctplab.sweep.grid import SweepGrid
@@ -157,11 +159,13 @@ def _content(folder: Path) -> list[list[Any]]:
 def _made_from(path: Path, made_from: dict[str, Any]) -> bool:
     """Whether the result in ``path`` records that it was made from ``made_from``; None: it says nothing of the kind."""
     try:
-        kept = json.loads(path.read_text())
-        recorded = kept.get("key", kept)
-        return all(recorded.get(name) == value for name, value in made_from.items())
-    except (OSError, ValueError, AttributeError, TypeError):
+        kept = read_json(path, finite=False)
+    except InputError:
         return False
+    if "result" in kept and result_in(path, kept) is None:
+        return False
+    recorded = kept.get("key", kept)
+    return isinstance(recorded, dict) and all(recorded.get(name) == value for name, value in made_from.items())
 
 
 def _rates(lines: list[dict[str, Any]]) -> dict[tuple[str, str], float]:

@@ -6,10 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ctplab.disk import read_json, write_json
+from ctplab.disk import write_json
 from ctplab.errors import InputError
 from ctplab.formats.checkpoint import read_manifest
 from ctplab.measure.stats import recovery
+from ctplab.reading import read_json
 from ctplab.runs import store
 from ctplab.runs.stale import weights_id
 from ctplab.scores import WindowScores

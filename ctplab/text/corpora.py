@@ -21,17 +21,20 @@ import torch
 from torch import Tensor
 
 from ctplab.atlas import docs, registers
-from ctplab.disk import cache_dir, write_text
+from ctplab.disk import LOG, cache_dir, once
 from ctplab.errors import InputError
 from ctplab.models import Tokenizer
 from ctplab.text import published
 from ctplab.text.chat import Conversation, all_ids, ids_and_answers
 from ctplab.text.documents import Document, read_splits
+from ctplab.text.tokens import all_tokens
 
 ATLAS_DOCUMENTS = {"train": 8000, "validation": 400, "test": 800}
 NAMES = (*registers.WRITERS, "docs", *published.NAMES, "file:PATH")
 LOSSES = ("answers", "all")
 """What is counted: the assistant's tokens only, or all."""
+MOST_SAMPLES = 1_000_000
+"""Calibration windows; the field uses 128."""
 
 Tokens = tuple[Tensor, Tensor | None]
 """(M,) ids, and the mask (M,) bool of those that may be targets; None: all."""
@@ -66,7 +69,9 @@ class Split:
         return None if self.mask is None else self.mask[: self.windows.numel()].view_as(self.windows)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """(n, T): windows at random positions, for calibration."""
+        """(n, T): windows at random positions, for calibration. Raises InputError if ``n`` is absurd."""
+        if not 1 <= n <= MOST_SAMPLES:
+            raise InputError(f"samples must be from 1 to {MOST_SAMPLES}, not {n}")
         last = len(self.windows.flatten()) - self.seq_len
         rng = random.Random(seed)
         starts = [rng.randint(0, last) for _ in range(n)]
@@ -158,8 +163,7 @@ def _spoken(name: str, split: str, conversations: list[Conversation], tokenizer:
 def _tokenised(name: str, split: str, text: str, tokenizer: Tokenizer) -> Tensor:
     if not text.strip():
         raise InputError(f"{name} has no text in its {split} split")
-    ids = tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.long)
+    return torch.tensor(all_tokens(tokenizer, text, f"{name} ({split})"), dtype=torch.long)
 
 
 def _atlas_text(name: str, split: str) -> str:
@@ -175,9 +179,8 @@ def _docs() -> dict[str, list[str]]:
     installed = {d.name: d.version for d in metadata.distributions() if d.name in docs.PACKAGES}
     rules = Path(docs.__file__).read_bytes()
     key = hashlib.sha256(json.dumps([sys.version, sorted(installed.items())]).encode() + rules).hexdigest()[:16]
-    path = cache_dir() / f"docs-{key}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    splits = docs.harvest()
-    write_text(json.dumps(splits), path)
-    return splits
+    try:
+        return once(cache_dir() / f"docs-{key}.json", {"made of": key}, docs.harvest)
+    except InputError as error:
+        LOG.warning("%s; the corpus 'docs' is harvested each time", error)
+        return docs.harvest()

@@ -5,18 +5,23 @@
 | ``.jsonl``, rows with ``text`` or ``content`` | that field |
 | ``.jsonl``, rows with ``messages`` | a conversation: a list of ``{"role": ..., "content": ...}`` |
 | ``.jsonl``, rows with ``prompt`` and ``completion`` | a conversation of two turns |
+| ``.json``, a list of such rows, or lines as in ``.jsonl`` | likewise |
 | any other | a part between ``<|endoftext|>``, or between blank lines |
 
 The first row says which; ``PATH#FIELD`` chooses if it has several, or names a text field of another name.
 """
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ctplab.errors import InputError
+from ctplab.reading import parse_json, read_text, shown
 from ctplab.text.chat import ASSISTANT, Conversation, question
 
+LINES = (".jsonl", ".ndjson")
+LEAST_SHARE = 50
+"""A split by words must give each part at least a fiftieth of the characters; the shares are a twentieth."""
 SPLITS = ("train", "validation", "test")
 FIELDS = ("text", "content", "messages", "prompt")
 """The fields that are known; ``prompt`` comes with ``completion``."""
@@ -29,32 +34,55 @@ def read_documents(path: Path, field: str | None = None) -> list[Document]:
 
     Raises InputError with one line, which names the row, if the file cannot be read so.
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
-    if path.suffix == ".jsonl":
-        return _rows(content.split("\n"), path, field)
+    kind = path.suffix.lower()
+    content = read_text(path)
+    if kind in LINES or (kind == ".json" and _holds_lines(content)):
+        return _rows(_parsed_lines(content, path), path, field)
+    if kind == ".json":
+        return _rows(_parsed_array(content, path), path, field)
     if field is not None:
-        raise InputError(f"{path} has no fields: only .jsonl files have")
+        raise InputError(f"{path} has no fields: only .jsonl and .json files have")
     mark = "<|endoftext|>" if "<|endoftext|>" in content else "\n\n"
     return [part.strip("\n") for part in content.split(mark) if part.strip()]
 
 
-def _rows(lines: list[str], path: Path, field: str | None) -> list[Document]:
+def _holds_lines(content: str) -> bool:
+    """Whether the first line of a ``.json`` file is an object of its own, as in ``.jsonl``."""
+    first, _, rest = content.strip().partition("\n")
+    return bool(rest) and first.startswith("{") and first.rstrip().endswith("}") and rest.lstrip().startswith("{")
+
+
+def _parsed_lines(content: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, value) of every line that is not blank. Only ``\\n`` ends a line: U+2028 may stand inside a string."""
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"line {number}", parse_json(line, finite=False)
+            except InputError as error:
+                raise InputError(f"{path}, line {number}: {error}") from None
+
+
+def _parsed_array(content: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, value) of every item of an array."""
+    try:
+        found = parse_json(content, finite=False)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if not isinstance(found, list):
+        raise InputError(f'{path} holds no list of rows; give a .jsonl file, or a list such as [{{"text": ...}}]')
+    yield from ((f"row {number}", row) for number, row in enumerate(found, 1))
+
+
+def _rows(rows: Iterator[tuple[str, Any]], path: Path, field: str | None) -> list[Document]:
     found: list[Document] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for place, row in rows:
         try:
-            row = json.loads(line)
             if not isinstance(row, dict):
-                raise InputError("it is no JSON object")
+                raise InputError('it is no JSON object such as {"text": "..."}')
             field = field or _known(row)
-            found.append(_document(row, field, f"{path}, line {number}"))
-        except (json.JSONDecodeError, InputError) as error:
-            reason = error if isinstance(error, InputError) else "it is no JSON"
-            raise InputError(f"{path}, line {number}: {reason}") from None
+            found.append(_document(row, field, f"{path}, {place}"))
+        except InputError as error:
+            raise InputError(f"{path}, {place}: {error}") from None
     return found
 
 
@@ -78,9 +106,23 @@ def _document(row: dict[str, Any], field: str, where: str) -> Document:
 
 
 def _text(row: dict[str, Any], field: str) -> str:
-    if not isinstance(row.get(field), str):
+    if field not in row:
         raise InputError(f"it has no '{field}' field that is text")
-    return row[field]
+    if not isinstance(row[field], str):
+        raise InputError(
+            f"it has no '{field}' field that is text, but {shown(row[field])}; remove the row, or quote it"
+        )
+    return _whole(row[field], field)
+
+
+def _whole(text: str, field: str) -> str:
+    """``text``. Raises InputError if it holds half of a surrogate pair, which no UTF-8 text can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise InputError(f"'{field}' holds {half}, half of a character: remove it, or write \\ufffd for it") from None
+    return text
 
 
 def _messages(given: Any) -> tuple[dict[str, str], ...]:
@@ -92,7 +134,7 @@ def _messages(given: Any) -> tuple[dict[str, str], ...]:
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
                 raise InputError(f"every message needs a '{key}' that is text")
-    return tuple({"role": message["role"], "content": message["content"]} for message in given)
+    return tuple({key: _whole(message[key], key) for key in ("role", "content")} for message in given)
 
 
 def read_texts(path: Path) -> list[str]:
@@ -106,8 +148,22 @@ def _file(path: str) -> list[Document]:
     return read_documents(Path(path)) if not mark or Path(path).exists() else read_documents(Path(name), field)
 
 
+def _cut(text: str) -> tuple[str, str, str]:
+    """``text`` as 90, 5 and 5 percent: between words, or between characters if words are no measure of its length.
+
+    Chinese, Thai or DNA have no spaces, or a few in one place only.
+    """
+    words = text.split(" ")
+    a, b = (round(share * len(words)) for share in (0.9, 0.95))
+    parts = " ".join(words[:a]), " ".join(words[a:b]), " ".join(words[b:])
+    if min(map(len, parts)) < len(text) // LEAST_SHARE:
+        a, b = (round(share * len(text)) for share in (0.9, 0.95))
+        parts = text[:a], text[a:b], text[b:]
+    return parts
+
+
 def read_splits(paths: str) -> dict[str, list[Document]]:
-    """Read ``TRAIN,VALIDATION,TEST``, or split one file 90/5/5 by document (between words if it has fewer than 20).
+    """Read ``TRAIN,VALIDATION,TEST``, or split one file 90/5/5 by document (inside the text if it has fewer than 20).
 
     A file of conversations needs at least three of them to be split.
     """
@@ -122,9 +178,7 @@ def read_splits(paths: str) -> dict[str, list[Document]]:
         raise InputError(f"{files[0]} has no text")
     texts = [document for document in documents if isinstance(document, str)]
     if texts and n < 20:  # too few to share out: cut the text itself, between words
-        words = "\n\n".join(texts).split(" ")
-        a, b = (round(share * len(words)) for share in (0.9, 0.95))
-        return {"train": [" ".join(words[:a])], "validation": [" ".join(words[a:b])], "test": [" ".join(words[b:])]}
+        return dict(zip(SPLITS, ([part] for part in _cut("\n\n".join(texts))), strict=True))
     if n < 3:
         raise InputError(f"{files[0]} has {n} conversations; give at least three, or file:TRAIN,VALIDATION,TEST")
     b = min(round(0.95 * n), n - 1)

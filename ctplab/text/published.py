@@ -14,6 +14,7 @@ splits differ. Texts come from the folder ``CTPLAB_DATA`` if it is set (its C4 i
 850 / 50 / 100), else from the hub through ``datasets``.
 """
 
+import io
 import os
 import random
 from pathlib import Path
@@ -24,7 +25,9 @@ from torch import Tensor
 
 from ctplab.errors import InputError
 from ctplab.models import Tokenizer
+from ctplab.reading import read_text
 from ctplab.text.documents import read_texts
+from ctplab.text.tokens import all_tokens
 
 NAMES = ("c4", "c4-256", "c4-old", "wikitext2", "ptb", "ptb-old")
 OLD = {"c4-old": "c4", "ptb-old": "ptb"}
@@ -37,7 +40,7 @@ def token_stream(name: str, split: str, tokenizer: Tokenizer, seq_len: int) -> T
         raise InputError(f"{name} is an old way of scoring and has a test split only; learn on {OLD[name]}")
     if name == "c4-old":
         return long_document_windows(_c4("test"), tokenizer, seq_len)
-    ids = tokenizer(_text(name, split), return_attention_mask=False, verbose=False)["input_ids"]
+    ids = all_tokens(tokenizer, _text(name, split), f"{name} ({split})")
     cut = WINDOWS * seq_len if name == "c4-256" and split == "test" else None
     return torch.tensor(ids[:cut], dtype=torch.long)
 
@@ -79,10 +82,7 @@ def _folder() -> Path | None:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    return io.StringIO(read_text(path)).readlines()  # as a file: only "\n" ends a line
 
 
 def _c4(split: str) -> list[str]:

@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ctplab.atlas.questions import questions as embedded
 from ctplab.errors import InputError
+from ctplab.reading import parse_json
 
 MOST = 20_000
 LONGEST = 20_000  # characters of one question
@@ -77,9 +77,9 @@ def _is_header(line: str) -> bool:
 
 def _object(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise InputError(f"{where}: this is no JSON") from None
+        return parse_json(text, finite=False)
+    except InputError as error:
+        raise InputError(f"{where}: this is no JSON ({error})") from None
 
 
 def _of_csv(text: str, where: str) -> list[Asked]:

@@ -9,8 +9,8 @@ from commands import refused, run, run_json
 from conftest import SHARED
 
 import ctplab as ctp
+from ctplab import tensor_files
 from ctplab.cli import main
-from ctplab.formats import checkpoint
 
 STORIES = SHARED / "models" / "tinystories-656k"
 TEXT = SHARED / "data" / "tinystories" / "v1_valid_head.txt"
@@ -76,6 +76,25 @@ def test_compare_generate_inspect_json(capsys, model, prompt):
     assert {"soft", "init", "real", "random"} == set(seen["histogram"]["counts"])
     code, out, _ = run(capsys, "inspect", prompt, "--model", model)
     assert code == 0 and "nearest" in out
+
+
+def test_compare_many_questions_keeps_and_writes(capsys, model, prompt, tmp_path):
+    (tmp_path / "q.csv").write_text("question,answer\nWhere is Tulsa?,Oklahoma\nWhere is Long Beach?,California\n")
+    common = ["compare", "--full", "atlas", "--compressed", model, "--prompt", prompt, "--questions"]
+    written = [tmp_path / f"a.{kind}" for kind in ("jsonl", "csv", "json")]
+    writes = [part for path in written for part in ("--write", path)]
+    found = run_json(capsys, *common, tmp_path / "q.csv", "--out", tmp_path / "kept", *writes)
+    assert (found["asked"], found["answered"]) == (2, 2) and found["shares"]["full"]["value"] == 1
+    assert list(found["rows"][0]["answers"]) == ["full", "compressed", "hard", "soft"]
+    assert all(path.stat().st_size for path in written)
+    assert "exists already" in refused(capsys, *common, tmp_path / "q.csv", "--write", written[0])
+    assert "--write takes" in refused(capsys, *common, tmp_path / "q.csv", "--write", tmp_path / "a.txt")
+    assert "cannot read the questions" in refused(capsys, *common, tmp_path / "nothing.csv")
+    assert "give texts, or --questions" in refused(capsys, *common, "atlas", "and a text")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
+    again = run_json(capsys, *common, tmp_path / "q.csv", "--out", tmp_path / "kept")
+    assert again["rows"] == found["rows"]
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
 
 
 @pytest.mark.parametrize("to", ["peft", "kv", "embeds"])
@@ -178,7 +197,7 @@ def test_a_full_disk_is_said_in_one_line(capsys, monkeypatch, tmp_path):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensor_files, "save_file", full)
     said = refused(
         capsys, "compress", "atlas", "--bits", "4", "--samples", "4", "--seq-len", "32", "--out", tmp_path / "m"
     )

@@ -16,7 +16,7 @@ from ctplab.demo.embedded import CORPORA
 from ctplab.formats.checkpoint import read_manifest
 from ctplab.measure.latency import LatencyPoint
 from ctplab.prompts.arms import COLOURS
-from ctplab.runs.stale import weights_id
+from ctplab.runs.stale import stale_levels, weights_id
 from ctplab.show import colours
 
 from .made_up import report
@@ -145,13 +145,13 @@ def test_scores_fall_into_steps_whose_inks_can_be_read():
 
 def test_levels_are_stale_if_their_weights_are_gone_or_others(tmp_path):
     made = report()
-    assert set(results.stale_levels(tmp_path, "atlas", made)) == {"w4", "w3"}
+    assert set(stale_levels(tmp_path, "atlas", made)) == {"w4", "w3"}
     folder = ctp.Store(tmp_path, "atlas").compressed("w3")
     folder.mkdir(parents=True)
     manifest = {"spec": ctp.CompressionSpec(bits=3).to_json(), "calibration": "a", "layers": [], "bytes": 1}
     (folder / "compression.json").write_text(json.dumps({**manifest, "schema": 1}))
     found = read_manifest(folder)
     made["levels"]["w3"] = {**made["levels"]["w3"], "weights": weights_id(found)}
-    assert "w3" not in results.stale_levels(tmp_path, "atlas", made)
+    assert "w3" not in stale_levels(tmp_path, "atlas", made)
     (folder / "compression.json").write_text(json.dumps({**manifest, "schema": 1, "calibration": "b"}))
-    assert "anew" in results.stale_levels(tmp_path, "atlas", made)["w3"]
+    assert "anew" in stale_levels(tmp_path, "atlas", made)["w3"]

@@ -8,6 +8,7 @@ import transformers
 from conftest import MORE_FAMILIES, SHARED, from_config, tiny
 
 import ctplab as ctp
+from ctplab import tensor_files
 from ctplab.formats import checkpoint, streaming
 from ctplab.models.anatomy import blocks
 
@@ -105,7 +106,7 @@ def test_a_full_disk_is_one_line(windows, tokenizer, tmp_path, quiet, monkeypatc
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensor_files, "save_file", full)
     with pytest.raises(ctp.InputError, match="No space left"):
         ctp.compress_to(tmp_path / "full", tmp_path / "out", tokenizer, windows, SPEC, **quiet)
     assert not list((tmp_path / "out").glob("*.partial"))

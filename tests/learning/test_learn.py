@@ -1,6 +1,7 @@
 """Learning changes E only, follows the gradient, resumes, and never loses the best."""
 
 import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import pytest
 import torch
 import transformers
 from conftest import MORE_FAMILIES, from_config, tiny
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import ctplab as ctp
+from ctplab import tensor_files
 from ctplab.compression.linear import PackedLinear
 from ctplab.disk import data_dir
 from ctplab.learning.objective import mixed_loss
@@ -124,15 +126,49 @@ def test_killed_and_resumed_gives_the_same_curve(llama, web, tmp_path, quiet):
     assert [(s.step, s.loss, s.validation) for s in resumed.steps] == [
         (s.step, s.loss, s.validation) for s in whole.steps
     ]
-    for changed, what in ((replace(SPEC, lr=0.1), "recipe"), (replace(SPEC, seed=1), "recipe")):
-        with pytest.raises(ctp.InputError, match=f"another {what}"):
-            ctp.learn(llama, web.train, web.validation, changed, state=state, **quiet)
-    with pytest.raises(ctp.InputError, match="another corpus"):
-        ctp.learn(llama, web.test, web.validation, SPEC, state=state, **quiet)
+
+
+def test_a_state_of_another_run_or_a_damaged_one_is_not_trusted(llama, web, tmp_path, quiet, caplog):
+    """Learning begins anew, as if there were no state; another run's work is moved aside, not lost."""
+    short = replace(SPEC, steps=4, evaluate_every=2)
+    state = tmp_path / "state.safetensors"
+
+    def learned(train, spec):
+        caplog.clear()
+        return ctp.learn(llama, train, web.validation, spec, state=state, **quiet).prefix.rows
+
+    fresh = learned(web.train, short)
+    kept = state.read_bytes()
+    learned(web.train, replace(short, lr=0.1))
+    assert "another recipe" in caplog.text and kept in [path.read_bytes() for path in tmp_path.iterdir()]
+    learned(web.test, replace(short, lr=0.1))
+    assert "another corpus" in caplog.text
+    tensors, about = tensor_files.read_sealed(state)
+    for record in ({"step": -3}, {"step": 10**9}):
+        save_file(tensors, state, metadata={"ctplab": json.dumps({"about": about | record, "seal": "0" * 16})})
+        assert torch.equal(learned(web.train, short), fresh) and "begins anew" in caplog.text
+    for damage in (kept[:-1] + b"\x7f", kept[:100], b"", b"version https://git-lfs.github.com/spec/v1\n"):
+        state.write_bytes(damage)
+        assert torch.equal(learned(web.train, short), fresh) and "begins anew" in caplog.text
+    state.write_bytes(kept)
+    assert torch.equal(learned(web.train, short), fresh) and not caplog.text
     with torch.no_grad():
         llama.model.layers[0].mlp.up_proj.weight.mul_(1.5)
-    with pytest.raises(ctp.InputError, match="another model"):
-        ctp.learn(llama, web.train, web.validation, SPEC, state=state, **quiet)
+    learned(web.train, short)
+    assert "another model" in caplog.text
+
+
+def test_interrupted_before_its_first_validation_there_is_no_prompt(llama, web):
+    """The untrained rows are no result: nothing of them is kept under the name of one."""
+
+    def impatient(items, *, total=None, label=""):
+        for i, item in enumerate(items):
+            if i == 2:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        ctp.learn(llama, web.train, web.validation, replace(SPEC, evaluate_every=8), progress=impatient)
 
 
 def test_patience_stops_early_and_keeps_the_best(llama, web, quiet):

@@ -11,7 +11,7 @@ still be a YAML file (``evaluate.py``).
 """
 
 import csv
-import json
+import io
 import os
 from collections.abc import Callable
 from importlib import import_module
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ctplab.errors import InputError
+from ctplab.reading import parse_json, read_text
 
 Rows = list[dict[str, Any]]
 HISTORY = "high_school_european_history"
@@ -28,7 +29,7 @@ LETTERS = "\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choic
 
 
 def _jsonl(path: Path) -> Rows:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [parse_json(line) for line in read_text(path).split("\n") if line.strip()]
 
 
 def _openbookqa(folder: Path) -> Rows:
@@ -40,21 +41,21 @@ def _hellaswag(folder: Path) -> Rows:
 
 
 def _piqa(folder: Path) -> Rows:
-    labels = (folder / "piqa" / "valid-labels.lst").read_text().split()
+    labels = read_text(folder / "piqa" / "valid-labels.lst").split()
     rows = _jsonl(folder / "piqa" / "valid.jsonl")
     return [row | {"label": int(label)} for row, label in zip(rows, labels, strict=True)]
 
 
 def _history(folder: Path) -> Rows:
-    with (folder / "mmlu" / f"{HISTORY}_test.csv").open(newline="", encoding="utf-8") as file:
-        return [
-            {
-                "question": row["question"],
-                "choices": [row[f"choice{i}"] for i in range(4)],
-                "answer": int(row["answer"]),
-            }
-            for row in csv.DictReader(file)
-        ]
+    file = io.StringIO(read_text(folder / "mmlu" / f"{HISTORY}_test.csv"), newline="")
+    return [
+        {
+            "question": row["question"],
+            "choices": [row[f"choice{i}"] for i in range(4)],
+            "answer": int(row["answer"]),
+        }
+        for row in csv.DictReader(file)
+    ]
 
 
 _READERS: dict[str, tuple[Callable[[Path], Rows], dict[str, Any]]] = {

@@ -1,0 +1,25 @@
+"""What this machine has: the memory that this process may still take."""
+
+import sys
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_memory() -> int:
+    """Bytes that can still be had: of the machine, of the container, and of what ``ulimit -v`` allows."""
+    import psutil  # comes with accelerate
+
+    found = [psutil.virtual_memory().available]
+    try:
+        allowed = int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())
+        found.append(allowed)
+    except (OSError, ValueError):  # no container, or one without a limit
+        pass
+    if sys.platform != "win32":
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            found.append(limit - psutil.Process().memory_info().vms)
+    return max(0, min(found))
