@@ -30,7 +30,7 @@ from ctplab.models import Model
 from ctplab.models.anatomy import context_length, embed, embeddings
 from ctplab.models.checks import kept_answer
 from ctplab.prompts.attention import prefix_attention, takes_switch
-from ctplab.prompts.cache import Behind, Recorder, keeps_keys_and_values
+from ctplab.prompts.cache import Behind, Recorder, keeps_all, keeps_keys_and_values
 
 K, N = 5, 7  # prefix rows and text tokens that are tried
 NOISE = {torch.float64: 1e-9, torch.float32: 3e-4}
@@ -108,7 +108,7 @@ def _try(model: Model) -> Ways:
         maskless = takes_switch(model) and same(plain, lambda: _switched(model, ids, False))
         if compiled:
             maskless = maskless and same(plain[:, K:], lambda: _switched(model, ids, True))
-        cached = same(plain[:, -2:], lambda: _step_by_step(model, ids, rows))
+        cached = keeps_all(model) and same(plain[:, -2:], lambda: _step_by_step(model, ids, rows))
         padded = cached and all(same(plain[:, -1], lambda n=n: _padded(model, ids, n)) for n in (0, K))
     return Ways(causal, maskless, compiled, rows, cached, padded)
 
