@@ -45,7 +45,8 @@ def check_answer(arguments, capsys) -> int:
     out, err = capsys.readouterr()
     line = err.split("\r")[-1].rstrip("\n").split("\n")[-1]  # notes and progress bars come before it
     assert "Traceback" not in err, err
-    global LAST; LAST = (code, line[:200], arguments[0])
+    global LAST
+    LAST = (code, line[:200], arguments[0])
     if code == 0:
         json.loads(out, parse_constant=no_constant)
     else:
