@@ -118,7 +118,12 @@ def save(model: Model, out: Path, tokenizer: Tokenizer, report: CompressionRepor
 
 
 def start_folder(out: Path) -> None:
-    """Make the folder ``out`` and delete its manifest, so that it counts as unfinished."""
+    """Make the folder ``out`` and delete its manifest, so that it counts as unfinished.
+
+    Raises InputError if another model is in it.
+    """
+    if (out / "config.json").exists() and not ((out / MANIFEST).exists() or block_file(out, 0).exists()):
+        raise InputError(f"{out} holds another model, which would be overwritten; choose another folder")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)
