@@ -33,7 +33,11 @@ def keeps_all(model: Model) -> bool:
 
 
 def _layers_are(model: Model, kinds: tuple[type, ...]) -> bool:
-    return all(type(layer) in kinds for layer in Recorder(config=model.config).layers)
+    try:
+        layers = Recorder(config=model.config).layers
+    except (AttributeError, KeyError, TypeError, ValueError):  # a configuration that transformers makes no cache of
+        return False
+    return all(type(layer) in kinds for layer in layers)
 
 
 class Recorder(DynamicCache):
