@@ -105,6 +105,15 @@ def _check_replaceable(path: Path) -> None:
         raise InputError(f"cannot write {path}: it is a device or a pipe, not a file")
 
 
+def check_is_json(path: Path) -> None:
+    """Raise InputError if something else than an object of JSON is at ``path``, where one is going to be written."""
+    if os.path.lexists(path):
+        try:
+            read_json(path, finite=False)
+        except InputError as error:
+            raise InputError(f"{path} exists and is no result, so it is not replaced ({error})") from None
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder. At the end of the block it moves to ``path``, or is deleted if the block failed.

@@ -53,7 +53,7 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     size = path.stat().st_size
     if size < 8 or (int.from_bytes(head[:8], "little") + 8 > size > 8 and head[8:9] == b"{"):
         return f"it is damaged or cut short: it has {size} bytes, its header alone needs more; {again}"
-    if "MetadataIncompleteBuffer" in str(error):
+    if "ncomplete" in str(error):  # MetadataIncompleteBuffer; "incomplete metadata, file not fully covered"
         return f"it is damaged or cut short: {size} bytes do not hold what its header lists; {again}"
     return f"it is damaged, or no safetensors file ({str(error).splitlines()[0]}); {again}"
 

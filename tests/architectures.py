@@ -33,7 +33,11 @@ from ctplab.prompts.compiled import compile_prefix
 from ctplab.prompts.head import halves, logits_after
 
 VOCABULARY, K, T = 256, 6, 24
-MOST, BUILDING = 6_000_000, 6.0  # parameters, seconds: what a default left large would make slow
+MOST, BUILDING, JUDGING = (
+    6_000_000,
+    6.0,
+    30.0,
+)  # parameters, seconds of processor time: what a default left large would make slow
 #: Two orders of fp32 sums through a few layers, relative to the largest logit.
 SUMMATION = 3e-4
 #: The Hessian of a block's input from the walk and from the compressed model itself, relative to its largest entry.
@@ -249,7 +253,8 @@ def judge(kind: str, tokenizer: Any) -> dict[str, str]:
             "prompt": lambda: prompted(model),
             "compress": lambda: compressed(model, Path(folder), tokenizer),
         }
-        return {name: _outcome(task) for name, task in tasks.items()}
+        with within(JUDGING):
+            return {name: _outcome(task) for name, task in tasks.items()}
 
 
 def _outcome(task: Callable[[], None]) -> str:
@@ -257,6 +262,8 @@ def _outcome(task: Callable[[], None]) -> str:
         task()
     except ctp.InputError as error:
         return f"refused: {str(error).splitlines()[0]}"
+    except TimeoutError:
+        raise
     except Wrong as error:
         return f"wrong: {error}"
     except Exception as error:

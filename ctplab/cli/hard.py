@@ -8,7 +8,7 @@ from typing import Any
 import ctplab as ctp
 from ctplab.cli.numbers import at_least
 from ctplab.cli.shared import add_command, finish, load_model, loss_option, say, seq_len
-from ctplab.disk import write_json
+from ctplab.disk import check_is_json, write_json
 from ctplab.progress import bar
 from ctplab.prompts.wordings import WORDINGS, read_candidates
 
@@ -22,6 +22,7 @@ def hard(options: argparse.Namespace) -> None:
     text = ctp.corpus(options.corpus, tokenizer, length, loss=options.loss).validation
     more: dict[str, Any] = {"seed": options.seed, "progress": bar}
     if options.out:
+        check_is_json(Path(options.out))
         more["keep"] = ctp.kept_in(Path(options.out).with_suffix(".cells"))
     ranked = ctp.rank_hard_prompts(model, tokenizer, texts, text, limit=options.windows or None, **more)
     tell = say(options)
@@ -34,6 +35,7 @@ def hard(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"corpus": options.corpus, "seq_len": length, "windows": count}
     result["candidates"] = [asdict(candidate) for candidate in ranked]
     if options.out:
+        check_is_json(Path(options.out))
         write_json(result, Path(options.out))
     finish(options, result)
 

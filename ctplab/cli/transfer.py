@@ -20,7 +20,7 @@ from ctplab.cli.shared import (
     start_option,
     window_options,
 )
-from ctplab.disk import write_json
+from ctplab.disk import check_is_json, write_json
 from ctplab.errors import InputError
 from ctplab.measure.tasks.transferred import TaskCell
 from ctplab.measure.transfer import TransferCell, home
@@ -53,6 +53,7 @@ def transfer(options: argparse.Namespace) -> None:
     ]
     more: dict[str, Any] = {"batch": options.batch, "force": options.force, "progress": bar}
     if options.out:
+        check_is_json(Path(options.out))
         more["keep"] = ctp.kept_in(Path(options.out).with_suffix(".cells"))
     tell = say(options)
     result: dict[str, Any] = {"seq_len": options.seq_len, "start": options.start, "cells": [], "task_cells": []}

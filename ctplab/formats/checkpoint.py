@@ -46,6 +46,11 @@ def _smallest_exact(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _plain(tensor: Tensor) -> Tensor:
+    """The same with plain strides: a dimension of size 1 may have any, which safetensors refuses."""
+    return tensor if tensor.ndim == 0 or tensor.stride(-1) == 1 else tensor.clone(memory_format=torch.contiguous_format)
+
+
 def block_file(out: Path, index: int) -> Path:
     """The file that holds block ``index``."""
     return out / f"block-{index:05d}.safetensors"
@@ -56,7 +61,7 @@ def write_block(path: Path, block_tensors: dict[str, Tensor], done: Done, key: s
 
     The write is atomic: a block file that exists is complete. ``key`` identifies what the block was made from.
     """
-    tensors = {f"{report.name}::{part}": t.cpu() for report, parts in done for part, t in parts.items()}
+    tensors = {f"{report.name}::{part}": _plain(t.cpu()) for report, parts in done for part, t in parts.items()}
     tensors |= {name: _smallest_exact(t.cpu()) for name, t in block_tensors.items()}
     about = {"key": key, "layers": [asdict(report) for report, _ in done]}
     with whole(path) as temporary:
@@ -113,7 +118,12 @@ def save(model: Model, out: Path, tokenizer: Tokenizer, report: CompressionRepor
 
 
 def start_folder(out: Path) -> None:
-    """Make the folder ``out`` and delete its manifest, so that it counts as unfinished."""
+    """Make the folder ``out`` and delete its manifest, so that it counts as unfinished.
+
+    Raises InputError if another model is in it.
+    """
+    if (out / "config.json").exists() and not ((out / MANIFEST).exists() or block_file(out, 0).exists()):
+        raise InputError(f"{out} holds another model, which would be overwritten; choose another folder")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)

@@ -125,7 +125,7 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     or ``float16``. The default is :func:`default_dtype`, whatever the file's own dtype.
     No code from the repository is run. Raises InputError with one line if nothing can be loaded.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     path = check_name(name)
@@ -139,11 +139,13 @@ def load_dense(name: str | Path, *, device: str | None = None, dtype: str | None
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report on missing weights takes many lines; ours says the same in one
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = load_tokenizer(path)
         found: Any = AutoModelForCausalLM.from_pretrained(  # with output_loading_info, a pair
             path, dtype=kind, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
         model, read = found
+    except InputError:
+        raise
     except Exception as error:  # transformers raises a dozen types here; the user needs one line
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"cannot load the model {str(name)!r}: {reason}") from error
@@ -164,7 +166,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer("a", verbose=False)  # settings of wrong types show themselves here
+        return tokenizer
     except Exception as error:  # as for models
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"cannot load the tokenizer of {folder}: {reason}") from error

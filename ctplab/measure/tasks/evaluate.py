@@ -19,6 +19,7 @@ from ctplab.errors import InputError
 from ctplab.measure.stats import Interval, mcnemar, paired_mean, wilson
 from ctplab.measure.tasks import local
 from ctplab.measure.tasks.closed_book import answers, marks
+from ctplab.measure.tasks.custom import check_task
 from ctplab.measure.tasks.harness import as_lm, only_errors
 from ctplab.models import Tokenizer
 from ctplab.models.anatomy import check_context
@@ -195,6 +196,14 @@ def _ask(
                 f"a task's data cannot be had ({reason}); {', '.join(local.NAMES)} can be read from the folder "
                 "tasks of CTPLAB_DATA"
             ) from error
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:  # lm-eval believes its files: what it does with a wrong one can be anything
+            custom = [name for name in names if name.endswith((".yaml", ".yml"))]
+            if not custom:
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            raise InputError(f"lm-eval cannot use {', '.join(custom)} ({reason})") from error
     return found
 
 
@@ -204,6 +213,7 @@ def _is_file(name: str) -> bool:
         return False
     if not Path(name).is_file():
         raise InputError(f"there is no task file {name}")
+    check_task(Path(name))
     return True
 
 
