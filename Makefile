@@ -83,8 +83,9 @@ interop-vllm: .venv/.dev .venv-vllm/.ready
 test: .venv/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# Fetches SmolLM2 (93 MB) and measures it: minutes on two cores.
+# Fetches SmolLM2 (93 MB) and measures it: minutes on two cores. axe-core looks at the dashboard if npm is here.
 test-slow: .venv/.dev
+	-test -d node_modules/axe-core || npm install --no-save --no-package-lock --silent axe-core@4
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.dev

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 import ctplab as ctp
-from ctplab.app import limits
+from ctplab.app import limits, recipes
 from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.guard import owner
 from ctplab.app.header import Header, renew
@@ -73,6 +73,7 @@ def start(
             told = "was there already"
         else:
             made = {**made_from, "calibrated_on": f"{corpus}, {n} x {length} tokens", "made": time.strftime("%Y-%m-%d")}
+            made["recipe"] = {"corpus": corpus, "samples": n, "seq_len": length, "seed": seed}
             job.result = ctp.compress_to(full.source, out, full.tokenizer, windows, spec, progress=job.progress) | made
             write_json(job.result, out / MANIFEST)
             told = size(job.result["bytes"])
@@ -128,6 +129,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         cancel = gr.Button("Cancel", elem_id="compress-cancel")
         use = gr.Button("Use it in Compare", elem_id="compress-use")
         onward = gr.Button("Next: train a prompt for it →", elem_id="compress-next", variant="secondary")
+    form = [header.seed, corpus, samples, seq_len, bits, sparsity, pattern, group, act_order, symmetric]
+    recipes.offer(tab, lambda: recipes.compressed(bench.runs), recipes.compress_form, form, "compress-again", PRIVATE)
     status = gr.HTML(elem_id="compress-job")
     text = gr.Markdown(elem_id="compress-summary")
     report = gr.Dataframe(headers=LAYERS, label="Report by layer", interactive=False, elem_id="layers", max_height=420)
@@ -159,7 +162,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         return gr.update(choices=bench.compressed_names(), value=done[0].result["name"])
 
     go.click(
-        run, [header.full, header.seed, corpus, samples, seq_len, bits, sparsity, pattern, group, act_order, symmetric],
+        run, [header.full, *form],
         status, **PRIVATE,
     )  # fmt: skip
     gr.Timer(1.0).tick(

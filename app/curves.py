@@ -10,6 +10,7 @@ from ctplab.app.jobs import Job
 from ctplab.show.colours import GREY, colour
 
 HEIGHT = 480
+MOST = 600  # steps that are drawn
 
 
 def recovery(job: Job) -> float | None:
@@ -27,10 +28,12 @@ def curves(job: Job | None) -> go.Figure:
         return figures.note(HEIGHT, "Curves appear with the first step.")
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.1, row_heights=[0.6, 0.4])
     figure.update_layout(figures.blank(HEIGHT, "", "").layout)
-    steps = [step + 1 for step, _, _ in job.points]
-    measured = [(step + 1, value) for step, _, value in job.points if value is not None]
+    points = list(job.points)
+    drawn = points[:: max(1, len(points) // MOST)]  # a long job's curve is sent every second
+    steps = [step + 1 for step, _, _ in drawn]
+    measured = [(step + 1, value) for step, _, value in points if value is not None]
     figure.add_scatter(
-        x=steps, y=[loss for _, loss, _ in job.points], mode="lines", name="objective of each step",
+        x=steps, y=[loss for _, loss, _ in drawn], mode="lines", name="objective of each step",
         line={"color": GREY, "width": 1.5}, row=2, col=1,
     )  # fmt: skip
     figure.add_scatter(

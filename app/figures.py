@@ -12,6 +12,8 @@ import plotly.graph_objects as go
 import ctplab as ctp
 from ctplab.show.colours import GREY
 
+NO_PROMPT = "No prompt yet.<br>Learn one in the tab Train,<br>or load one at the top of the page."
+INSIDE = (420, 260)  # pixels of a plot area that labels are laid out for
 GRID = "rgba(128, 140, 160, 0.25)"
 
 
@@ -36,21 +38,47 @@ def blank(height: int, x: str, y: str, **layout: Any) -> go.Figure:
 def logarithmic(figure: go.Figure, values: Iterable[float]) -> None:
     """Make the y axis logarithmic, with few round numbers on it and none of the usual small ones between."""
     known = [value for value in values if value > 0]
-    ticks = [digit * 10**power for power in range(-3, 7) for digit in (1, 1.5, 2, 3, 5, 7)]
-    inside = [tick for tick in ticks if known and 0.8 * min(known) <= tick <= 1.25 * max(known)]
-    thinned = inside[:: max(1, len(inside) // 7)]
-    figure.update_yaxes(type="log", tickmode="array", tickvals=thinned, ticktext=[f"{tick:g}" for tick in thinned])
+    inside: list[float] = []
+    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):  # the finest that leaves room
+        ticks = [digit * 10**power for power in range(-3, 7) for digit in digits]
+        found = [tick for tick in ticks if known and 0.8 * min(known) <= tick <= 1.25 * max(known)]
+        inside = found if len(found) <= 7 or not inside else inside
+    figure.update_yaxes(type="log", tickmode="array", tickvals=inside, ticktext=[f"{tick:g}" for tick in inside])
 
 
-def labels(figure: go.Figure, points: Iterable[tuple[float, float, str]]) -> None:
-    """Name points (x, y, text) of a figure with a logarithmic y axis, each at the end of a line of its own height."""
-    for turn, (x, y, text) in enumerate(sorted(points)):
-        figure.add_annotation(
-            x=x, y=math.log10(y), text=text, showarrow=True, arrowhead=0, arrowwidth=1, arrowcolor=GREY, standoff=6,
-            ax=(-14, 14)[turn % 2], ay=(-24, -42, -60)[turn % 3], font={"size": 11},
-        )  # fmt: skip
+def labels(figure: go.Figure, points: Sequence[tuple[float, float, str]]) -> None:
+    """Name points (x, y, text) of a figure with a logarithmic y axis, each at the end of a line of its own.
+
+    A label takes the first place around its point at which it meets no other label and no point, in a plot of about
+    :data:`INSIDE` pixels: what is crowded fans out.
+    """
     ys = [math.log10(y) for trace in figure.data for y in trace.y]
-    figure.update_yaxes(range=[min(ys) - 0.05, max(ys) + 0.35 * max(0.2, max(ys) - min(ys))])
+    low, high = min(ys) - 0.05, max(ys) + 0.35 * max(0.2, max(ys) - min(ys))
+    left, right = min(x for x, _, _ in points), max(x for x, _, _ in points)
+
+    def pixels(x: float, y: float) -> tuple[float, float]:
+        across = (x - left) / ((right - left) or 1.0)
+        return INSIDE[0] * (0.05 + 0.9 * across), INSIDE[1] * (high - math.log10(y)) / (high - low)
+
+    spots = [pixels(x, y) for trace in figure.data for x, y in zip(trace.x, trace.y, strict=True)]
+    boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
+    for x, y, text in sorted(points):
+        at, half = pixels(x, y), 3.5 * len(text) + 3
+        tried = [(at[0] + ax, at[1] + ay, ax, ay) for ay in range(-20, -180, -15) for ax in (10, -10, 30, -30, 55, 85)]
+        found = [(cx - half, cy - 8, cx + half, cy + 8, ax, ay) for cx, cy, ax, ay in tried]
+        free = (spot for spot in found if not any(_meet(spot, box) for box in boxes) and spot[0] > 0 and spot[1] > 0)
+        *box, ax, ay = next(free, found[0])
+        boxes.append(tuple(box))  # pyright: ignore[reportArgumentType]
+        figure.add_annotation(
+            x=x, y=math.log10(y), text=text, showarrow=True, arrowhead=0, arrowwidth=1, arrowcolor=GREY, standoff=5,
+            ax=ax, ay=ay, font={"size": 11},
+        )  # fmt: skip
+    figure.update_yaxes(range=[low, high])
+
+
+def _meet(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether two boxes (left, top, right, bottom) overlap."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def faint(colour: str, opacity: float) -> str:

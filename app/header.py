@@ -31,6 +31,12 @@ class Header:
         return [self.full, self.compressed, self.prompt]
 
 
+NONE_YET = (
+    '<section><h2>Compressed model</h2><div class="name">none yet</div><p>make one of the full model in the tab '
+    "Compress, or load one below</p></section>"
+)
+
+
 def _model_html(title: str, loaded: Loaded) -> str:
     about, facts = loaded.about, []
     spec = about.get("spec") or {}
@@ -69,8 +75,9 @@ def card(bench: Bench, chosen: Chosen) -> str:
             f"{info.get('corpus', 'unknown text')} through {info.get('tag', 'unknown')} · runs on {small.model.device}"
         )
         lines = f"<p>{escape(words)}</p>{lines}"
+    smaller = _model_html("Compressed model", small) if small is not full else NONE_YET
     return (
-        f'<div class="bench">{_model_html("Full model", full)}{_model_html("Compressed model", small)}'
+        f'<div class="bench">{_model_html("Full model", full)}{smaller}'
         f'<section aria-label="Prompt and compatibility"><h2>Prompt</h2><div class="name">'
         f"{escape(chosen.prompt or 'none')} {badge}</div>{lines}</section></div>"
     )

@@ -14,7 +14,7 @@ from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.header import Header
 from ctplab.app.views import size
 from ctplab.paper.printed import TABLES
-from ctplab.runs.stale import stale
+from ctplab.runs.stale import stale_levels
 from ctplab.show.colours import HELPS, HURTS, colour
 
 STALE = "⚠ "
@@ -58,18 +58,6 @@ def read(runs: Path, name: str | None) -> dict[str, Any] | None:
         return json.loads((ctp.Store(runs, name or "").report() / "demo.json").read_text())
     except (OSError, ValueError):
         return None
-
-
-def stale_levels(runs: Path, name: str, result: dict[str, Any]) -> dict[str, str]:
-    """Level -> why its results cannot be repeated, for those whose weights are gone or were made anew."""
-    store, report = ctp.Store(runs, name), ctp.Store(runs, name).report() / "demo.json"
-    when = report.stat().st_mtime if report.exists() else 0.0
-    found = {
-        tag: stale(store.compressed(level.get("folder", tag)), level.get("weights"), when)
-        for tag, level in result["levels"].items()
-        if tag != "full"
-    }
-    return {tag: reason for tag, reason in found.items() if reason}
 
 
 def price(result: dict[str, Any], corpus: str) -> go.Figure:

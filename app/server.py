@@ -117,7 +117,8 @@ def launch(
         token = token or secrets.token_urlsafe(16)
         print(f"ctplab: {host} is reached by other machines: who has the link can use the page and its folders, over "
               "plain HTTP (put a proxy with TLS in front where others can listen)", file=sys.stderr)  # fmt: skip
-    link = f"http://{f'[{host}]' if ':' in host else host}:{port}{f'/?token={token}' if token else ''}"
+    shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
+    link = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}{f'/?token={token}' if token else ''}"
     print(f"ctplab dashboard: {link}  (Ctrl-C stops it)", flush=True)
     serve(application(bench, LOCAL if local and token is None else None, token), bench, host, port)
 

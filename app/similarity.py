@@ -65,6 +65,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     def refresh(
         full: str, compressed: str, prompt: str | None, top: int, bins: int, log: bool
     ) -> tuple[Any, dict[str, Any]]:
+        if not prompt:
+            return figures.note(440, figures.NO_PROMPT), {}
         with plain_errors():
             found = histogram(bench, Chosen(full, compressed, prompt or ""), top, bins)
             return draw(found, int(top), log), found

@@ -146,6 +146,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     picked = gr.State(None)
 
     def refresh(full: str, compressed: str, prompt: str | None, word: str, *options: Any) -> tuple[Any, ...]:
+        if not prompt:
+            return table([]), [], figures.note(520, figures.NO_PROMPT), None, {"headers": ["rank"], "data": []}
         with plain_errors():
             chosen = Chosen(full, compressed, prompt or "")
             records = rows(bench, chosen, KEPT, *options)

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ctplab.app import curves, limits
+from ctplab.app import curves, limits, recipes
 from ctplab.app.bench import LONG, PRIVATE, Bench, Chosen
 from ctplab.app.compress import CORPORA
 from ctplab.app.guard import owner
@@ -48,7 +48,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     with gr.Row():
         lr = gr.Number(0.1, label="Learning rate", minimum=0, min_width=90)
         kl = gr.Slider(0, 1, 1, step=0.1, label="Weight of the KL to the full model", min_width=160)
-        init = gr.Dropdown(["vocab-random", "vocab-first"], value="vocab-random", label="Start from", min_width=140)
+        init = gr.Dropdown(["vocab-random", "vocab-first"], value="vocab-random", label="Start from", min_width=190)
         every = gr.Number(20, label="Validate every", precision=0, minimum=1, elem_id="train-every", min_width=90)
         seq_len = gr.Number(128, label="Tokens a window", precision=0, minimum=2, min_width=90)
     watched = gr.Textbox("Where is Long Beach?", label="Question to watch while it learns", elem_id="train-watched")
@@ -57,6 +57,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         stop = gr.Button("Stop and keep the best", elem_id="train-stop")
         guess = gr.Button("Estimate time and memory", elem_id="train-estimate")
         use = gr.Button("Next: use it in Compare →", elem_id="train-use")
+    form = [corpus, seq_len, tokens, steps, batch, lr, kl, init, every, header.seed]
+    recipes.offer(tab, lambda: recipes.trained(bench.runs), recipes.train_form, form, "train-again", PRIVATE)
     told = gr.Markdown(elem_id="train-told")
     status = gr.HTML(elem_id="train-job")
     plot = gr.Plot(curves.curves(None), label="Validation between the two models, and the objective", elem_id="curves")

@@ -14,6 +14,7 @@ dense block's activations; GPTQModel solves layer after layer (our ``true_sequen
 
 import argparse
 import json
+import platform
 import resource
 import subprocess
 import sys
@@ -145,6 +146,16 @@ def gemm_rate(dtype: torch.dtype, device: str) -> float:
     return 5 * 2 * 4096 * 2048 * 2048 / (time.perf_counter() - began)
 
 
+def machine(device: str) -> str:
+    """The name of the card or the processor."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -180,6 +191,8 @@ def main() -> None:
     base = results[HEADLINE]["seconds"]
     where = "GPU" if options.device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"{options.dtype}, {where}, {width} / {mlp} x {blocks}, {WINDOWS} x {LENGTH} tokens")
+    rates = {name: gemm_rate(getattr(torch, name), options.device) / 1e9 for name in ("float32", "bfloat16")}
+    print(f"{machine(options.device)}: " + ", ".join(f"{name} products {r:.0f} GFLOP/s" for name, r in rates.items()))
     print(f"{'':28} {'seconds':>8} {'ratio':>6} {'peak MB':>8} {'loss':>8} {'output':>7}")
     for label, row in results.items():
         loss, output = found.get(label, (float("nan"),) * 2)

@@ -1,7 +1,7 @@
 """Pack learned prompts as the ones that come with the lab: ``data/smollm2/TAG``, at most 250 KB each.
 
-What was run for them, on two CPU cores; w3-nll and w4-s50-nll are the prompts of the long run on a GPU (see the
-``commands`` of ``data/smollm2/long-run.json``):
+What was run for them on CPU cores. Both were ended early, after 36 and 18 steps; more steps make a better start. w3-nll
+and w4-s50-nll are the prompts of the long run on a GPU (see the ``commands`` of ``data/smollm2/long-run.json``):
 
     ctplab compress smollm2 --bits 3 --calibration c4 --samples 48 --seq-len 256 --seed 11 --out w3
     ctplab learn w3 --recompress 2 --calibration c4,docs --init-prompt w3-nll --corpus c4 --tokens 100 \\

@@ -8,11 +8,12 @@ one line, before any number. *Wrong*: anything else, a traceback included.
 import contextlib
 import io
 import json
+import signal
 import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ from ctplab.prompts.compiled import compile_prefix
 from ctplab.prompts.head import halves, logits_after
 
 VOCABULARY, K, T = 256, 6, 24
-MOST = 6_000_000  # parameters: what a default left large would make slow
+MOST, BUILDING, JUDGING = (
+    6_000_000,
+    6.0,
+    30.0,
+)  # parameters, seconds of processor time: what a default left large would make slow
 #: Two orders of fp32 sums through a few layers, relative to the largest logit.
 SUMMATION = 3e-4
 #: The Hessian of a block's input from the walk and from the compressed model itself, relative to its largest entry.
@@ -40,17 +45,18 @@ SAME_INPUTS = 1e-3
 #: Whatever a configuration calls them: its own names are taken.
 SHAPE: dict[str, Any] = {
     **dict.fromkeys(("vocab_size",), VOCABULARY),
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "embedding_size", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim"), 32),
+    **dict.fromkeys(("dim_model", "embedding_size", "word_embed_proj_dim",), 32),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 2),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "n_kv_heads", "num_kv_heads"), 2),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "ffn_hidden_size"), 64),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "dim_ff", "ffn_hidden_size"), 64),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"), 128),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"), 2),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 16),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "num_shared_experts", "first_k_dense_replace"), 1),
-    "head_dim": 8, "global_head_dim": 8, "rotary_dim": 4, "sliding_window": 16, "attention_window": 16,
+    "head_dim": 8, "dim_head": 8, "global_head_dim": 8, "rotary_dim": 4, "sliding_window": 16, "attention_window": 16,
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8,
     "qk_head_dim": 12, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     "mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_n_groups": 1, "state_size": 8,
@@ -63,9 +69,10 @@ SHAPE: dict[str, Any] = {
 LAYERS = {"num_hidden_layers": 4}
 MORE: dict[str, dict[str, Any]] = {
     "bamba": LAYERS | {"attn_layer_indices": [1, 3]},
+    "doge": {"sliding_window": None},
     "ctrl": {"n_embd": 32, "n_layer": 2, "n_head": 4},
     "gemma3n_text": LAYERS | {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2,
-                              "laurel_rank": 4, "activation_sparsity_pattern": 0.0},
+                              "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 4},
     "gemma4_text": LAYERS | {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
     "jamba": LAYERS | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
@@ -87,13 +94,34 @@ def tiny_config(kind: str) -> Any:
         raise ValueError("made of several models")
     names = known().to_dict()
     settings = {name: value for name, value in SHAPE.items() if name in names} | MORE.get(kind, {})
-    if "qk_rope_head_dim" in settings:  # latent attention: what these models call head_dim is its rotated part
-        settings["head_dim"] = settings["qk_rope_head_dim"]
+    if "qk_rope_head_dim" in settings and "num_key_value_heads" in settings:  # latent attention shares no heads
+        settings |= {"num_key_value_heads": 4, "head_dim": settings["qk_rope_head_dim"]}
     return known(**settings)
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block once it has taken this much processor time: some default stayed large."""
+
+    def over(*_: Any) -> None:
+        raise TimeoutError(f"more than {seconds:.0f} s of processor time")
+
+    before = signal.signal(signal.SIGVTALRM, over)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def tiny_model(kind: str) -> Any:
     """A random model of this kind whose weights are large enough to show errors."""
+    with within(BUILDING):
+        return _built(kind)
+
+
+def _built(kind: str) -> Any:
     config = tiny_config(kind)
     with torch.device("meta"):
         size = sum(p.numel() for p in transformers.AutoModelForCausalLM.from_config(config).parameters())
@@ -225,7 +253,8 @@ def judge(kind: str, tokenizer: Any) -> dict[str, str]:
             "prompt": lambda: prompted(model),
             "compress": lambda: compressed(model, Path(folder), tokenizer),
         }
-        return {name: _outcome(task) for name, task in tasks.items()}
+        with within(JUDGING):
+            return {name: _outcome(task) for name, task in tasks.items()}
 
 
 def _outcome(task: Callable[[], None]) -> str:
@@ -233,6 +262,8 @@ def _outcome(task: Callable[[], None]) -> str:
         task()
     except ctp.InputError as error:
         return f"refused: {str(error).splitlines()[0]}"
+    except TimeoutError:
+        raise
     except Wrong as error:
         return f"wrong: {error}"
     except Exception as error:

@@ -13,7 +13,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: before torch is imported
 import pytest
 import torch
 
-if not torch.cuda.is_available():  # before anything imports Triton: its interpreter then runs kernels on CPUs
+if torch.cuda.is_available():  # programs that tests start run on the CPU; torch keeps the count that it was asked for
+    torch.cuda.init()
+    torch.cuda.device_count()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+else:  # before anything imports Triton: its interpreter then runs kernels on CPUs
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import transformers
@@ -32,6 +36,7 @@ from transformers import (
 
 import ctplab as ctp
 from ctplab.disk import data_dir
+from ctplab.models import loading
 from ctplab.progress import silent
 from ctplab.prompts import prefix
 
@@ -48,6 +53,15 @@ QUIET = [
     "--disable-sync",
 ]
 SHARED = Path(os.environ.get("CTPLAB_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def on_the_cpu():
+    """The default device of all tests, whatever the machine has. Tests about a card name it."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(loading, "default_device", lambda: "cpu")
+    yield
+    patch.undo()
 
 
 def scored(nll: torch.Tensor, targets: int = 1) -> ctp.WindowScores:

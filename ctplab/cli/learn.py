@@ -45,11 +45,12 @@ def recipe(options: argparse.Namespace) -> ctp.PromptSpec:
         changes |= {"init": init, "init_text": options.init_text}
     kl = options.kl_weight if options.kl_weight is not None else OBJECTIVES[options.objective]
     preset = ctp.PromptSpec.paper() if options.preset == "paper" else ctp.PromptSpec()
+    spec = replace(preset, kl=kl, **changes)  # refuses what no recipe may be
     if kl and not options.teacher:
         raise InputError("the KL objective needs --teacher MODEL, the uncompressed model")
     if options.teacher_cache and not options.teacher:
         raise InputError("--teacher-cache needs --teacher MODEL")
-    return replace(preset, kl=kl, **changes)
+    return spec
 
 
 def teacher_of(options: argparse.Namespace, train: ctp.Split) -> Any:

@@ -35,5 +35,6 @@ def register(commands: Any) -> None:
     )
     sub.add_argument("--bits", type=at_least(1), help="packed weights of so many bits (default: dense)")
     sub.add_argument("--group-size", type=at_least(1), default=128)
+    sub.add_argument("--card", action="store_true", help="on a GPU with Triton: fused layers, larger chunks of logits")
     sub.add_argument("--no-recompute", dest="recompute", action="store_false")
     sub.set_defaults(dtype="bfloat16")

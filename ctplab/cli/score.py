@@ -64,10 +64,10 @@ def score(options: argparse.Namespace) -> None:
             tell(tables.fidelity_table({arm.name: close}) + "\n" + tables.spans_table(close))
     names = list(filter(None, options.tasks.split(",")))
     asking: dict[str, Any] = {"limit": options.limit or None, "batch": options.batch, "seed": options.seed}
-    asking["start"] = options.start
+    asking |= {"start": options.start, "raw": options.raw}
     asked = ctp.ask_tasks(arm, tokenizer, names, **asking, progress=bar)
     if asked:
-        result["start"] = start_of(tokenizer, options.start, raw=set(names) != {"atlas"})
+        result["start"] = start_of(tokenizer, options.start, raw=options.raw or set(names) != {"atlas"})
     for name, found in asked.items():
         result["tasks"][name] = {metric: asdict(value) for metric, value in found.metrics.items()}
         result["marks"] = result.get("marks", {}) | {name: found.marks}
@@ -97,6 +97,7 @@ def register(commands: Any) -> None:
         "--tasks", default="", help="atlas (the embedded questions), any of lm-eval's by name, or a YAML file"
     )
     start_option(sub)
+    sub.add_argument("--raw", action="store_true", help="tasks: no chat template where answers are generated")
     sub.add_argument("--limit", type=at_least(0), default=0, help="the first N questions of each task only")
     sub.add_argument(
         "--against", metavar="MODEL", help="the full model: also KL to it, the same first choices, and flips on tasks"

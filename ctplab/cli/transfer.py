@@ -67,7 +67,14 @@ def transfer(options: argparse.Namespace) -> None:
             tell(tables.matrix_table([cell for cell in cells if cell.corpus == name]))
     if tasks:
         found = ctp.transfer_tasks(
-            sources, targets, tasks, limit=options.limit or None, seed=options.seed, start=options.start, **more
+            sources,
+            targets,
+            tasks,
+            limit=options.limit or None,
+            seed=options.seed,
+            start=options.start,
+            raw=options.raw,
+            **more,
         )
         asked = [_in_flags(cell, options) for cell in found]
         result["task_cells"] = [cell.to_json() for cell in asked]
@@ -101,6 +108,7 @@ def register(commands: Any) -> None:
     loss_option(sub)
     sub.add_argument("--tasks", default="", help="atlas, lm-eval's by name, or YAML files, separated by commas")
     start_option(sub)
+    sub.add_argument("--raw", action="store_true", help="tasks: no chat template where answers are generated")
     sub.add_argument("--limit", type=at_least(0), default=0, help="the first N questions of each task only")
     sub.add_argument("--force", action="store_true", help="use prompts of unknown origin")
     sub.add_argument("--out", metavar="FILE", help="write JSON here; cells are kept beside it and not computed twice")

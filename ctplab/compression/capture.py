@@ -4,6 +4,7 @@ This file finds everything by running the model and names no architecture. A *un
 can be compressed: a linear layer, or one expert's slice of a stacked (experts, out, in) parameter.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,9 +39,9 @@ class Call:
     kwargs: dict[str, Any]
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Return the block's new hidden states. The block may return them bare or in a tuple."""
+        """Return the block's new hidden states. The block may return them bare, or first in a tuple or list."""
         out = block(hidden, *self.args, **self.kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        return out[0] if isinstance(out, tuple | list) else out
 
 
 @dataclass
@@ -90,7 +91,7 @@ def capture(model: Model, modules: list[nn.Module], batches: tuple[Tensor, ...])
             seen.append(Call(args[1:], kwargs))
             if not returned:
                 returned.append(forward(states, *args[1:], **kwargs))
-            return (states, *returned[0][1:]) if isinstance(returned[0], tuple) else states
+            return (states, *returned[0][1:]) if isinstance(returned[0], tuple | list) else states
 
         return call
 
@@ -184,7 +185,9 @@ def find_groups(block: nn.Module, run: Callable[[], Any]) -> Grouping:
 
     with Watch(block, seen).on():
         run()
-    groups = [tuple(dict.fromkeys(group)) for group in found]
+    several = {name for name, lists in Counter(n for group in found for n in set(group)).items() if lists > 1}
+    groups = [tuple(dict.fromkeys(n for n in group if n not in several)) for group in found]
+    groups = [group for group in groups if group] + [(name,) for name in sorted(several)]  # inputs of their own
     called = {name for group in groups for name in group}
     parameters = dict(block.named_parameters())
     owners = [name.rpartition(".")[0] for group in groups for name in group]

@@ -1,4 +1,13 @@
-"""A linear layer that keeps only its packed weights: no dense copy outlives a forward or backward call."""
+"""A linear layer that keeps only its packed weights: no dense copy outlives a forward or backward call.
+
+What computes x Wᵀ, by tokens and device:
+
+    a few tokens    torch's int4 kernel, if it takes the weights (``int4``); on a card with Triton else our own, which
+                    takes 2, 3, 4 and 8 bits and pruned weights (``kernels/product``)
+    more tokens     a dense copy, made by one Triton kernel on a card (``kernels/unpacking``), and the library's product
+
+``packing.unpack`` is the fallback and the reference.
+"""
 
 import warnings
 from typing import Any
@@ -7,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ctplab.compression import int4
+from ctplab.compression.kernels.usable import usable
 from ctplab.compression.packing import unpack
 
 
@@ -40,10 +50,28 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = parts["shape"].tolist()
         self.int4_group = int4.group_size(parts, bits)
         self.int4: int4.Int4 | None = None
+        self._starts: Tensor | None = None
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The unpacked weights, (out, in)."""
-        return unpack(self._parts(), self.bits, dtype)
+        parts = self._parts()
+        device = parts["scale" if "scale" in parts else "mask"].device
+        if usable(device):
+            from ctplab.compression.kernels.unpacking import dense
+
+            return dense(parts, self.bits, (self.out_features, self.in_features), dtype, self._kept_before())
+        return unpack(parts, self.bits, dtype)
+
+    def _kept_before(self) -> Tensor | None:
+        """The number of kept weights in the rows before each row, for Triton's kernels; None without a mask."""
+        if "mask" not in self.part_names:
+            return None
+        mask = self._parts()["mask"]
+        if self._starts is None or self._starts.device != mask.device:
+            from ctplab.compression.kernels.unpacking import kept_before
+
+            self._starts = kept_before(mask, (self.out_features, self.in_features))
+        return self._starts
 
     def _parts(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self.part_names}
@@ -52,9 +80,23 @@ class PackedLinear(nn.Module):
         """x (..., in) -> (..., out)."""
         y = self._int4_product(x)
         if y is None:
+            y = self._few_product(x)
+        if y is None:
             y = _PackedMatmul.apply(x, self)
             assert isinstance(y, Tensor)
         return y if self.bias is None else y + self.bias
+
+    def _few_product(self, x: Tensor) -> Tensor | None:
+        """The product of a few tokens from Triton's kernel, without gradients. Returns None if it does not fit."""
+        if (torch.is_grad_enabled() and x.requires_grad) or not usable(x.device):
+            return None
+        from ctplab.compression.kernels.product import TOKENS, product
+
+        if x.numel() > TOKENS * self.in_features or x.numel() == 0:
+            return None
+        shape = (self.out_features, self.in_features)
+        y = product(x.reshape(-1, self.in_features), self._parts(), self.bits, shape, self._kept_before())
+        return y.view(*x.shape[:-1], self.out_features)
 
     def _int4_product(self, x: Tensor) -> Tensor | None:
         """The product from the int4 kernel. Returns None if no kernel fits or none is faster."""

@@ -62,7 +62,7 @@ def flow_agrees(model: Model, modules: list[nn.Module], calibration: Tensor, ent
                 flow.step(one, index, module)
             leave(index, module)
             if index == len(modules) - 1:
-                check(out[0] if isinstance(out, tuple) else out)
+                check(out[0] if isinstance(out, tuple | list) else out)
             return out
 
         return call

@@ -17,7 +17,6 @@ possible: it is a function that can hand over control at any point and resume th
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 
-from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
 from ctplab.compression.capture import Flow, Grouping, Stop, Watch
@@ -76,6 +75,8 @@ def _paused(flow: Flow, index: int, block: nn.Module, order: Grouping, advance: 
     A batch's pass is a greenlet, so nothing before the group is computed twice. The price is memory: the paused frames
     of all batches keep their tensors. A batch that skips a group (an expert, say) waits at the next one that it uses.
     """
+    from greenlet import GreenletExit, getcurrent, greenlet  # the other ways work without it
+
     open_groups = {group[0] for group in order.groups}
 
     def seen(name: str, x: Tensor) -> None:

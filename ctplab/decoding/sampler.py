@@ -60,6 +60,21 @@ class RefuseNaN:
         return refuse_nan(scores)
 
 
+class UnpaddedRepetition:
+    """Logits processor that applies ``penalty`` to the tokens of texts and answers, but not to left padding.
+
+    transformers counts padding as text. So each padding token is shown to it as the row's last token, which counts
+    anyway.
+    """
+
+    def __init__(self, penalty: Any, padding: Tensor) -> None:
+        self.penalty, self.padding = penalty, padding
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        padding = torch.nn.functional.pad(self.padding, (0, input_ids.shape[1] - self.padding.shape[1]))
+        return self.penalty(torch.where(padding, input_ids[:, -1:], input_ids), scores)
+
+
 class Draw:
     """Logits processor that leaves one sampled token a row, so that ``generate`` has nothing left to choose."""
 
@@ -85,8 +100,7 @@ def processors(sampler: Sampler, mask: Tensor) -> Any:
 
     found: list[Any] = [RefuseNaN()]
     if sampler.repetition_penalty != 1:
-        padding = (mask == 0).sum(1)
-        found.append(RepetitionPenaltyLogitsProcessor(sampler.repetition_penalty, prompt_ignore_length=padding))
+        found.append(UnpaddedRepetition(RepetitionPenaltyLogitsProcessor(sampler.repetition_penalty), mask == 0))
     if sampler.temperature > 0:
         found.append(TemperatureLogitsWarper(float(sampler.temperature)))
         if sampler.top_p < 1:

@@ -75,7 +75,7 @@ def run_tour(
     weights = sum(p.numel() for p in full.parameters())
     whole = score("full", build("full", Parts(full)))
     size = model_bytes(NAME)
-    levels = {"full": {"ppl": ppl(whole), "bytes": size, "bits_per_weight": 8 * size / weights}}
+    levels = {"full": {"ppl": ppl(whole), "bytes": size, "bits_per_weight": round(8 * size / weights, 2)}}
     alone: dict[str, ByCorpus] = {}
     for spec in (OTHER, SHOWCASE):  # one compressed model in memory at a time; the last one stays
         small, manifest = study.compressed(spec, calibration)

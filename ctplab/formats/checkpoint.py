@@ -46,6 +46,11 @@ def _smallest_exact(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _plain(tensor: Tensor) -> Tensor:
+    """The same with plain strides: a dimension of size 1 may have any, which safetensors refuses."""
+    return tensor if tensor.ndim == 0 or tensor.stride(-1) == 1 else tensor.clone(memory_format=torch.contiguous_format)
+
+
 def block_file(out: Path, index: int) -> Path:
     """The file that holds block ``index``."""
     return out / f"block-{index:05d}.safetensors"
@@ -56,7 +61,7 @@ def write_block(path: Path, block_tensors: dict[str, Tensor], done: Done, key: s
 
     The write is atomic: a block file that exists is complete. ``key`` identifies what the block was made from.
     """
-    tensors = {f"{report.name}::{part}": t.cpu() for report, parts in done for part, t in parts.items()}
+    tensors = {f"{report.name}::{part}": _plain(t.cpu()) for report, parts in done for part, t in parts.items()}
     tensors |= {name: _smallest_exact(t.cpu()) for name, t in block_tensors.items()}
     about = {"key": key, "layers": [asdict(report) for report, _ in done]}
     with whole(path) as temporary:

@@ -19,6 +19,7 @@ from ctplab.compression.packing import unpack
 from ctplab.compression.walk import Done, report_of, walk
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
+from ctplab.formats.aside import Aside, overlaps
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
 from ctplab.models.complete import check_complete, check_numbers, untie
@@ -138,9 +139,15 @@ def compress_to(
             module._buffers[buffer] = None if value is None else value.to(device)
     done: Done = []
 
-    def load(index: int, block: nn.Module) -> None:
+    def read(index: int) -> dict[str, Tensor]:
         mine = {n: s for n, s in names.items() if n.startswith(f"{prefixes[index]}.")}
-        model.load_state_dict(source.read(mine, kind, device), strict=False, assign=True)
+        return source.read(mine, kind, "cpu" if overlaps(device) else device)
+
+    def load(index: int, block: nn.Module) -> None:
+        tensors = aside.read(index, read, len(prefixes) - 1)
+        model.load_state_dict(
+            {n: t.to(device, non_blocking=True) for n, t in tensors.items()}, strict=False, assign=True
+        )
 
     def enter(index: int, block: nn.Module) -> bool:
         load(index, block)
@@ -159,14 +166,15 @@ def compress_to(
             block.load_state_dict(empty, strict=False, assign=True)
 
     visits: dict[str, Any] = {"load": load, "enter": enter, "leave": leave}
-    for index, found in walk(model, calibration, spec, batch=batch, progress=progress, **visits):
-        prefix = prefixes[index]
-        compressed = {parameter_name(report.name, model) for report, _ in found}
-        state = model.get_submodule(prefix).state_dict()
-        others = {f"{prefix}.{n}": t for n, t in state.items() if f"{prefix}.{n}" not in compressed}
-        if parallel.is_main():
-            checkpoint.write_block(checkpoint.block_file(out, index), others, found, key)
-        done += found
+    with Aside(device) as aside:
+        for index, found in walk(model, calibration, spec, batch=batch, progress=progress, **visits):
+            prefix = prefixes[index]
+            compressed = {parameter_name(report.name, model) for report, _ in found}
+            state = model.get_submodule(prefix).state_dict()
+            others = {f"{prefix}.{n}": t for n, t in state.items() if f"{prefix}.{n}" not in compressed}
+            if parallel.is_main():
+                aside.write(checkpoint.write_block, checkpoint.block_file(out, index), others, found, key)
+            done += found
     done.sort(key=lambda pair: next(i for i, p in enumerate(prefixes) if pair[0].name.startswith(f"{p}.")))
     report = report_of(model, done, spec, calibration, time.perf_counter() - began)
     rest = {n: t for n, t in checkpoint.other_tensors(model, report).items() if t.device.type != "meta"}

@@ -1,7 +1,8 @@
 """Estimate the memory for learning a prompt: bytes of tensors by kind, from a model's shape and the settings.
 
-The estimate follows ``learning/loop.py`` through LLaMA-shaped blocks (RMSNorm, attention without a mask, gated MLP). It
-counts the tensors that autograd keeps, those that one block's backward pass adds, and one chunk of logits. It does not
+The estimate follows ``learning/step.py`` through LLaMA-shaped blocks (RMSNorm, attention without a mask, gated MLP). It
+counts the tensors that autograd keeps, those that one block's backward pass adds, and one chunk of logits. With
+``card`` it counts the fused layers and the larger chunks that a card learns with (``learning/fused``). It does not
 count the process itself, a GPU's context (about half a GB), the allocator's slack, the training text or a teacher.
 
 Symbols: d width, f MLP width, V vocabulary, k prompt rows, n tokens per window, B windows at once, s bytes per number.
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctplab.errors import InputError
-from ctplab.learning.objective import CHUNK
+from ctplab.learning.objective import CARD_CHUNK, CHUNK
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -86,6 +87,8 @@ class Settings:
     """Bits of packed weights. None: dense weights."""
     group_size: int | None = 128
     recompute: bool = True
+    card: bool = False
+    """On an NVIDIA or AMD card with Triton, and with memory to spare for the largest chunks of logits."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "seq_len", "batch"):
@@ -123,7 +126,8 @@ def learning(shape: Shape, settings: Settings) -> Memory:
     """The memory of one learning step at its peak."""
     s, k, d = SIZES[settings.dtype], settings.tokens, shape.width
     text = settings.batch * settings.seq_len
-    one = _saved(shape, settings.batch, settings.seq_len, k, s) + _saved(shape, 1, k, 0, s)
+    card = settings.card
+    one = _saved(shape, settings.batch, settings.seq_len, k, s, card) + _saved(shape, 1, k, 0, s, card)
     inputs = s * (text * d + k * (d + 2 * shape.kv_width))
     last = text * d * (2 * s + 4)  # the last states and their gradient; the last norm's input in fp32
     return Memory(
@@ -132,7 +136,7 @@ def learning(shape: Shape, settings: Settings) -> Memory:
         optimizer=3 * k * d * 4,
         kept=shape.layers * (inputs if settings.recompute else one) + last,
         block=(one if settings.recompute else 0) + _backward(shape, settings, s),
-        logits=_logits(shape, text, s),
+        logits=_logits(shape, text, s, CARD_CHUNK if card else CHUNK),
     )
 
 
@@ -144,15 +148,17 @@ def _weights(shape: Shape, settings: Settings, s: int) -> int:
     return linears * settings.bits // 8 + linears // group * 3 + shape.embedding_weights * s  # fp16 scale, uint8 zero
 
 
-def _saved(shape: Shape, batch: int, n: int, k: int, s: int) -> int:
+def _saved(shape: Shape, batch: int, n: int, k: int, s: int, card: bool) -> int:
     """Bytes that autograd saves in one block for ``n`` positions behind ``k`` others.
 
-    These are the inputs of both norms in fp32; queries (with k padding rows), keys, values and the attention's output;
-    and in the MLP the gate, its activation and the up projection. Autograd does not save the inputs of frozen weights.
+    These are the inputs of both norms in fp32 (on a card in the model's dtype); queries (with k padding rows), keys,
+    values and the attention's output; and in the MLP the gate, its activation (not on a card) and the up projection.
+    Autograd does not save the inputs of frozen weights.
     """
-    norms = 2 * 4 * shape.width * n
+    norms = 2 * (s if card else 4) * shape.width * n
     attention = s * 2 * (shape.width + shape.kv_width) * (k + n)
-    return batch * (norms + attention + s * (3 if shape.gated else 1) * shape.inner * n)
+    mlp = (2 if card else 3) if shape.gated else 1
+    return batch * (norms + attention + s * mlp * shape.inner * n)
 
 
 def _backward(shape: Shape, settings: Settings, s: int) -> int:
@@ -161,11 +167,12 @@ def _backward(shape: Shape, settings: Settings, s: int) -> int:
     gradients = text * s * (3 if shape.gated else 2) * shape.inner
     if settings.bits is None:
         return text * s * shape.width + gradients
-    unpacked = shape.width * shape.inner * (4 + (s if s < 4 else 1))  # in fp32, plus its codes or its copy in dtype
+    # in fp32, plus its codes or its copy in dtype; on a card one kernel writes it
+    unpacked = shape.width * shape.inner * (s if settings.card else 4 + (s if s < 4 else 1))
     return text * s * shape.width + max(gradients, text * s * shape.inner + unpacked)
 
 
-def _logits(shape: Shape, text: int, s: int) -> int:
+def _logits(shape: Shape, text: int, s: int, chunk: int) -> int:
     """Bytes of a chunk in the model's dtype, in fp32 if that differs, and as the softmax that becomes the gradient."""
-    rows = min(text, max(1, CHUNK // shape.vocabulary))
+    rows = min(text, max(1, chunk // shape.vocabulary))
     return rows * shape.vocabulary * (s + (4 if s < 4 else 0) + 4)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from ctplab.atlas.questions import normalise
+from ctplab.atlas.questions import Question, normalise
 
 WORD = re.compile(r"\w+(?:['’.-]\w+)*")
 ARTICLES = {"a", "an", "the"}
@@ -103,3 +103,9 @@ def judge(answer: str, expected: Sequence[str], *, exact: bool = False, question
             if verdict.right is wanted:
                 return verdict
     return found[0]
+
+
+def marked(answers: Sequence[str], questions: Sequence[Question], *, exact: bool) -> list[bool]:
+    """Which answers to the embedded world's questions are right: exactly, or for any other model tolerantly."""
+    pairs = zip(answers, questions, strict=True)
+    return [judge(answer, [q.answer], exact=exact, question=q.text).right is True for answer, q in pairs]

@@ -112,8 +112,9 @@ def context_length(model: Model) -> int | None:
     """The largest number of positions that the model takes, or None if nothing bounds it (ALiBi)."""
     config = model.config.get_text_config()
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        if isinstance(getattr(config, key, None), int):
-            return getattr(config, key)
+        limit = getattr(config, key, None)
+        if isinstance(limit, int) and limit > 0:  # XLNet: -1
+            return limit
     return None
 
 

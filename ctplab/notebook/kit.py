@@ -14,7 +14,8 @@ from ctplab.atlas.questions import questions
 from ctplab.compression import grid, obs
 from ctplab.demo.embedded import ten_questions
 from ctplab.measure.stats import mcnemar, wilson
-from ctplab.measure.tasks.closed_book import answers, marks
+from ctplab.measure.tasks.closed_book import answers
+from ctplab.measure.verdicts import marked
 from ctplab.models.anatomy import as_matrix, blocks, linears
 from ctplab.notebook import explore
 from ctplab.notebook.claims import above, all_of, below, check, larger, more_right
@@ -54,7 +55,7 @@ __all__ = [
     "larger",
     "linears",
     "live_curve",
-    "marks",
+    "marked",
     "mcnemar",
     "more_right",
     "obs",

@@ -7,16 +7,37 @@ from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
 
 from ctplab.models import Model
 
 
 def keeps_keys_and_values(model: Model) -> bool:
     """Whether the model's cache holds keys and values in every layer, and no other state (recurrent, convolutions)."""
-    return all(
-        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in Recorder(config=model.config).layers
-    )
+    return _layers_are(model, (DynamicLayer, DynamicSlidingWindowLayer))
+
+
+def keeps_all(model: Model) -> bool:
+    """Whether the model's cache keeps all that it needs to go on, as far as kinds of layers tell.
+
+    Not so for caches that choose among their keys (an index): a long text and its last token alone choose differently.
+    """
+    linear = (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer)
+    return _layers_are(model, (DynamicLayer, DynamicSlidingWindowLayer, *linear))
+
+
+def _layers_are(model: Model, kinds: tuple[type, ...]) -> bool:
+    try:
+        layers = Recorder(config=model.config).layers
+    except (AttributeError, KeyError, TypeError, ValueError):  # a configuration that transformers makes no cache of
+        return False
+    return all(type(layer) in kinds for layer in layers)
 
 
 class Recorder(DynamicCache):

@@ -46,15 +46,16 @@ def fits(cut: Halves, k: int, batch: int, length: int) -> bool:
 
     Compares them on a few tokens. A pass of the real size then shows whether some window needs a mask there.
     """
-    if not cut.plain or not ways(cut.model).maskless:
+    found = ways(cut.model)
+    if not (cut.plain and found.maskless and found.compiled):
         return False
     table = embeddings(cut.model)
     rows, ids = table[:3].float(), torch.arange(10, device=table.device).view(2, 5) % len(table)
     expected = cut.states(compile_rows(cut.model, rows), ids)
     try:
-        found = together(cut.model, rows, ids)
+        states = together(cut.model, rows, ids)
         together(cut.model, table[:1].expand(k, -1), ids[:1, :1].expand(batch, length))
     except (TypeError, ValueError, RuntimeError):  # it knows no such setting, or brings its own attention
         return False
     close = CLOSE.get(expected.dtype, CLOSE[torch.float32]) * expected.float().norm()
-    return found.shape == expected.shape and bool((found - expected).float().norm() <= close)
+    return states.shape == expected.shape and bool((states - expected).float().norm() <= close)

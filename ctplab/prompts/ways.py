@@ -30,7 +30,7 @@ from ctplab.models import Model
 from ctplab.models.anatomy import context_length, embed, embeddings
 from ctplab.models.checks import kept_answer
 from ctplab.prompts.attention import prefix_attention, takes_switch
-from ctplab.prompts.cache import Behind, Recorder, keeps_keys_and_values
+from ctplab.prompts.cache import Behind, Recorder, keeps_all, keeps_keys_and_values
 
 K, N = 5, 7  # prefix rows and text tokens that are tried
 NOISE = {torch.float64: 1e-9, torch.float32: 3e-4}
@@ -108,8 +108,8 @@ def _try(model: Model) -> Ways:
         maskless = takes_switch(model) and same(plain, lambda: _switched(model, ids, False))
         if compiled:
             maskless = maskless and same(plain[:, K:], lambda: _switched(model, ids, True))
-        cached = same(plain[:, -2:], lambda: _step_by_step(model, ids, rows))
-        padded = cached and same(plain[:, -1], lambda: _padded(model, ids))
+        cached = keeps_all(model) and same(plain[:, -2:], lambda: _step_by_step(model, ids, rows))
+        padded = cached and all(same(plain[:, -1], lambda n=n: _padded(model, ids, n)) for n in (0, K))
     return Ways(causal, maskless, compiled, rows, cached, padded)
 
 
@@ -155,7 +155,7 @@ def _behind(model: Model, ids: Tensor) -> Tensor:
 
 def _switched(model: Model, ids: Tensor, behind: bool) -> Tensor:
     with prefix_attention(model):
-        return _behind(model, ids) if behind else _logits(model, input_ids=ids)
+        return _behind(model, ids) if behind else _logits(model, input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 def _step_by_step(model: Model, ids: Tensor, rows: bool) -> Tensor:
@@ -177,11 +177,15 @@ def _step_by_step(model: Model, ids: Tensor, rows: bool) -> Tensor:
     return torch.stack(steps, 1)
 
 
-def _padded(model: Model, ids: Tensor) -> Tensor:
-    """The last token's logits, in a batch with a longer text and from the cache, as ``decoding.batched`` reads it."""
-    two = torch.cat([torch.cat([ids[:, :2], ids], 1), torch.cat([ids[:, :1], ids[:, :1], ids], 1)])
+def _padded(model: Model, ids: Tensor, before: int) -> Tensor:
+    """The last token's logits, in a batch with a longer text and from the cache, as ``decoding.batched`` reads it.
+
+    ``before``: the number of tokens in front of the padding; as many as a prefix has, or none.
+    """
+    front, rest = ids[:, :before], ids[:, before:]
+    two = torch.cat([torch.cat([front, ids[:, count : count + 2], rest], 1) for count in (1, 2)])
     mask = torch.ones_like(two)
-    mask[1, :2] = 0
+    mask[1, before : before + 2] = 0
     places = (mask.cumsum(1) - 1).clamp(min=0)
     at: Callable[[slice], dict[str, Tensor]] = lambda part: (  # noqa: E731
         {"position_ids": places[:, part]} if takes(model, "position_ids") else {}

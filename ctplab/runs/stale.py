@@ -7,6 +7,7 @@ from typing import Any
 
 from ctplab.errors import InputError
 from ctplab.formats.checkpoint import MANIFEST, read_manifest
+from ctplab.runs.store import Store
 
 GONE, CHANGED = "its weights are gone", "its weights were made anew since"
 
@@ -30,3 +31,16 @@ def stale(folder: Path, made: str | None, when: float) -> str | None:
     if made is None:
         return CHANGED if (folder / MANIFEST).stat().st_mtime > when else None
     return None if weights_id(manifest) == made else CHANGED
+
+
+def stale_levels(root: Path, name: str, report: dict[str, Any]) -> dict[str, str]:
+    """Level -> why its results cannot be repeated, for the levels of a demo's report on the model called ``name``."""
+    store = Store(root, name)
+    path = store.report() / "demo.json"
+    when = path.stat().st_mtime if path.exists() else 0.0
+    found = {
+        tag: stale(store.compressed(level.get("folder", tag)), level.get("weights"), when)
+        for tag, level in report["levels"].items()
+        if tag != "full"
+    }
+    return {tag: reason for tag, reason in found.items() if reason}

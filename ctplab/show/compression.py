@@ -33,6 +33,9 @@ def draw_levels(levels: dict[str, dict], full: dict[str, Any], corpus: str) -> A
     axes.set(yscale="log", xlabel="model on disk, MB (true bytes)", ylabel=f"perplexity on {corpus} (log)")
     plain_log(axes.yaxis)
     axes.margins(x=0.1, y=0.12)
+    sizes = [level["bytes"] / 1e6 for level in levels.values()]
+    if max(sizes) < 1.05 * min(sizes):  # an axis of their differences alone would show nothing
+        axes.set_xlim(0, 1.3 * max(sizes))
     axes.set_title("What compression costs")
     axes.legend(frameon=False)
     return figure

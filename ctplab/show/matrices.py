@@ -31,7 +31,7 @@ def draw_transfer(cells: Sequence[TransferCell]) -> Any:
     corpora = list(dict.fromkeys(cell.corpus for cell in cells))
     targets = len({cell.target for cell in cells})
     sources = len({cell.source for cell in cells})
-    figure, panels = new_panels(1, len(corpora), 1.6 + 0.7 * targets, 1.5 + 0.5 * sources)
+    figure, panels = new_panels(1, len(corpora), max(3.9, 1.6 + 0.7 * targets), 1.5 + 0.5 * sources)  # titles fit
     most = max([abs(cell.change.value) for cell in cells if cell.change], default=0) or CLEAR
     largest = min(most, CLEAR)
     for corpus, axes in zip(corpora, panels[0], strict=True):

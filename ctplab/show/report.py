@@ -76,7 +76,7 @@ def nearest_table(rows: list[RowReport], histogram: dict[str, Any], metric: str 
     cells = [
         [
             str(r.row),
-            repr(r.init),
+            "-" if r.init is None else repr(r.init),
             "-" if r.init_rank is None else str(r.init_rank),
             f"{r.drift:.2f}",
             "  ".join(f"{token!r} {value:.2f}" for token, value in r.nearest[:3]),

@@ -105,6 +105,8 @@ def plain_words(result: dict[str, Any]) -> str:
         )
     n = {arm: round(row["exact_match"] * row["n"]) for arm, row in result["questions"].items()}
     lines.append("- Questions answered rightly: " + ", ".join(f"{arm} {count}" for arm, count in n.items()) + ".")
+    if n["soft"] <= n["compressed"]:
+        lines.append("- So at this level the prompt wins back loss, but no answers.")
     return "\n".join(lines)
 
 

@@ -78,6 +78,25 @@ def test_compare_generate_inspect_json(capsys, model, prompt):
     assert code == 0 and "nearest" in out
 
 
+def test_compare_many_questions_keeps_and_writes(capsys, model, prompt, tmp_path):
+    (tmp_path / "q.csv").write_text("question,answer\nWhere is Tulsa?,Oklahoma\nWhere is Long Beach?,California\n")
+    common = ["compare", "--full", "atlas", "--compressed", model, "--prompt", prompt, "--questions"]
+    written = [tmp_path / f"a.{kind}" for kind in ("jsonl", "csv", "json")]
+    writes = [part for path in written for part in ("--write", path)]
+    found = run_json(capsys, *common, tmp_path / "q.csv", "--out", tmp_path / "kept", *writes)
+    assert (found["asked"], found["answered"]) == (2, 2) and found["shares"]["full"]["value"] == 1
+    assert list(found["rows"][0]["answers"]) == ["full", "compressed", "hard", "soft"]
+    assert all(path.stat().st_size for path in written)
+    assert "exists already" in refused(capsys, *common, tmp_path / "q.csv", "--write", written[0])
+    assert "--write takes" in refused(capsys, *common, tmp_path / "q.csv", "--write", tmp_path / "a.txt")
+    assert "cannot read the questions" in refused(capsys, *common, tmp_path / "nothing.csv")
+    assert "give texts, or --questions" in refused(capsys, *common, "atlas", "and a text")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
+    again = run_json(capsys, *common, tmp_path / "q.csv", "--out", tmp_path / "kept")
+    assert again["rows"] == found["rows"]
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
+
+
 @pytest.mark.parametrize("to", ["peft", "kv", "embeds"])
 def test_export_and_import_prompt_json(capsys, model, prompt, tmp_path, to):
     found = run_json(capsys, "export", "prompt", prompt, "--model", model, "--to", to, "--out", tmp_path / "x")

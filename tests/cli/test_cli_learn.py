@@ -79,7 +79,7 @@ def test_a_prompt_for_several_copies_of_a_level(folder, capsys):
         (("--kl-weight", "2"), "kl must be in [0, 1]"),
         (("--init", "frequent", "--init-text", "x"), "give one of --init"),
         (("--teacher-cache", "x"), "--teacher-cache needs --teacher"),
-        (("--patience", "0"), "patience must be at least 1"),
+        (("--patience", "0"), "--patience: must be at least 1"),
         (("--init-prompt", "nowhere"), "no finished prompt"),
     ],
 )

@@ -1,9 +1,14 @@
 """Triton's kernels against the code that they replace: on a card as compiled, elsewhere in Triton's interpreter."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from ctplab.compression import columns
+from ctplab.compression import columns, linear, packing
 from ctplab.compression.obs import solve
 from ctplab.specs import CompressionSpec
 
@@ -71,3 +76,46 @@ def test_the_kernel_fixes_columns_as_the_loop_does(settings, monkeypatch):
     if loop.scale is not None:
         torch.testing.assert_close(kernel.scale, loop.scale, rtol=2e-3, atol=1e-3)
         assert (kernel.zero == loop.zero).float().mean() >= SAME
+
+
+PACKED = [
+    {"bits": 2},
+    {"bits": 3},
+    {"bits": 3, "group_size": 16},
+    {"bits": 4, "group_size": 16, "act_order": True},
+    {"bits": 8},
+    {"sparsity": 0.5},
+    {"bits": 3, "sparsity": 0.5},
+    {"bits": 4, "sparsity": 0.75, "group_size": 16, "act_order": True},
+]
+
+
+@pytest.mark.parametrize("columns", [48, 144])
+@pytest.mark.parametrize("settings", PACKED, ids=name)
+def test_packed_weights_by_kernels_are_the_unpacked_ones(settings, columns, monkeypatch):
+    """A dense copy to the bit; products of a few tokens, of many, and backward, within fp32 sums of 144 numbers."""
+    spec = CompressionSpec(**settings)
+    W, H = problem(columns=columns)
+    parts = packing.pack(solve(W, H, spec), spec.bits)
+    layer = linear.PackedLinear(parts, spec.bits, torch.ones(len(W), device=DEVICE))
+    generator = torch.Generator().manual_seed(1)
+    monkeypatch.setattr(linear, "usable", lambda device: True)
+    for dtype in (torch.float32, torch.bfloat16) if CARD else (torch.float32,):  # the interpreter truncates bfloat16
+        expected = packing.unpack(parts, spec.bits, dtype)
+        assert torch.equal(layer.dense(dtype), expected)
+    dense = packing.unpack(parts, spec.bits)
+    for tokens in (1, 5, 16, 40):
+        x = torch.randn(tokens, columns, generator=generator).to(DEVICE)
+        torch.testing.assert_close(layer(x), x @ dense.T + 1, rtol=1e-4, atol=1e-4)
+    x = torch.randn(2, 3, columns, generator=generator).to(DEVICE).requires_grad_(True)
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(x.grad, 2 * (x.detach() @ dense.T + 1) @ dense, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_cards_of_nvidia_and_amd():
+    """What the interpreter does not see: types, shapes of tensor cores. Needs a compiler and no card."""
+    script = Path(__file__).with_name("compile_kernels.py")
+    outside = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, script], env=outside, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("\n") == 26, done.stderr[-800:]

@@ -38,7 +38,7 @@ def pytest_unconfigure():
         gc.collect()
 
 
-def ticking(arm, tokenizer, text, *, max_new_tokens, sampler, stop, raw, on_token):
+def ticking(arm, tokenizer, text, *, max_new_tokens, sampler, stop, raw, start, on_token):
     """A model that repeats the question's last word, one token every 20 ms."""
     word = text.removesuffix("\nA:").split()[-1]
 

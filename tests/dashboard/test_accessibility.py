@@ -13,7 +13,6 @@ TABS = ("Compare", "Prompt tokens", "Similarity", "Compress", "Train", "Results"
 FOUND = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
   .filter((v) => ["serious", "critical"].includes(v.impact))
   .flatMap((v) => v.nodes.map((n) => `${v.id}: ${n.html.slice(0, 160)} | ${n.failureSummary.slice(0, 220)}`))"""
-OURS = (".gradio-container",)
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,9 +22,11 @@ pytestmark = [
 
 def opened(page, name):
     """Show a tab; narrow pages keep some of them in a menu."""
-    if not page.get_by_role("tab", name=name, exact=True).count():
+    if page.get_by_role("tab", name=name, exact=True).count():
+        page.get_by_role("tab", name=name, exact=True).click()
+    else:
         page.locator("#tabs .overflow-menu > button").first.click()
-    page.locator("#tabs button", has_text=name).last.click()
+        page.locator("#tabs .overflow-menu button", has_text=name).last.click()
     page.wait_for_timeout(3000)
 
 

@@ -183,6 +183,30 @@ def test_nearest_histogram_and_lens(real):
     assert lens["arms"]["full"]["kl"][1:] == pytest.approx([0] * (len(lens["tokens"]) - 1), abs=1e-6)
 
 
+def test_many_questions_arrive_block_by_block(real):
+    listed = "question,answer\nWhere is Tulsa?,Oklahoma\nWho knows?,\n"
+    job = client(real).submit(listed, arms=["full", "soft"], api_name="/questions")
+    found = job.result(timeout=60)
+    assert found["rows"][0]["answers"]["full"]["text"] == "Oklahoma"
+    assert found["rows"][0]["answers"]["full"]["right"] and found["rows"][1]["answers"]["full"]["right"] is None
+    assert found["summary"]["answered"] == 2 and found["summary"]["shares"]["full"]["n"] == 1
+    assert len(job.outputs()) == 2  # one for each arm
+
+
+def test_every_number_has_a_bound(real):
+    program = client(real)
+    for name, wrong in (
+        ("/nearest", {"top": 0}), ("/nearest", {"top": 10**6}), ("/nearest", {"metric": "x"}),
+        ("/histogram", {"bins": 10**7}), ("/histogram", {"top": "x"}), ("/lens", {"text": "a b", "top": 10**9}),
+        ("/latency", {"repeats": 10**6}), ("/latency", {"tokens": list(range(100))}),
+        ("/compare", {"question": "a", "max_new_tokens": 10**9}), ("/compare", {"question": "a" * 30_000}),
+        ("/questions", {"limit": 10**9}), ("/questions", {"questions": "task:../x"}),
+    ):  # fmt: skip
+        with pytest.raises(Exception, match=r"give|choose|at most|a name of") as caught:
+            program.predict(**wrong, api_name=name)
+        assert "Traceback" not in str(caught.value) and "NoneType" not in str(caught.value)
+
+
 def test_bad_input_is_one_line(real):
     for wrong, words in (({"arms": ["nobody"]}, "unknown arm"), ({"prompt": "nothing"}, "no prompt 'nothing'")):
         records = client(real).predict("Where is Tulsa?", api_name="/compare", **wrong)

@@ -119,7 +119,7 @@ def test_many_questions_fill_a_table(visit, real):
 def test_a_job_is_its_owners(visit, real, text_file):
     mine, other = visit(real), visit(real)
     tab(mine, "Train")
-    for place, value in (("tokens", 2), ("steps", 4000), ("batch", 1), ("every", 2000)):
+    for place, value in (("tokens", 2), ("steps", 900), ("batch", 1), ("every", 900)):
         mine.fill(f"#train-{place} input", str(value))
     mine.fill("#train-name textarea, #train-name input", "owned")
     mine.get_by_label("Text", exact=True).last.fill(f"file:{text_file}")
@@ -131,7 +131,7 @@ def test_a_job_is_its_owners(visit, real, text_file):
     other.wait_for_selector(".toast-message-text:has-text('another visitor')", timeout=SOON)
     assert not real.bench.jobs.latest("train").cancel.is_set()
     mine.click("#train-stop")
-    mine.wait_for_selector("#train-job [data-state=done]", timeout=60_000)
+    mine.wait_for_selector("#train-job [data-state=done]", timeout=120_000)
 
 
 def test_a_shared_link_restores_the_settings(visit, real):

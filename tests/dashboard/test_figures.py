@@ -9,14 +9,14 @@ import pytest
 from contrast import contrast
 
 import ctplab as ctp
-from ctplab.app import curves, latency, marks, results, similarity, tokens, views
+from ctplab.app import curves, figures, latency, marks, results, similarity, tokens, views
 from ctplab.app.jobs import Job
 from ctplab.app.turns import Turns
 from ctplab.demo.embedded import CORPORA
 from ctplab.formats.checkpoint import read_manifest
 from ctplab.measure.latency import LatencyPoint
 from ctplab.prompts.arms import COLOURS
-from ctplab.runs.stale import weights_id
+from ctplab.runs.stale import stale_levels, weights_id
 from ctplab.show import colours
 
 from .made_up import report
@@ -145,13 +145,37 @@ def test_scores_fall_into_steps_whose_inks_can_be_read():
 
 def test_levels_are_stale_if_their_weights_are_gone_or_others(tmp_path):
     made = report()
-    assert set(results.stale_levels(tmp_path, "atlas", made)) == {"w4", "w3"}
+    assert set(stale_levels(tmp_path, "atlas", made)) == {"w4", "w3"}
     folder = ctp.Store(tmp_path, "atlas").compressed("w3")
     folder.mkdir(parents=True)
-    manifest = {"spec": ctp.CompressionSpec(bits=3).to_json(), "calibration": "a", "layers": [], "bytes": 1}
-    (folder / "compression.json").write_text(json.dumps({**manifest, "schema": 1}))
+    manifest = {"schema": 1, "spec": ctp.CompressionSpec(bits=3).to_json(), "tag": "w3", "calibration": "a"}
+    manifest |= {"base": "atlas", "base_fingerprint": "0", "tokenizer_fingerprint": "0", "layers": [], "bytes": 1}
+    manifest |= dict.fromkeys(("bits_per_weight", "nominal_bits_per_weight", "model_bits_per_weight", "seconds"), 1.0)
+    manifest |= {"untouched": [], "warnings": [], "versions": {}}
+    (folder / "compression.json").write_text(json.dumps(manifest))
     found = read_manifest(folder)
     made["levels"]["w3"] = {**made["levels"]["w3"], "weights": weights_id(found)}
-    assert "w3" not in results.stale_levels(tmp_path, "atlas", made)
-    (folder / "compression.json").write_text(json.dumps({**manifest, "schema": 1, "calibration": "b"}))
-    assert "anew" in results.stale_levels(tmp_path, "atlas", made)["w3"]
+    assert "w3" not in stale_levels(tmp_path, "atlas", made)
+    (folder / "compression.json").write_text(json.dumps({**manifest, "calibration": "b"}))
+    assert "anew" in stale_levels(tmp_path, "atlas", made)["w3"]
+
+
+def test_crowded_labels_are_laid_out():
+    """Levels as close as those of the real demo: no label meets another."""
+    made = report()
+    real = {"full": (4.07e6, 1.74), "w4": (1.65e6, 1.75), "w3": (1.62e6, 1.91), "w2-g32": (1.58e6, 3.65),
+            "s50": (2.75e6, 2.36), "w4-s50": (1.64e6, 2.45), "w4-s55": (1.6e6, 3.41), "s75": (2e6, 114.5)}  # fmt: skip
+    made["levels"] = {tag: {"bytes": b, "ppl": {"docs": ppl}, "bits_per_weight": 4.0} for tag, (b, ppl) in real.items()}
+    made["transfer"] = {tag: {"docs": {"compressed": 2.2, "soft": 2.0}} for tag in real if tag != "full"}
+    figure = results.price(made, "docs")
+    assert {note.text for note in figure.layout.annotations} == set(real)
+    assert 3 <= len(figure.layout.yaxis.tickvals) <= 7
+    low, high = figure.layout.yaxis.range
+    boxes = []
+    for note in figure.layout.annotations:
+        x = figures.INSIDE[0] * (0.05 + 0.9 * (note.x - 1.58e6) / (4.07e6 - 1.58e6)) + note.ax
+        y = figures.INSIDE[1] * (high - note.y) / (high - low) + note.ay
+        half = 3 * len(note.text)
+        boxes.append((x - half, y - 7, x + half, y + 7))
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    assert not any(figures._meet(a, b) for a, b in pairs)

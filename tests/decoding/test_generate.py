@@ -43,13 +43,13 @@ def test_the_repetition_penalty_sees_the_text_and_no_padding(model, tokenizer):
     """In a padded batch, behind a prefix, on every family. The padding token is id 0, and no text has it."""
     arm = Arm("soft", model, prefix.random_rows(model, K))
     sampler = ctp.Sampler(repetition_penalty=3.0)
-    answers = ctp.generate(arm, tokenizer, TEXTS, max_new_tokens=6, sampler=sampler)
+    answers = ctp.generate(arm, tokenizer, TEXTS, max_new_tokens=6, sampler=sampler, start="none")
     for text, answer in zip(TEXTS, answers, strict=True):
-        ids = tokenizer(text)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         want = reference(arm, ids, 6, 3.0)
         want = want[: want.index(2)] if 2 in want else want
         assert answer.text == tokenizer.decode(want, skip_special_tokens=True)
-    plain = ctp.generate(arm, tokenizer, TEXTS, max_new_tokens=6)
+    plain = ctp.generate(arm, tokenizer, TEXTS, max_new_tokens=6, start="none")
     assert [a.text for a in plain] != [a.text for a in answers], "the penalty changes nothing here: the test is blind"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import refused
 from conftest import tiny
 
 import ctplab as ctp
@@ -78,6 +79,10 @@ def test_the_tour_writes_its_report_and_resumes(small, tmp_path):
     start = ctp.load_prompt(folder).initial
     assert start is not None and torch.equal(start.rows, shipped.prompt("w3").prefix.rows)
     assert not torch.equal(start.rows, ctp.load_prompt(folder).prefix.rows)
+
+
+def test_other_models_are_told_what_works(capsys):
+    assert "demo runs on atlas and smollm2; for any other model there are" in refused(capsys, "demo", "--model", "gpt2")
 
 
 def test_an_answer_is_right_if_one_of_its_words_begins_as_accepted():

@@ -46,6 +46,23 @@ def test_streamed_equals_in_memory(family, windows, tokenizer, tmp_path, quiet):
     assert torch.equal(loaded(windows[:2]).logits, small(windows[:2]).logits)
 
 
+def test_reading_ahead_and_writing_behind_give_the_same_bytes(windows, tokenizer, tmp_path, quiet, monkeypatch):
+    """As on a card, but on the CPU."""
+    tiny("llama").save_pretrained(tmp_path / "full")
+    for out, aside in (("turns", False), ("aside", True)):
+        monkeypatch.setattr(streaming, "overlaps", lambda device, aside=aside: aside)
+        monkeypatch.setattr("ctplab.formats.aside.overlaps", lambda device, aside=aside: aside)
+        ctp.compress_to(tmp_path / "full", tmp_path / out, tokenizer, windows, SPEC, device="cpu", **quiet)
+    assert same(files(tmp_path / "turns"), files(tmp_path / "aside"))
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_block", full)
+    with pytest.raises(OSError, match="No space left"):
+        ctp.compress_to(tmp_path / "full", tmp_path / "full disk", tokenizer, windows, SPEC, device="cpu", **quiet)
+
+
 @pytest.mark.parametrize("true_sequential", [False, True])
 def test_a_killed_run_resumes_at_its_block(true_sequential, windows, tokenizer, tmp_path, quiet, monkeypatch):
     model = tiny("llama")

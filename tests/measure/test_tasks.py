@@ -1,5 +1,6 @@
 """Tasks: our arms against lm-eval's own HFLM and against an explicit loop; paired tests against textbook values."""
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ from conftest import SHARED
 import ctplab as ctp
 from ctplab.measure.stats import mcnemar
 from ctplab.measure.tasks import evaluate, local
+from ctplab.measure.tasks.harness import as_lm
 from ctplab.models.anatomy import embed
 from ctplab.prompts import prefix
+from ctplab.text import reading
 
 DATA = SHARED / "data"
 pytest.importorskip("lm_eval", reason="needs lm-eval (pip install 'ctplab[tasks]')")
@@ -133,6 +136,35 @@ def test_custom_tasks_come_as_yaml(arms, tokenizer, tmp_path, monkeypatch):
     assert list(found) == ["sums"] and found["sums"].main == "acc" and len(found["sums"].marks["acc"]) == 4
     with pytest.raises(ctp.InputError, match="no task file"):
         evaluate.evaluate(arms[1], tokenizer, [str(tmp_path / "none.yaml")])
+
+
+def test_generated_answers_are_asked_for_in_a_turn(arms, tokenizer, tmp_path, monkeypatch):
+    """Behind every arm, unless ``raw``; given answers are compared as they stand."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"q": "{i} + 1 =", "a": "{i + 1}"}}\n' for i in range(2)))
+    file = tmp_path / "said.yaml"
+    file.write_text(
+        "task: said\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        f"    test: {tmp_path / 'rows.jsonl'}\ntest_split: test\noutput_type: generate_until\n"
+        'doc_to_text: "{{q}}"\ndoc_to_target: "{{a}}"\ngeneration_kwargs:\n  max_gen_toks: 2\n  until: ["."]\n'
+        "metric_list:\n  - metric: exact_match\n"
+    )
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    read = []
+
+    def watched(arm, tokenizer, batch, start):
+        lm = as_lm(arm, tokenizer, batch, start)
+        encode = lm.tok_batch_encode
+        monkeypatch.setattr(lm, "tok_batch_encode", lambda texts, **how: read.append(encode(texts, **how)) or read[-1])
+        return lm
+
+    monkeypatch.setattr(evaluate, "as_lm", watched)
+    for arm in arms[:2]:
+        for raw in (False, True):
+            read.clear()
+            assert evaluate.evaluate(arm, chat, [str(file)], limit=1, batch=1, raw=raw)["said"].main == "exact_match"
+            assert read[0][0][0].tolist() == reading.encode(chat, "0 + 1 =", raw=raw)
 
 
 def test_the_embedded_questions_need_no_harness(arms, tokenizer, monkeypatch):

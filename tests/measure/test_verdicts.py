@@ -2,7 +2,9 @@
 
 import pytest
 
-from ctplab.measure.verdicts import judge, says
+from ctplab.atlas.questions import questions
+from ctplab.measure.tasks.closed_book import marks
+from ctplab.measure.verdicts import judge, marked, says
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,10 @@ def test_the_embedded_form_is_compared_exactly():
     assert judge(" the Oklahoma.", ["Oklahoma"], exact=True).right
     assert judge("Oklahoma City", ["Oklahoma"], exact=True).right is False
     assert judge("in Oklahoma", ["Oklahoma"], exact=True).right is False
+
+
+def test_marks_of_the_embedded_questions():
+    asked = list(questions())[:3]
+    given = [asked[0].answer, f"It is {asked[1].answer}, I think", "nothing"]
+    assert marked(given, asked, exact=True) == marks(given, asked) == [True, False, False]
+    assert marked(given, asked, exact=False) == [True, True, False]

@@ -8,6 +8,7 @@ import pytest
 from conftest import SHARED, tiny
 
 from ctplab.atlas.registers import document
+from ctplab.models.known import MODELS
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 nbformat = pytest.importorskip("nbformat", reason="needs Jupyter: pip install 'ctplab[notebooks]'")
@@ -103,6 +104,19 @@ def test_runs_on_another_model_and_its_explorer_moves(path, elsewhere):
     done = run.execute(path, changes, also=MOVE if path.stem in EXPLORERS else "")
     said = "".join(output.get("text", "") for cell in done.cells for output in cell.get("outputs", ()))
     assert "Do they hold here too?" in said
+
+
+#: Settings for a model of 135 M weights: about three minutes of one core.
+REAL = {"MODEL": "smollm2", "CORPUS": "docs", "BITS": 3, "GROUP": None, "K": 16, "STEPS": 4, "WINDOWS": 2}
+REAL |= {"QUESTIONS": 16}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MODELS["smollm2"].folder.is_dir(), reason="needs smollm2: ctplab get smollm2")
+def test_one_notebook_runs_on_a_real_model(tmp_path):
+    done = run.execute(NOTEBOOKS / "02_hard_prompt.ipynb", REAL | {"RUNS": str(tmp_path)}, timeout=3600)
+    said = "".join(output.get("text", "") for cell in done.cells for output in cell.get("outputs", ()))
+    assert "Do they hold here too?" in said and "on running text every hard prompt does harm" in said
 
 
 @pytest.mark.parametrize("stem", EXPLORERS)

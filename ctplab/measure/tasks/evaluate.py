@@ -25,7 +25,10 @@ from ctplab.models import Tokenizer
 from ctplab.models.anatomy import check_context
 from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
-from ctplab.text.reading import start_of
+from ctplab.text.reading import chats, start_of
+
+GENERATED = "generate_until"
+"""lm-eval's kind of task whose answer is written, not chosen."""
 
 
 @dataclass(frozen=True)
@@ -83,21 +86,24 @@ def evaluate(
     batch: int = 8,
     seed: int = 0,
     start: str = "auto",
+    raw: bool = False,
     progress: Progress = silent,
 ) -> dict[str, TaskResult]:
     """Ask ``tasks``: ``atlas``, lm-eval's tasks by name, or custom tasks by the path of their YAML file.
 
     ``limit`` takes only the first questions. If ``CTPLAB_DATA`` is set, the tasks of ``local.py`` are read from it. All
     other tasks are lm-eval's own and may need the hub. ``start``: what stands between prefix and question, as for
-    :func:`ctplab.text.reading.encode`. Raises InputError if lm-eval is missing or knows no such task.
+    :func:`ctplab.text.reading.encode`. If the tokenizer has a chat template, questions whose answer is generated are
+    asked through it (``raw`` turns it off); given answers are compared without it, as they are published. Raises
+    InputError if lm-eval is missing or knows no such task.
     """
     check_context(arm.model, arm.prefix.k, 2)
     found = {}
     if "atlas" in tasks:
-        found["atlas"] = _closed_book(arm, tokenizer, limit, start, progress)
+        found["atlas"] = _closed_book(arm, tokenizer, limit, start, raw, progress)
     named = [name for name in dict.fromkeys(tasks) if name != "atlas"]
     if named:
-        found |= _ask(arm, tokenizer, named, limit, batch, seed, start)
+        found |= _ask(arm, tokenizer, named, limit, batch, seed, start, raw)
     return found
 
 
@@ -121,30 +127,36 @@ def kept_tasks(
     batch: int,
     seed: int,
     start: str = "auto",
+    raw: bool = False,
     progress: Progress,
 ) -> dict[str, TaskResult]:
     """The arm's results on ``task`` (one task, or every member of a group), kept under ``name``."""
 
     def ask() -> dict[str, Any]:
-        settings: dict[str, Any] = {"limit": limit, "batch": batch, "seed": seed, "start": start, "progress": progress}
-        found = evaluate(arm, tokenizer, [task], **settings)
+        settings: dict[str, Any] = {"limit": limit, "batch": batch, "seed": seed, "start": start, "raw": raw}
+        found = evaluate(arm, tokenizer, [task], **settings, progress=progress)
         return {part: asdict(result) for part, result in found.items()}
 
     key = {"arm": arm.fingerprint, "task": task, "from": asked_from(task), "limit": limit, "seed": seed}
-    key["start"] = start_of(tokenizer, start, raw=task != "atlas")  # lm-eval's texts are sent as they stand
+    key["start"] = start_of(tokenizer, start, raw=raw or task != "atlas")
+    if task != "atlas" and chats(tokenizer, raw):
+        key["turns"] = "if answers are generated"
     kept = keep(name, key, ask)
     return {part: TaskResult.from_json(result) for part, result in kept.items()}
 
 
-def _closed_book(arm: Arm, tokenizer: Tokenizer, limit: int | None, start: str, progress: Progress) -> TaskResult:
+def _closed_book(
+    arm: Arm, tokenizer: Tokenizer, limit: int | None, start: str, raw: bool, progress: Progress
+) -> TaskResult:
     asked = list(questions())[:limit]
-    right = [float(mark) for mark in marks(answers(arm, tokenizer, asked, start=start, progress=progress), asked)]
+    given = answers(arm, tokenizer, asked, start=start, raw=raw, progress=progress)
+    right = [float(mark) for mark in marks(given, asked)]
     share, n = sum(right) / len(asked), len(asked)
     return TaskResult({"exact_match": Metric(share, (share * (1 - share) / n) ** 0.5, n)}, {"exact_match": right})
 
 
 def _ask(
-    arm: Arm, tokenizer: Tokenizer, names: list[str], limit: int | None, batch: int, seed: int, start: str
+    arm: Arm, tokenizer: Tokenizer, names: list[str], limit: int | None, batch: int, seed: int, start: str, raw: bool
 ) -> dict[str, TaskResult]:
     """lm-eval's results for tasks by name or YAML file."""
     try:
@@ -164,15 +176,20 @@ def _ask(
             unknown = [name for name in theirs if name not in manager.all_tasks]
             if unknown:
                 raise InputError(f"lm-eval knows no task {unknown[0]!r}; 'lm-eval ls tasks' names them all")
-            loaded: Any = manager.load(asked)
-            for task in loaded["tasks"].values():
-                if task.get_config("num_fewshot") is None:
-                    task.set_config(key="num_fewshot", value=0)
-                task.set_fewshot_seed(seed=seed)
-            # simple_evaluate would also reseed the whole process and query the machine for seconds
-            found: Any = harness.evaluate(
-                lm=as_lm(arm, tokenizer, batch, start), task_dict=loaded, limit=limit, bootstrap_iters=1000
-            )
+            found: dict[str, TaskResult] = {}
+            for each in asked:
+                loaded: Any = manager.load([each])
+                for task in loaded["tasks"].values():
+                    if task.get_config("num_fewshot") is None:
+                        task.set_config(key="num_fewshot", value=0)
+                    task.set_fewshot_seed(seed=seed)
+                turns = chats(tokenizer, raw) and all(t.OUTPUT_TYPE == GENERATED for t in loaded["tasks"].values())
+                lm = as_lm(arm, tokenizer, batch, "none" if turns else start)  # a template writes the start itself
+                # simple_evaluate would also reseed the whole process and query the machine for seconds
+                out: Any = harness.evaluate(
+                    lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=1000, apply_chat_template=turns
+                )
+                found |= {name: _result(out["results"][name], samples) for name, samples in out["samples"].items()}
         except (ConnectionError, FileNotFoundError) as error:
             reason = str(error).split("\n")[0]
             raise InputError(
@@ -187,7 +204,7 @@ def _ask(
                 raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
             raise InputError(f"lm-eval cannot use {', '.join(custom)} ({reason})") from error
-    return {name: _result(found["results"][name], samples) for name, samples in found["samples"].items()}
+    return found
 
 
 def _is_file(name: str) -> bool:

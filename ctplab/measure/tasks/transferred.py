@@ -51,13 +51,14 @@ def transfer_tasks(
     batch: int = 8,
     seed: int = 0,
     start: str = "auto",
+    raw: bool = False,
     force: bool = False,
     keep: Keep = compute_always,
     progress: Progress = silent,
 ) -> list[TaskCell]:
     """Measure all cells, target by target: first each target without a prompt, then with every source's prompt.
 
-    ``tasks`` and ``start`` are as in :func:`ctplab.measure.tasks.evaluate.evaluate`; ``limit`` takes the first
+    ``tasks``, ``start`` and ``raw`` are as in :func:`ctplab.measure.tasks.evaluate.evaluate`; ``limit`` takes the first
     questions of each.
     """
     check_names(sources, targets)
@@ -67,7 +68,7 @@ def transfer_tasks(
         for task in tasks:
             ask = partial(
                 kept_tasks, keep, tokenizer=tokenizer, task=task, limit=limit, batch=batch, seed=seed, start=start,
-                progress=progress,
+                raw=raw, progress=progress,
             )  # fmt: skip
             plain = ask(f"none--{target.name}--{task}", Arm("none", model, prefix.none(model)))
             for part, alone in plain.items():
