@@ -103,7 +103,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         run, [header.full, header.compressed, name, corpus, seq_len, *recipe, watched], status, **PRIVATE
     )  # fmt: skip
     guess.click(probe, [header.full, header.compressed, corpus, seq_len, *recipe], told, **LONG, **PRIVATE)
-    gr.Timer(1.0).tick(
+    gr.Timer(2.0).tick(
         poll, [shown, *header.chosen], [status, plot, says, shown, *header.chosen], queue=False,
         show_progress="hidden", **PRIVATE,
     )  # fmt: skip

@@ -117,7 +117,7 @@ def test_many_questions_fill_a_table(visit, real):
 
 
 def test_a_job_is_its_owners(visit, real, text_file):
-    mine, other = visit(real), visit(real)
+    mine, other = visit(real), visit(real)  # patience: a learning job and two pages share a busy machine
     tab(mine, "Train")
     for place, value in (("tokens", 2), ("steps", 900), ("batch", 1), ("every", 900)):
         mine.fill(f"#train-{place} input", str(value))
@@ -126,12 +126,15 @@ def test_a_job_is_its_owners(visit, real, text_file):
     mine.get_by_label("Text", exact=True).last.press("Enter")
     mine.click("#train")
     tab(other, "Train")
-    other.wait_for_selector("#train-job .job:has-text('another visitor')", timeout=SOON)
+    other.wait_for_selector("#train-job .job:has-text('another visitor')", timeout=120_000)
     other.click("#train-stop")
-    other.wait_for_selector(".toast-message-text:has-text('another visitor')", timeout=SOON)
+    other.wait_for_selector(".toast-message-text:has-text('another visitor')", timeout=120_000)
     assert not real.bench.jobs.latest("train").cancel.is_set()
     mine.click("#train-stop")
-    mine.wait_for_selector("#train-job [data-state=done]", timeout=120_000)
+    end = time.monotonic() + 120
+    while not real.bench.jobs.latest("train").cancel.is_set():
+        assert time.monotonic() < end
+        mine.wait_for_timeout(200)
 
 
 def test_a_shared_link_restores_the_settings(visit, real):
