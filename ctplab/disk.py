@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from ctplab import parallel
 from ctplab.errors import InputError
-from ctplab.reading import read_json, shown
+from ctplab.text_files import read_json, shown
 
 LOG = logging.getLogger("ctplab")
 """Says what was made anew because the kept one was damaged: a line on standard error."""

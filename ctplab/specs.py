@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self, get_type_hints
 
 from ctplab.errors import InputError
-from ctplab.reading import of_kind, shown
+from ctplab.text_files import of_kind, shown
 
 SCHEMA = 1
 LARGEST = 2**31 - 1

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ctplab import reading
+from ctplab import text_files
 from ctplab.errors import InputError
 
 ENTRY = "ctplab"
@@ -27,7 +27,7 @@ LFS_POINTER = b"version https://git-lfs"
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """The file as safetensors opens it: header read, tensors not yet. Raises InputError if it is none, or cut short."""
-    reading.regular(path)
+    text_files.regular(path)
     try:
         with safe_open(path, "pt") as file:
             yield file
@@ -99,7 +99,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     if text is None:
         raise InputError(f"{path} was not written by this version of the lab")
-    found = reading.parse_json(text, finite=False)
+    found = text_files.parse_json(text, finite=False)
     about = found.get("about") if isinstance(found, dict) else None
     if not isinstance(about, dict) or found.get("seal") != _seal(tensors, about):
         raise InputError(f"{path} is damaged, or was changed since it was written")

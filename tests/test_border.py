@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import ctplab as ctp
-from ctplab import disk, reading, tensor_files
+from ctplab import disk, tensor_files, text_files
 from ctplab.models.weights import INDEX, weight_files
 from ctplab.text.documents import read_documents, read_splits
 
@@ -93,7 +93,7 @@ def test_paths_that_are_no_files(tmp_path, kind):
     elif kind == "dangling":
         path.symlink_to(tmp_path / "nowhere")
     path = {"device": "/dev/zero", "long": "x" * 300, "nul": "a\0b", "surrogate": "\udc80/x"}.get(kind) or path
-    for read in (reading.read_json, reading.read_toml, reading.read_text, tensor_files.read):
+    for read in (text_files.read_json, text_files.read_toml, text_files.read_text, tensor_files.read):
         with pytest.raises(ctp.InputError, match="cannot read"):
             read(disk.Path(path))
 
@@ -102,15 +102,15 @@ def test_other_numbers_than_json_has_are_refused_except_in_configurations(tmp_pa
     path = tmp_path / "a.json"
     path.write_text('{"time_step_limit": [0.0, Infinity]}')
     with pytest.raises(ctp.InputError, match="not finite"):
-        reading.read_json(path)
-    assert reading.read_json(path, finite=False)["time_step_limit"][1] == float("inf")
+        text_files.read_json(path)
+    assert text_files.read_json(path, finite=False)["time_step_limit"][1] == float("inf")
 
 
 def test_types_are_checked_and_booleans_are_no_numbers():
-    reading.expect({"a": 1, "b": None, "c": True}, a=float, b=str | None, c=bool, d=int | None)
+    text_files.expect({"a": 1, "b": None, "c": True}, a=float, b=str | None, c=bool, d=int | None)
     for data, kinds in (({"a": True}, {"a": int}), ({"a": 1.0}, {"a": int}), ({}, {"a": int}), ({"a": 1}, {"a": bool})):
         with pytest.raises(ctp.InputError, match=r"a is (missing|.*not of type)"):
-            reading.expect(data, **kinds)
+            text_files.expect(data, **kinds)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/", "a/b", "../x", "a\nb", "\0", "\ud800", "x" * 300, "a b", 3])

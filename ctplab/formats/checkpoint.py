@@ -28,8 +28,8 @@ from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
 from ctplab.models.loading import resolve, skeleton
 from ctplab.models.origin import origin
 from ctplab.models.weights import check_config, weight_files
-from ctplab.reading import expect, read_json, shown, told
 from ctplab.specs import SCHEMA, CompressionSpec
+from ctplab.text_files import expect, read_json, shown, told
 
 MANIFEST = "compression.json"
 ENTRIES = {"spec": dict, "tag": str, "base": str, "calibration": str, "bytes": int, "seconds": float, "layers": list}

@@ -23,7 +23,7 @@ from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
 from ctplab.prompts.compiled import compile_prefix, pairs
 from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
-from ctplab.reading import read_json
+from ctplab.text_files import read_json
 
 SIDECAR = "ctplab.json"
 """Holds the provenance beside an export. Other programs ignore it; an import reads it back."""

@@ -21,7 +21,7 @@ from ctplab.formats.loading import load
 from ctplab.models import Model, Tokenizer
 from ctplab.models.loading import local_folder
 from ctplab.progress import Progress, bar
-from ctplab.reading import read_json
+from ctplab.text_files import read_json
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model type -> llama.cpp's architecture."""

@@ -23,8 +23,8 @@ from ctplab.models import Model
 from ctplab.models.anatomy import as_matrix, blocks, transposed
 from ctplab.models.loading import load_tokenizer, skeleton
 from ctplab.models.weights import check_config
-from ctplab.reading import read_json
 from ctplab.specs import CompressionSpec
+from ctplab.text_files import read_json
 
 FORMATS = ("gptq", "gptq_v2", "dense")
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")

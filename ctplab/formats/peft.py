@@ -21,7 +21,7 @@ from ctplab.errors import InputError
 from ctplab.models import Model
 from ctplab.prompts.compiled import Pairs
 from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
-from ctplab.reading import read_json
+from ctplab.text_files import read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

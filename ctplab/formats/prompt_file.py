@@ -26,8 +26,8 @@ from ctplab.models.anatomy import embeddings
 from ctplab.models.fingerprints import base_fingerprint, copy_fingerprint, tokenizer_fingerprint
 from ctplab.prompts.compiled import compile_prefix
 from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
-from ctplab.reading import read_json
 from ctplab.specs import SCHEMA
+from ctplab.text_files import read_json
 
 MANIFEST = "prompt.json"
 TENSORS = "prompt.safetensors"

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 from ctplab.disk import write_json, write_text
 from ctplab.errors import InputError
 from ctplab.models import Tokenizer
-from ctplab.reading import read_json
+from ctplab.text_files import read_json
 
 NAME = "<|soft_{}|>"
 _RESERVED = re.compile(r"[<\[]\|?(reserved|unused)[a-z_]*\d+\|?[>\]]")

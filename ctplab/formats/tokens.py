@@ -26,8 +26,8 @@ from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import check_context
 from ctplab.models.loading import load_config, local_folder
 from ctplab.prompts.prefix import Prefix
-from ctplab.reading import expect, read_json
 from ctplab.specs import SCHEMA
+from ctplab.text_files import expect, read_json
 
 MANIFEST = "soft_tokens.json"
 PROMPT = "prompt"

@@ -24,7 +24,7 @@ from ctplab.compression.packing import unpack_bits
 from ctplab.disk import whole, whole_folder, write_json
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
-from ctplab.reading import read_json
+from ctplab.text_files import read_json
 
 KINDS = ("scales", "norms", "low-rank")
 MANIFEST = checkpoint.MANIFEST

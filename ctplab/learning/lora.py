@@ -20,9 +20,9 @@ from ctplab.models import Model
 from ctplab.models.anatomy import blocks, linears
 from ctplab.progress import Progress, bar
 from ctplab.prompts.compiled import KV
-from ctplab.reading import read_json
 from ctplab.specs import LoraSpec, PromptSpec
 from ctplab.text.corpora import Split
+from ctplab.text_files import read_json
 
 #: Names of the query and value projections: separate, or fused with the keys (BLOOM, GPT-NeoX, Falcon; GPT-2; Phi-3).
 APART = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"))

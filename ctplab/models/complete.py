@@ -14,7 +14,7 @@ from ctplab import tensor_files
 from ctplab.errors import InputError
 from ctplab.models import Model
 from ctplab.models.weights import weight_files
-from ctplab.reading import read_json
+from ctplab.text_files import read_json
 
 NUMBERS = ("F64", "F32", "F16", "BF16")
 """How safetensors calls the types in which weights are stored as they are."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ctplab.reading import read_json
+from ctplab.text_files import read_json
 
 SOURCE = "ctplab_source"
 """Key of ``config.json``: ``file``, ``sha256`` and ``tensor_types`` (type -> how many) of the imported file."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ctplab.disk import check_name
 from ctplab.errors import InputError
-from ctplab.reading import expect, read_json, told
+from ctplab.text_files import expect, read_json, told
 
 INDEX = "model.safetensors.index.json"
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")

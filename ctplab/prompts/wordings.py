@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ctplab.errors import InputError
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
-from ctplab.reading import read_text
+from ctplab.text_files import read_text
 
 WORDINGS = {
     "paper": PAPER_HARD_PROMPT,

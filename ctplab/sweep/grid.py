@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from ctplab.errors import InputError
-from ctplab.reading import read_toml, shown
 from ctplab.specs import LARGEST, CompressionSpec, PromptSpec, check_types
 from ctplab.text.corpora import LOSSES, MOST_SAMPLES
+from ctplab.text_files import read_toml, shown
 
 T = TypeVar("T")
 

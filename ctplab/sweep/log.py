@@ -15,8 +15,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ctplab.errors import InputError
-from ctplab.reading import expect, parse_json
 from ctplab.runs import store
+from ctplab.text_files import expect, parse_json
 
 ENTRIES = {"key": str, "step": str, "model": str, "tokens": int, "seconds": float, "computed": bool}
 

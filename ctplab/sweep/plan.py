@@ -17,11 +17,11 @@ from ctplab.models.anatomy import check_context
 from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.models.loading import local_folder, skeleton
 from ctplab.progress import Progress, silent
-from ctplab.reading import read_json
 from ctplab.sweep import log
 from ctplab.sweep.cells import STEPS, Cell, Settings, cells
 from ctplab.sweep.grid import SweepGrid
 from ctplab.sweep.steps import Job, forget, result_path, text
+from ctplab.text_files import read_json
 
 PAGE, PAGES = 4096, 64
 

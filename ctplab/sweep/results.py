@@ -10,13 +10,13 @@ from ctplab.disk import write_json
 from ctplab.errors import InputError
 from ctplab.formats.checkpoint import read_manifest
 from ctplab.measure.stats import recovery
-from ctplab.reading import read_json
 from ctplab.runs import store
 from ctplab.runs.stale import weights_id
 from ctplab.scores import WindowScores
 from ctplab.sweep.cells import Cell, short
 from ctplab.sweep.plan import Plan
 from ctplab.sweep.steps import result_path
+from ctplab.text_files import read_json
 
 
 def rows(plan: Plan, done: Set[Cell]) -> list[dict[str, Any]]:

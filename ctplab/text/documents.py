@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ctplab.errors import InputError
-from ctplab.reading import parse_json, read_text, shown
 from ctplab.text.chat import ASSISTANT, Conversation, question
+from ctplab.text_files import parse_json, read_text, shown
 
 LINES = (".jsonl", ".ndjson")
 LEAST_SHARE = 50

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from ctplab.errors import InputError
 from ctplab.models import Tokenizer
-from ctplab.reading import read_text
 from ctplab.text.documents import read_texts
 from ctplab.text.tokens import all_tokens
+from ctplab.text_files import read_text
 
 NAMES = ("c4", "c4-256", "c4-old", "wikitext2", "ptb", "ptb-old")
 OLD = {"c4-old": "c4", "ptb-old": "ptb"}

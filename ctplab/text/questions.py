@@ -8,7 +8,7 @@ from typing import Any
 
 from ctplab.atlas.questions import questions as embedded
 from ctplab.errors import InputError
-from ctplab.reading import parse_json
+from ctplab.text_files import parse_json
 
 MOST = 20_000
 LONGEST = 20_000  # characters of one question

@@ -7,7 +7,7 @@ that calls code is refused: whoever trusts it can give it to lm-eval itself.
 from pathlib import Path
 
 from ctplab.errors import InputError
-from ctplab.reading import DEPTH, read_text, told
+from ctplab.text_files import DEPTH, read_text, told
 
 
 def check_task(path: Path, seen: tuple[Path, ...] = ()) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ctplab.errors import InputError
-from ctplab.reading import parse_json, read_text
+from ctplab.text_files import parse_json, read_text
 
 Rows = list[dict[str, Any]]
 HISTORY = "high_school_european_history"
