@@ -86,7 +86,7 @@ test: .venv/.dev
 # Fetches SmolLM2 (93 MB) and measures it: minutes on two cores. axe-core looks at the dashboard if npm is here.
 test-slow: .venv/.dev
 	-test -d node_modules/axe-core || npm install --no-save --no-package-lock --silent axe-core@4
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

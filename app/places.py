@@ -32,7 +32,7 @@ class Places:
         """Raise InputError if ``path`` is elsewhere. The message is the same whether it exists or not."""
         if not self.holds(path):
             raise ctp.InputError(
-                f"{path} is not in a folder that this page may read; whoever starts the server names those with --allow"
+                f"{path} is not in a folder that this page may read; only who starts the server can allow it"
             )
 
     def check_model(self, source: str) -> None:

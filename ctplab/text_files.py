@@ -97,10 +97,11 @@ def _first_bad_line(path: Path) -> int:
     return 1
 
 
-def parse_json(text: str, *, finite: bool = True) -> Any:
+def parse_json(text: str, *, finite: bool = True, large: bool = False) -> Any:
     """The value that ``text`` holds. Raises InputError with the reason, without a file's name, if it is none.
 
-    Numbers beyond 64 bits and deep nesting are refused. So are NaN and infinities, which are no JSON, if ``finite``.
+    Deep nesting is refused. So are numbers beyond 64 bits unless ``large``, and NaN and infinities, which are no JSON,
+    if ``finite``.
     """
     try:
         found = json.loads(text)
@@ -109,7 +110,7 @@ def parse_json(text: str, *, finite: bool = True) -> Any:
         raise InputError(f"it is no JSON: {error.msg} ({place})") from None
     except (ValueError, RecursionError) as error:
         raise InputError(_reason(error)) from None
-    check_plain(found, finite=finite)
+    check_plain(found, finite=finite, large=large)
     return found
 
 
@@ -119,8 +120,8 @@ def _reason(error: Exception) -> str:
     return "it holds a number beyond 64 bits" if "digits" in str(error) else str(error)
 
 
-def check_plain(value: Any, *, finite: bool = True) -> None:
-    """Raise InputError if ``value`` is nested too deep, or holds numbers beyond 64 bits or, if ``finite``, NaN or such.
+def check_plain(value: Any, *, finite: bool = True, large: bool = False) -> None:
+    """Raise InputError if ``value`` is nested too deep, or holds numbers that are not allowed (see ``parse_json``).
 
     Strings are left alone: what a string may be depends on what it is for.
     """
@@ -130,7 +131,7 @@ def check_plain(value: Any, *, finite: bool = True) -> None:
         for item in level:
             if finite and isinstance(item, float) and not math.isfinite(item):
                 raise InputError(f"it holds the number {item}, which is not finite")
-            if isinstance(item, int) and abs(item) > LARGEST:
+            if not large and isinstance(item, int) and abs(item) > LARGEST:
                 raise InputError("it holds a number beyond 64 bits")
             below += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
         if not below:
@@ -139,16 +140,17 @@ def check_plain(value: Any, *, finite: bool = True) -> None:
     raise InputError(f"it is nested deeper than {DEPTH} levels")
 
 
-def read_json(path: Path, *, finite: bool = True) -> dict[str, Any]:
+def read_json(path: Path, *, finite: bool = True, large: bool = False) -> dict[str, Any]:
     """The object in ``path``. Raises InputError, naming the file, if there is none.
 
-    ``finite``: as for :func:`parse_json`; configurations of other programs may hold ``Infinity``.
+    ``finite`` and ``large``: as for :func:`parse_json`. Configurations of other programs may hold ``Infinity``, and
+    tokenizers without a longest text say 10^30.
     """
     if (size := regular(path).stat().st_size) > MANIFEST_BYTES:
         raise InputError(f"cannot read {path}: {size / 1e6:.0f} MB are too much for a manifest")
     text = read_text(path)
     try:
-        found = parse_json(text, finite=finite)
+        found = parse_json(text, finite=finite, large=large)
         if not isinstance(found, dict):
             raise InputError("it holds no object")
     except InputError as error:

@@ -174,3 +174,11 @@ def test_devices_are_never_replaced(tmp_path):
     with pytest.raises(ctp.InputError, match="device or a pipe"):
         disk.write_json({}, tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_tokenizers_may_say_that_they_know_no_longest_text(tmp_path):
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({"model_max_length": int(1e30)}))  # transformers writes it so
+    with pytest.raises(ctp.InputError, match="beyond 64 bits"):
+        text_files.read_json(path)
+    assert text_files.read_json(path, large=True)["model_max_length"] == int(1e30)

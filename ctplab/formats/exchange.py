@@ -103,7 +103,7 @@ def _read_paper(path: Path) -> tuple[AnyPrefix, None]:
         with warnings.catch_warnings():  # torch warns about files that are no checkpoints; they are refused below
             warnings.simplefilter("ignore")
             weight = torch.load(path, map_location="cpu", weights_only=True)["model"]["weight"]
-        if weight.layout != torch.strided or weight.device.type != "cpu" or weight.ndim != 2:
+        if weight.layout != torch.strided or weight.device.type != "cpu":
             raise ValueError("its weight is no plain matrix")
         return Prefix("soft", weight.detach().float()), None
     except pickle.UnpicklingError:

@@ -100,7 +100,7 @@ def write(tokenizer: Tokenizer, backend: Backend, soft: dict[str, int], folder: 
     finally:
         tokenizer.chat_template = templates
     write_text(backend.to_str(), folder / "tokenizer.json")
-    settings = read_json(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json", large=True)
     for key in ("add_bos_token", "add_eos_token", "added_tokens_decoder", "auto_map", "backend"):
         settings.pop(key, None)  # some classes write a post-processor of their own from these
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is, in every version

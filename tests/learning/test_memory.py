@@ -90,4 +90,4 @@ def test_a_folder_is_described_by_its_configuration(tmp_path, capsys):
     assert main(["memory", str(tmp_path), "--tokens", "5"]) == 0
     assert "weights" in capsys.readouterr().out
     assert main(["memory", "7b", "--batch", "0"]) == 2
-    assert "batch must be at least 1" in capsys.readouterr().err
+    assert "--batch: must be at least 1" in capsys.readouterr().err

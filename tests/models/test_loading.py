@@ -23,6 +23,7 @@ def cards(monkeypatch, *capabilities: tuple[int, int]) -> None:
 
 
 AMPERE, VOLTA = (8, 0), (7, 0)
+DEFAULT_DEVICE = loading.default_device  # read before conftest.py replaces it
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,7 @@ def test_the_default_dtype_of_a_device(monkeypatch, machine, device, dtype):
 
 
 def test_which_devices_a_machine_has(monkeypatch):
+    monkeypatch.setattr(loading, "default_device", DEFAULT_DEVICE)
     cards(monkeypatch)
     assert [loading.usable(device) for device in (None, "auto", "cpu")] == ["cpu"] * 3
     cards(monkeypatch, AMPERE)
