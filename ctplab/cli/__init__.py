@@ -99,5 +99,6 @@ def run_command(arguments: list[str] | None, device: str | None) -> int:
 def entry() -> None:
     """The ``ctplab`` script."""
     code = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and written
+    for number in (signal.SIGINT, signal.SIGTERM):  # all is said and written; Python's own end would take the default
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
