@@ -36,7 +36,7 @@ def main(address: str) -> None:
         def shot(page: Page, name: str, whole: bool = False) -> None:
             page.screenshot(path=HERE / f"{name}.png", full_page=whole)
 
-        page = opened(1360, 900)
+        page = opened(1360, 1150)
         ask(page, "Where is Long Beach?")
         shot(page, "compare")
         page.locator("#view").get_by_label("KL to full").check()
@@ -65,7 +65,7 @@ def main(address: str) -> None:
         page = opened(390, 844)
         ask(page, "Where is Long Beach?")
         shot(page, "compare-narrow", whole=True)
-        page = opened(1360, 900, dark=True)
+        page = opened(1360, 1150, dark=True)
         ask(page, "Where is Long Beach?")
         shot(page, "compare-dark")
         browser.close()
