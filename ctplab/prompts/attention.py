@@ -69,9 +69,12 @@ def _attend_together(
     layout: Layout,
     settings: dict[str, Any],
 ) -> Tensor:
-    """The prefix attends to itself, each text to the prefix and itself: (1, k + batch · length, heads, head_dim)."""
+    """The prefix attends to itself, each text to the prefix and itself: (1, k + batch · length, heads, head_dim).
+
+    Raises ValueError if a layer brings a mask, such as that of a sliding window: ``together.fits`` then says no.
+    """
     if mask is not None:
-        raise NotImplementedError("one long row needs plain causal attention")
+        raise ValueError("this layer has a mask of its own: prefix and texts cannot stand in one long row")
     front = [x[:, :, : layout.k] for x in (query, key, value)]
     first = _attend(module, front[0], front[1], front[2], None, **{**settings, "is_causal": True})[0]
     query, key, value = (layout.texts(x) for x in (query, key, value))
