@@ -14,10 +14,9 @@ from torch import Tensor
 
 from ctplab.disk import Keep, compute_always
 from ctplab.errors import InputError
-from ctplab.measure.perplexity import masks_of, windows_of
+from ctplab.measure.perplexity import masks_of, windows_key, windows_of
 from ctplab.measure.stats import Interval, quantile, ratio_of_sums
 from ctplab.models.anatomy import check_context, embeddings
-from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.compiled import compiled
@@ -126,8 +125,7 @@ def fidelity(
     vocabularies, or one of them gives NaN.
     """
     windows, masks = windows_of(text, limit), masks_of(text, limit)
-    key = {"arm": arm.fingerprint, "full": full.fingerprint, "windows": tensor_fingerprint(windows)}
-    key |= {"shape": list(windows.shape), "masks": None if masks is None else tensor_fingerprint(masks)}
+    key = {"arm": arm.fingerprint, "full": full.fingerprint, **windows_key(windows, masks)}
 
     def compute() -> dict[str, Any]:
         return _compare(arm, full, windows, masks, batch, progress).to_json()

@@ -42,6 +42,12 @@ def masks_of(text: Split | Tensor, limit: int | None = None) -> Tensor | None:
     return None if masks is None else masks[:limit]
 
 
+def windows_key(windows: Tensor, masks: Tensor | None) -> dict[str, Any]:
+    """What a result on these windows (N, T) with their masks is kept under."""
+    key: dict[str, Any] = {"windows": tensor_fingerprint(windows), "shape": list(windows.shape)}
+    return key if masks is None else key | {"masks": tensor_fingerprint(masks)}
+
+
 def window_scores(
     arm: Arm,
     text: Split | Tensor,
@@ -58,9 +64,7 @@ def window_scores(
     batch gives the same bits in every process. Raises InputError if a loss is not finite or the context is too short.
     """
     windows, masks = windows_of(text, limit), masks_of(text, limit)
-    key = {"arm": arm.fingerprint, "windows": tensor_fingerprint(windows), "shape": list(windows.shape)}
-    if masks is not None:
-        key["masks"] = tensor_fingerprint(masks)
+    key = {"arm": arm.fingerprint, **windows_key(windows, masks)}
 
     def compute() -> dict[str, Any]:
         nll = _summed_nll(arm, windows, masks, batch, progress)
