@@ -14,6 +14,7 @@ from ctplab.show.colours import GREY
 
 NO_PROMPT = "No prompt yet.<br>Learn one in the tab Train,<br>or load one at the top of the page."
 INSIDE = (420, 260)  # pixels of a plot area that labels are laid out for
+PICKED = "#e11d48"  # what a reader chose
 GRID = "rgba(128, 140, 160, 0.25)"
 
 

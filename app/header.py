@@ -22,6 +22,8 @@ class Header:
     prompt: gr.Dropdown
     seed: gr.Number
     card: gr.HTML
+    row: gr.State
+    """The learned row in view, or None: the same in every tab."""
     tabs: gr.Tabs | None = None
     """The page's tabs, for buttons that lead from one to another."""
 
@@ -116,7 +118,8 @@ def build(bench: Bench) -> Header:
                 model: gr.Button(offered(model), elem_id=f"get-{name}", size="sm", min_width=200)
                 for name, model in MODELS.items()
             }
-    header = Header(full, compressed, prompt, seed, box)
+    row = gr.State(None)
+    header = Header(full, compressed, prompt, seed, box, row)
 
     def redraw(full: str, compressed: str, prompt: str | None) -> str:
         with plain_errors():
@@ -151,6 +154,7 @@ def build(bench: Bench) -> Header:
 
     for component in header.chosen:
         component.change(redraw, header.chosen, box, show_progress="hidden", queue=False, **PRIVATE)
+    prompt.change(lambda: None, None, row, show_progress="hidden", queue=False, **PRIVATE)
     add_model.click(load_model, [source, full, compressed], [full, compressed], **DEVICE, **PRIVATE)
     add_prompt.click(load_prompt, folder, prompt, **PRIVATE)
     for model, button in offers.items():

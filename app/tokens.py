@@ -38,14 +38,16 @@ def listed(nearest: list[Any]) -> str:
     return "   ".join(f"{token!r} {value:.2f}" for token, value in nearest)
 
 
-def table(found: list[dict]) -> dict[str, Any]:
-    """The records as a Dataframe value."""
+def table(found: list[dict], picked: int | None = None) -> dict[str, Any]:
+    """The records as a Dataframe value; the row ``picked`` is marked."""
     data = [
         [r["row"], listed(r["nearest"][:SHOWN]), round(r["norm"], 3), repr(r["init"]) if r["init"] is not None else "",
          "" if r["init_rank"] is None else r["init_rank"], round(r["drift"], 3)]
         for r in found
     ]  # fmt: skip
-    return {"headers": HEADERS, "data": data}
+    marked = f"background-color: {figures.faint(figures.PICKED, 0.25)}"
+    styling = [[marked if r["row"] == picked else ""] * len(HEADERS) for r in found]
+    return {"headers": HEADERS, "data": data, "metadata": {"styling": styling}}
 
 
 def inside_text(bench: Bench, chosen: Chosen, word: str) -> tuple[str, list[int]]:
@@ -97,11 +99,15 @@ def draw_map(points: dict[str, Any], spell: Callable[[int], str], picked: int | 
         marker={"symbol": "arrow", "angleref": "previous", "size": heads, "color": colour("soft")},
     )  # fmt: skip
     scatter("init", "init", names(start["ids"], "row started as"), color=colour("init"), size=6)
-    scatter("learned", "learned", [f"learned row {i}" for i in range(len(end["x"]))], color=colour("soft"),
-            size=[14 if i == picked else 7 for i in range(len(end["x"]))])  # fmt: skip
+    chosen = [i == picked for i in range(len(end["x"]))]
+    scatter("learned", "learned", [f"learned row {i}" for i in range(len(chosen))], color=colour("soft"),
+            size=[14 if on else 7 for on in chosen],
+            line={"color": figures.PICKED, "width": [3 if on else 0 for on in chosen]})  # fmt: skip
+    if picked is not None and picked < len(chosen):
+        figure.add_annotation(x=end["x"][picked], y=end["y"][picked], text=f"row {picked}", showarrow=False, yshift=14)
     if points["extra"]["x"]:
         scatter(
-            "your word", "extra", names(points["extra"]["ids"], "your token"), color="#e11d48", size=13, symbol="star"
+            "your word", "extra", names(points["extra"]["ids"], "your token"), color=figures.PICKED, size=13, symbol="star"
         )
     return figure
 
@@ -142,16 +148,18 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         words = gr.Textbox(label="In words", lines=2, interactive=False, elem_id="discrete-text")
         scores = gr.Dataframe(headers=["arm", "perplexity"], interactive=False, elem_id="discrete-scores")
     export.build(bench, header)
-    found = gr.State([])
-    picked = gr.State(None)
+    found, picked = gr.State([]), header.row
 
-    def refresh(full: str, compressed: str, prompt: str | None, word: str, *options: Any) -> tuple[Any, ...]:
+    def refresh(
+        full: str, compressed: str, prompt: str | None, word: str, picked: int | None, *options: Any
+    ) -> tuple[Any, ...]:
         if not prompt:
             return table([]), [], figures.note(520, figures.NO_PROMPT), None, {"headers": ["rank"], "data": []}
         with plain_errors():
             chosen = Chosen(full, compressed, prompt or "")
             records = rows(bench, chosen, KEPT, *options)
-            return table(records), records, map_of(bench, chosen, word, None), None, pick_row(records, 0)
+            row = picked if picked is not None and picked < len(records) else None
+            return table(records, row), records, map_of(bench, chosen, word, row), row, pick_row(records, row or 0)
 
     def pick_row(records: list[dict], row: int) -> dict[str, Any]:
         near = records[row]["nearest"]
@@ -207,13 +215,13 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     options = [metric, centre, special, unused]
     outputs = [overview, found, plot, picked, neighbours]
     gr.on(
-        [tab.select, *(option.input for option in options)], refresh, [*header.chosen, word, *options], outputs,
+        [tab.select, *(option.input for option in options)], refresh, [*header.chosen, word, picked, *options], outputs,
         show_progress="minimal", **DEVICE, **PRIVATE,
     )  # fmt: skip
     overview.select(
         pick, [found, *header.chosen, word], [neighbours, picked, plot], show_progress="hidden", **DEVICE, **PRIVATE
     )
-    clicked.input(
+    clicked.submit(
         picked_row, [clicked, found, *header.chosen, word], [neighbours, picked, plot], show_progress="hidden",
         **DEVICE, **PRIVATE,
     )  # fmt: skip

@@ -44,6 +44,16 @@ def plot(page, place):
     return height, lengths
 
 
+def pick(page, place, trace, point):
+    """Click a point of a plot, as plotly reports it."""
+    page.wait_for_function("(p) => document.querySelector(p + ' .js-plotly-plot').dataset.named", arg=place)
+    page.evaluate(
+        """([p, trace, point]) => { const plot = document.querySelector(p + ' .js-plotly-plot');
+        plot.emit('plotly_click', {points: [{customdata: plot.data[trace].customdata[point]}]}); }""",
+        [place, trace, point],
+    )
+
+
 def saved(page, button):
     with page.expect_download(timeout=SOON) as waiting:
         page.click(button)
@@ -219,8 +229,8 @@ def test_prompt_tokens(visit, real):
     assert height > 200 and lengths[1:] == [3 * k, k, k]
     page.locator("#tokens [data-testid=cell-3-1]").click()
     page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 3')")
-    page.get_by_label("l2").check()
-    page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 0')")
+    page.get_by_label("l2").check()  # the row stays in view
+    page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 3')")
     page.fill("#word textarea, #word input", "California")
     page.locator("#word textarea, #word input").press("Enter")
     page.wait_for_function("document.querySelector('#map .js-plotly-plot').data.some((t) => t.name === 'your word')")
@@ -230,8 +240,9 @@ def test_prompt_tokens(visit, real):
 def test_similarity(visit, real):
     page = visit(real)
     tab(page, "Similarity")
+    k = real.bench.prompt(real.bench.chosen().prompt).prefix.k
     height, lengths = plot(page, "#histogram")
-    assert height > 200 and lengths == [81] * 4
+    assert height > 200 and lengths == [81] * 4 + [k]
     box = page.locator("#bins input[type=number]")
     box.fill("40")
     box.press("Enter")
@@ -239,6 +250,16 @@ def test_similarity(visit, real):
     page.wait_for_function("document.querySelector('#histogram .js-plotly-plot').data[0].x.length === 41")
     page.get_by_label("Logarithmic counts").check()
     page.wait_for_function("document.querySelector('#histogram .js-plotly-plot').layout.yaxis.type === 'log'")
+    pick(page, "#histogram", 4, 5)
+    page.wait_for_function("document.querySelector('#histogram .js-plotly-plot').data.length === 6")
+    assert page.get_by_label("Row in view").input_value() == "5"
+    tab(page, "Prompt tokens")  # the same row is in view on the map and in the table
+    page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 5')")
+    page.wait_for_function("document.querySelector('#map .js-plotly-plot')?.data?.at(-1).marker.size[5] === 14")
+    pick(page, "#map", 3, 7)
+    page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 7')")
+    tab(page, "Similarity")
+    page.wait_for_function("document.querySelector('#histogram .js-plotly-plot').data.at(-1).name.startsWith('row 7')")
     name, text = saved(page, "#histogram-csv")
     rows = [line.split(",") for line in text.splitlines()]
     assert name.endswith(".csv") and rows[0] == ["from", "to", "soft", "init", "real", "random"] and len(rows) == 41
