@@ -11,6 +11,7 @@ from ctplab.app import limits, recipes
 from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.guard import owner
 from ctplab.app.header import Header, renew
+from ctplab.app.history import Form
 from ctplab.app.jobs import Job
 from ctplab.app.share import lead
 from ctplab.app.toast import plain_errors
@@ -129,7 +130,11 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         cancel = gr.Button("Cancel", elem_id="compress-cancel")
         use = gr.Button("Use it in Compare", elem_id="compress-use")
         onward = gr.Button("Next: train a prompt for it →", elem_id="compress-next", variant="secondary")
-    form = [header.seed, corpus, samples, seq_len, bits, sparsity, pattern, group, act_order, symmetric]
+    named: Form = {
+        "seed": header.seed, "corpus": corpus, "samples": samples, "seq_len": seq_len, "bits": bits,
+        "sparsity": sparsity, "pattern": pattern, "group": group, "act_order": act_order, "symmetric": symmetric,
+    }  # fmt: skip
+    form = list(named.values())
     recipes.offer(tab, lambda: recipes.compressed(bench.runs), recipes.compress_form, form, "compress-again", PRIVATE)
     status = gr.HTML(elem_id="compress-job")
     text = gr.Markdown(elem_id="compress-summary")
@@ -161,10 +166,12 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         gr.Info(f"{done[0].result['name']} is the compressed model now.")
         return gr.update(choices=bench.compressed_names(), value=done[0].result["name"])
 
-    go.click(
-        run, [header.full, *form],
-        status, **PRIVATE,
-    )  # fmt: skip
+    def title(told: dict[str, Any]) -> str:
+        tag = spec_of(*list(told.values())[4:10]).tag
+        return f"{told['full']} to {tag}, {told['samples']} windows of {told['corpus']}"
+
+    started = go.click(run, [header.full, *form], status, **PRIVATE)
+    header.past.record(started, "compress", "compress", {**named, "full": header.full}, title)
     gr.Timer(1.0).tick(
         poll, [shown, *header.chosen], [status, text, report, shown, *header.chosen], queue=False,
         show_progress="hidden", **PRIVATE,

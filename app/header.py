@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 import ctplab as ctp
+from ctplab.app import history
 from ctplab.app.bench import DEVICE, LONG, PRIVATE, Bench, Chosen, Loaded
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
@@ -24,6 +25,8 @@ class Header:
     card: gr.HTML
     row: gr.State
     """The learned row in view, or None: the same in every tab."""
+    past: history.Past
+    """What was done in this browser; tabs add what they start."""
     tabs: gr.Tabs | None = None
     """The page's tabs, for buttons that lead from one to another."""
 
@@ -31,6 +34,11 @@ class Header:
     def chosen(self) -> list[gr.Dropdown]:
         """Inputs of every event that needs the three names."""
         return [self.full, self.compressed, self.prompt]
+
+    @property
+    def names(self) -> history.Form:
+        """The same by name, for lists of what was done."""
+        return {"full": self.full, "compressed": self.compressed, "prompt": self.prompt}
 
 
 NONE_YET = (
@@ -119,7 +127,7 @@ def build(bench: Bench) -> Header:
                 for name, model in MODELS.items()
             }
     row = gr.State(None)
-    header = Header(full, compressed, prompt, seed, box, row)
+    header = Header(full, compressed, prompt, seed, box, row, history.build())
 
     def redraw(full: str, compressed: str, prompt: str | None) -> str:
         with plain_errors():

@@ -11,6 +11,7 @@ import ctplab as ctp
 from ctplab.app import figures, limits
 from ctplab.app.bench import LONG, PRIVATE, Bench
 from ctplab.app.header import Header
+from ctplab.app.history import Form
 from ctplab.app.toast import plain_errors
 from ctplab.progress import silent
 from ctplab.prompts import prefix
@@ -122,7 +123,11 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     def stopped(request: gr.Request) -> None:
         bench.stop(f"latency {request.session_hash}")
 
-    go_button.click(run, [header.compressed, tokens, length, new, repeats], [first, speed], **LONG, **PRIVATE)
+    form: Form = {
+        "compressed": header.compressed, "tokens": tokens, "length": length, "new_tokens": new, "repeats": repeats,
+    }  # fmt: skip
+    measured = go_button.click(run, list(form.values()), [first, speed], **LONG, **PRIVATE)
+    header.past.record(measured, "latency", "latency", form, lambda told: f"k = {told['tokens']}")
     stop.click(stopped, None, None, queue=False, **PRIVATE)
 
     def latency_api(

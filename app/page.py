@@ -35,6 +35,7 @@ def build(bench: Bench) -> gr.Blocks:
             for title, build_tab in TABS.items():
                 with gr.Tab(title, id=title.lower().replace(" ", "-")) as tab:
                     build_tab(bench, head, tab)
+        head.past.lay_out(page, bench, tabs)
         api.build(bench)
 
         def opened(request: gr.Request) -> list[Any]:

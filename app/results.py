@@ -14,7 +14,7 @@ from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.header import Header
 from ctplab.app.views import size
 from ctplab.paper.printed import TABLES
-from ctplab.runs.stale import stale_levels
+from ctplab.runs.stale import mark_report, stale_levels
 from ctplab.show.colours import HELPS, HURTS, colour
 
 STALE = "⚠ "
@@ -217,7 +217,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         words += (
             f"{result['prompt']['spec']['tokens']} tokens learned on {result['learned_on']} at {result['showcase']}."
         )
-        old = stale_levels(bench.runs, str(name), result)
+        old = mark_report(bench.runs, str(name)) or stale_levels(bench.runs, str(name), result)
         if old:
             words += "\n\n" + STALE + "**Stale**: " + "; ".join(f"{tag}: {reason}" for tag, reason in old.items())
             words += ". Run `ctplab demo` again for numbers on the weights that lie there now."

@@ -1,6 +1,6 @@
 """Tab *Similarity*: cosines of learned rows to their nearest tokens, against the nulls (the paper's Figure 8).
 
-Below the histogram every learned row has a point of its own; a click on one puts it in view, here and in *Prompt tokens*.
+Below the histogram every learned row has a point of its own; a click on one puts it in view, here and on the map.
 """
 
 from typing import Any
@@ -128,7 +128,11 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         lines = [",".join(("from", "to", *data["counts"]))]
         columns = zip(data["edges"], data["edges"][1:], *data["counts"].values(), strict=False)
         lines += [",".join(map(str, row)) for row in columns]
-        return {"name": f"cosines-{slug(f'{compressed}-{prompt}')}.csv", "type": "text/csv", "text": "\n".join(lines) + "\n"}
+        return {
+            "name": f"cosines-{slug(f'{compressed}-{prompt}')}.csv",
+            "type": "text/csv",
+            "text": "\n".join(lines) + "\n",
+        }
 
     gr.on(
         [tab.select, top.release, bins.release, log.input], refresh, [*header.chosen, top, bins, log, header.row],

@@ -107,7 +107,12 @@ def draw_map(points: dict[str, Any], spell: Callable[[int], str], picked: int | 
         figure.add_annotation(x=end["x"][picked], y=end["y"][picked], text=f"row {picked}", showarrow=False, yshift=14)
     if points["extra"]["x"]:
         scatter(
-            "your word", "extra", names(points["extra"]["ids"], "your token"), color=figures.PICKED, size=13, symbol="star"
+            "your word",
+            "extra",
+            names(points["extra"]["ids"], "your token"),
+            color=figures.PICKED,
+            size=13,
+            symbol="star",
         )
     return figure
 

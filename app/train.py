@@ -14,6 +14,7 @@ from ctplab.app.bench import LONG, PRIVATE, Bench, Chosen
 from ctplab.app.compress import CORPORA
 from ctplab.app.guard import owner
 from ctplab.app.header import Header, renew
+from ctplab.app.history import Form
 from ctplab.app.learner import begin, estimate, spec_of
 from ctplab.app.share import lead
 from ctplab.app.toast import plain_errors
@@ -57,14 +58,18 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         stop = gr.Button("Stop and keep the best", elem_id="train-stop")
         guess = gr.Button("Estimate time and memory", elem_id="train-estimate")
         use = gr.Button("Next: use it in Compare →", elem_id="train-use")
-    form = [corpus, seq_len, tokens, steps, batch, lr, kl, init, every, header.seed]
+    named: Form = {
+        "corpus": corpus, "seq_len": seq_len, "tokens": tokens, "steps": steps, "batch": batch, "lr": lr, "kl": kl,
+        "init": init, "every": every, "seed": header.seed,
+    }  # fmt: skip
+    form = list(named.values())
     recipes.offer(tab, lambda: recipes.trained(bench.runs), recipes.train_form, form, "train-again", PRIVATE)
     told = gr.Markdown(elem_id="train-told")
     status = gr.HTML(elem_id="train-job")
     plot = gr.Plot(curves.curves(None), label="Validation between the two models, and the objective", elem_id="curves")
     says = gr.HTML(elem_id="train-says")
     shown = gr.State(None)
-    recipe = [tokens, steps, batch, lr, kl, init, every, header.seed]
+    recipe = form[2:]
 
     def run(
         request: gr.Request, full: str, compressed: str, name: str, corpus: str, seq_len: float, *settings: Any
@@ -99,8 +104,13 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         gr.Info(f"{done[0].result['name']} is the prompt now.")
         return gr.update(choices=list(bench.prompts), value=done[0].result["name"])
 
-    go_button.click(
+    started = go_button.click(
         run, [header.full, header.compressed, name, corpus, seq_len, *recipe, watched], status, **PRIVATE
+    )
+    models = {"full": header.full, "compressed": header.compressed}
+    header.past.record(
+        started, "train", "train", {**named, **models, "watched": watched},
+        lambda told: f"{told['tokens']} tokens, {told['steps']} steps on {told['corpus']}",
     )  # fmt: skip
     guess.click(probe, [header.full, header.compressed, corpus, seq_len, *recipe], told, **LONG, **PRIVATE)
     gr.Timer(2.0).tick(

@@ -10,6 +10,7 @@ from contrast import contrast
 from PIL import Image
 
 from ctplab.prompts.arms import USUAL
+from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.runs.store import sweep as sweep_file
 
 from .made_up import report
@@ -86,7 +87,10 @@ def test_ask_and_look_closer(visit, real):
     records = [json.loads(line) for line in text.splitlines()]
     assert name.endswith(".jsonl") and [r["arm"] for r in records] == list(USUAL)
     assert records[0]["text"] == "Oklahoma" and records[0]["question"] == "Where is Tulsa?"
-    assert records[0]["sent"] == "Q: Where is Tulsa?\nA: " and records[0]["settings"]["seed"] == 0
+    assert records[0]["sent"] == "Q: Where is Tulsa?\nA: "
+    made = records[0]["settings"]
+    assert (made["temperature"], made["seed"], made["compressed"]) == (0, 0, real.bench.chosen().compressed)
+    assert made["prompt"] == real.bench.chosen().prompt and made["hard_prompt"] == PAPER_HARD_PROMPT
     name, text = saved(page, "#as-markdown")
     assert name.endswith(".md") and "| full | atlas | Oklahoma | yes |" in text
     assert page.evaluate(UNNAMED) == []
@@ -152,6 +156,7 @@ def test_a_shared_link_restores_the_settings(visit, real):
     page.fill("#question textarea", "What is asparagus?")
     page.locator("#arms").get_by_label("bos").check()
     page.locator("#arms").get_by_label("hard").uncheck()
+    page.locator("#view").get_by_label("Surprisal").check()
     page.click("#share")
     page.wait_for_function("(document.querySelector('#link textarea, #link input') || {}).value?.startsWith('http')")
     link = page.locator("#link textarea, #link input").first.input_value()
@@ -159,6 +164,35 @@ def test_a_shared_link_restores_the_settings(visit, real):
     other.wait_for_function("document.querySelector('#question textarea').value === 'What is asparagus?'")
     assert other.locator("#arms").get_by_label("bos").is_checked()
     assert not other.locator("#arms").get_by_label("hard").is_checked()
+    other.wait_for_selector("#arm-bos .tok", timeout=SOON)  # it was run, and is seen as it was
+
+
+def test_what_was_done_is_kept_in_the_browser_and_set_again(visit, real):
+    page = visit(real)
+    page.fill("#question textarea", "What is asparagus?")
+    page.locator("#arms").get_by_label("bos").check()
+    generate(page)
+    tab(page, "Latency")
+    page.fill("#latency-tokens textarea, #latency-tokens input", "0, 4")
+    page.fill("#latency-repeats input", "1")
+    page.click("#latency")
+    page.wait_for_function("(document.querySelector('#speed .js-plotly-plot') || {data: []}).data.length === 3")
+    page.evaluate("sessionStorage.clear()")
+    page.goto(real.url)  # a new visit finds everything as it is at first
+    page.wait_for_function("document.querySelector('#question textarea')")
+    page.wait_for_function("document.querySelector('#question textarea').value === 'Where is Long Beach?'")
+    page.click("#history > button")
+    page.wait_for_selector("#past [data-testid=cell-1-1]")
+    assert page.locator("#past [data-testid=cell-0-1]").inner_text() == "latency"
+    assert "full: spring vegetable" in page.locator("#past [data-testid=cell-1-5]").inner_text()
+    page.locator("#past [data-testid=cell-0-2]").click()
+    page.wait_for_function("document.querySelector('#latency-repeats input')?.value === '1'")
+    page.locator("#past [data-testid=cell-1-2]").click()
+    page.wait_for_function("document.querySelector('#question textarea').value === 'What is asparagus?'")
+    assert page.get_by_role("tab", name="Compare").get_attribute("aria-selected") == "true"
+    assert page.locator("#arms").get_by_label("bos").is_checked()
+    page.click("#forget")
+    page.wait_for_function("!document.querySelector('#past [data-testid=cell-0-1]')?.innerText.trim()")
 
 
 def test_text_grows_and_stop_stops(visit, fake):

@@ -13,10 +13,11 @@ from ctplab.app import curves, figures, latency, marks, results, similarity, tok
 from ctplab.app.jobs import Job
 from ctplab.app.turns import Turns
 from ctplab.demo.embedded import CORPORA
+from ctplab.disk import write_json
 from ctplab.formats.checkpoint import read_manifest
 from ctplab.measure.latency import LatencyPoint
 from ctplab.prompts.arms import COLOURS
-from ctplab.runs.stale import stale_levels, weights_id
+from ctplab.runs.stale import mark_report, stale_levels, weights_id
 from ctplab.show import colours
 
 from .made_up import report
@@ -158,6 +159,21 @@ def test_levels_are_stale_if_their_weights_are_gone_or_others(tmp_path):
     assert "w3" not in stale_levels(tmp_path, "atlas", made)
     (folder / "compression.json").write_text(json.dumps({**manifest, "calibration": "b"}))
     assert "anew" in stale_levels(tmp_path, "atlas", made)["w3"]
+
+
+def test_a_report_says_that_it_is_stale(tmp_path):
+    made, store = report(), ctp.Store(tmp_path, "atlas")
+    store.report().mkdir(parents=True)
+    assert mark_report(tmp_path, "atlas") == {}
+    write_json(made, store.report() / "demo.json")
+    path, text = store.report() / "report.md", "# ctplab demo\n\nIt closes half of the gap.\n\n## Levels\n"
+    path.write_text(text)
+    for _ in range(2):  # once is enough
+        assert set(mark_report(tmp_path, "atlas")) == {"w4", "w3"}
+        title, mark, *rest = path.read_text().split("\n\n")
+        assert (title, rest) == ("# ctplab demo", text.split("\n\n")[1:]) and "w4: its weights are gone" in mark
+    write_json({**made, "levels": {"full": made["levels"]["full"]}}, store.report() / "demo.json")
+    assert mark_report(tmp_path, "atlas") == {} and path.read_text() == text
 
 
 def test_crowded_labels_are_laid_out():
