@@ -138,7 +138,9 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     recipes.offer(tab, lambda: recipes.compressed(bench.runs), recipes.compress_form, form, "compress-again", PRIVATE)
     status = gr.HTML(elem_id="compress-job")
     text = gr.Markdown(elem_id="compress-summary")
-    report = gr.Dataframe(headers=LAYERS, label="Report by layer", interactive=False, elem_id="layers", max_height=420)
+    report = gr.Dataframe(
+        headers=LAYERS, label="Report by layer", interactive=False, elem_id="layers", max_height=420, visible=False
+    )
     shown = gr.State(None)
 
     def run(
@@ -147,12 +149,15 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         with plain_errors():
             return start(bench, full, spec_of(*settings), corpus, samples, seq_len, seed, owner(request)).html()
 
+    def report_of(manifest: dict[str, Any]) -> Any:
+        return gr.update(value=layers(manifest), visible=bool(manifest.get("layers")))
+
     def poll(request: gr.Request, shown: Any, full: str, compressed: str, prompt: str | None) -> list[Any]:
         job = bench.jobs.latest("compress", owner(request))
         if job is None or job.version == shown:
             return [gr.skip()] * 7
         finished = renew(bench, full, compressed, prompt) if job.state == "done" else (gr.skip(),) * 3
-        return [job.html(owner(request)), summary(job.result), layers(job.result), job.version, *finished]
+        return [job.html(owner(request)), summary(job.result), report_of(job.result), job.version, *finished]
 
     def cancelled(request: gr.Request) -> None:
         with plain_errors():

@@ -91,10 +91,11 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         "computed once. Median and quartiles; other work on this machine shows in the numbers."
     )
     with gr.Row(equal_height=True):
-        tokens = gr.Textbox("0, 25, 50, 100", label="Prompt tokens (k)", elem_id="latency-tokens")
-        length = gr.Number(64, label="Text tokens", precision=0, minimum=1)
-        new = gr.Number(16, label="New tokens", precision=0, minimum=2)
-        repeats = gr.Number(5, label="Repeats", precision=0, minimum=1, elem_id="latency-repeats")
+        tokens = gr.Textbox("0, 25, 50, 100", label="Prompt tokens (k)", elem_id="latency-tokens", min_width=130)
+        length = gr.Number(64, label="Text tokens", precision=0, minimum=1, min_width=110)
+        new = gr.Number(16, label="New tokens", precision=0, minimum=2, min_width=110)
+        repeats = gr.Number(5, label="Repeats", precision=0, minimum=1, elem_id="latency-repeats", min_width=110)
+    with gr.Row():
         go_button = gr.Button("Measure", variant="primary", elem_id="latency", min_width=100)
         stop = gr.Button("Stop", elem_id="latency-stop", min_width=60)
     with gr.Row():

@@ -132,12 +132,12 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         with gr.Column(scale=3, min_width=320):
             overview = gr.Dataframe(
                 headers=HEADERS, label="Learned rows (click one)", elem_id="tokens", interactive=False, max_height=520,
-                column_widths=[60, 500, 90, 120, 90, 90], wrap=True,
+                column_widths=[48, 290, 72, 96, 72, 66], wrap=True,
             )  # fmt: skip
-        with gr.Column(scale=1, min_width=220):
+        with gr.Column(scale=1, min_width=280):
             neighbours = gr.Dataframe(
                 headers=["rank", "token", "value"], label="Neighbours of the row", elem_id="neighbours",
-                interactive=False, max_height=520,
+                interactive=False, max_height=520, column_widths=[58, 130, 78],
             )  # fmt: skip
     word = gr.Textbox(label="Place a word on the map (Enter)", placeholder="California", elem_id="word")
     nearby = gr.Markdown(elem_id="nearby")
@@ -166,10 +166,11 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             row = picked if picked is not None and picked < len(records) else None
             return table(records, row), records, map_of(bench, chosen, word, row), row, pick_row(records, row or 0)
 
-    def pick_row(records: list[dict], row: int) -> dict[str, Any]:
+    def pick_row(records: list[dict], row: int) -> Any:
         near = records[row]["nearest"]
         data = [[rank + 1, repr(token), round(value, 4)] for rank, (token, value) in enumerate(near)]
-        return {"headers": ["rank", f"token near row {row}", "value"], "data": data}
+        value = {"headers": ["rank", "token", "value"], "data": data}
+        return gr.update(value=value, label=f"Neighbours of row {row}")
 
     def pick(
         event: gr.SelectData, records: list[dict], full: str, compressed: str, prompt: str | None, word: str

@@ -48,7 +48,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         batch = gr.Number(16, label="Batch", precision=0, minimum=1, elem_id="train-batch", min_width=90)
     with gr.Row():
         lr = gr.Number(0.1, label="Learning rate", minimum=0, min_width=90)
-        kl = gr.Slider(0, 1, 1, step=0.1, label="Weight of the KL to the full model", min_width=160)
+        kl = gr.Slider(0, 1, 1, step=0.1, label="Weight of the KL to the full model", min_width=240)
         init = gr.Dropdown(["vocab-random", "vocab-first"], value="vocab-random", label="Start from", min_width=190)
         every = gr.Number(20, label="Validate every", precision=0, minimum=1, elem_id="train-every", min_width=90)
         seq_len = gr.Number(128, label="Tokens a window", precision=0, minimum=2, min_width=90)

@@ -35,7 +35,7 @@ def test_recovery_and_answers_show_the_report():
         assert trace.marker.color == COLOURS[name]
         assert [*trace.error_y.array, *trace.error_y.arrayminus] == pytest.approx([0.1] * 2 * len(CORPORA))
     (bars,) = results.questions(report()).data
-    assert list(bars.x) == ["full", "soft"] and list(bars.y) == [0.5, 0.5]
+    assert list(bars.y) == ["full", "soft"] and list(bars.x) == [0.5, 0.5]
     assert list(bars.marker.color) == [COLOURS["full"], COLOURS["soft"]]
 
 
@@ -176,7 +176,8 @@ def test_a_report_says_that_it_is_stale(tmp_path):
     assert mark_report(tmp_path, "atlas") == {} and path.read_text() == text
 
 
-def test_crowded_labels_are_laid_out():
+@pytest.mark.parametrize(("width", "height"), figures.INSIDE)
+def test_crowded_labels_are_laid_out(width, height):
     """Levels as close as those of the real demo: no label meets another."""
     made = report()
     real = {"full": (4.07e6, 1.74), "w4": (1.65e6, 1.75), "w3": (1.62e6, 1.91), "w2-g32": (1.58e6, 3.65),
@@ -189,8 +190,8 @@ def test_crowded_labels_are_laid_out():
     low, high = figure.layout.yaxis.range
     boxes = []
     for note in figure.layout.annotations:
-        x = figures.INSIDE[0] * (0.05 + 0.9 * (note.x - 1.58e6) / (4.07e6 - 1.58e6)) + note.ax
-        y = figures.INSIDE[1] * (high - note.y) / (high - low) + note.ay
+        x = width * (0.05 + 0.9 * (note.x - 1.58e6) / (4.07e6 - 1.58e6)) + note.ax
+        y = height * (high - note.y) / (high - low) + note.ay
         half = 3 * len(note.text)
         boxes.append((x - half, y - 7, x + half, y + 7))
     pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
