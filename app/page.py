@@ -49,7 +49,7 @@ def build(bench: Bench) -> gr.Blocks:
             return [*share.restore(query), *header.renew(bench, *known)]
 
         def closed(request: gr.Request) -> None:
-            for what in ("", "latency ", "api ", "latency api "):
+            for what in ("", "latency ", "worth ", "api ", "latency api ", "worth api "):
                 bench.stop(f"{what}{request.session_hash}")
 
         def reopened(tab: str) -> Any:

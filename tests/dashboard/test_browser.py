@@ -268,6 +268,17 @@ def test_prompt_tokens(visit, real):
     page.locator("#word textarea, #word input").press("Enter")
     page.wait_for_function("document.querySelector('#map .js-plotly-plot').data.some((t) => t.name === 'your word')")
     assert "California" in page.locator("#nearby").inner_text()
+    page.click("#worth-box > button")
+    page.fill("#worth-windows input", "2")
+    page.get_by_label("Tokens a window").first.fill("32")
+    page.click("#worth-go")  # bars beside the rows, one after the other, until Stop
+    page.wait_for_function(
+        "document.querySelector('#worth-told').innerText.match(/[1-9]\\d* of \\d+ rows, measured on/)"
+    )
+    page.click("#worth-stop")
+    page.wait_for_function("document.querySelector('#worth-told').innerText.includes('Stopped')", timeout=SOON)
+    assert "2 windows of 32 tokens" in page.locator("#worth-told").inner_text()
+    assert float(page.locator("#tokens [data-testid=cell-0-6]").inner_text())
 
 
 def test_similarity(visit, real):

@@ -9,13 +9,15 @@ import pytest
 from contrast import contrast
 
 import ctplab as ctp
-from ctplab.app import curves, figures, latency, marks, results, similarity, tokens, views
+from ctplab.app import curves, figures, latency, marks, results, rowmap, similarity, views, worth
+from ctplab.app.bench import Chosen
 from ctplab.app.jobs import Job
 from ctplab.app.turns import Turns
 from ctplab.demo.embedded import CORPORA
 from ctplab.disk import write_json
 from ctplab.formats.checkpoint import read_manifest
 from ctplab.measure.latency import LatencyPoint
+from ctplab.measure.worth import RowWorth
 from ctplab.prompts.arms import COLOURS
 from ctplab.runs.stale import mark_report, stale_levels, weights_id
 from ctplab.show import colours
@@ -109,10 +111,30 @@ def test_a_curve_stands_between_its_two_models():
 def test_a_histogram_shows_every_count():
     data = {"edges": [-1, 0, 1], "counts": {name: [1, i] for i, name in enumerate(colours.ROWS)}}
     data["mean"] = dict.fromkeys(colours.ROWS, 0.25)
-    drawn = similarity.draw(data, 100, log=True)
-    assert [list(trace.y) for trace in drawn.data] == [[1, i, i] for i in range(4)]  # the last step has a width too
-    assert [trace.line.color for trace in drawn.data] == list(colours.ROWS.values())
+    data["rows"] = {"low": [0.1, 0.2], "mean": [0.2, 0.3], "high": [0.3, 0.4]}
+    drawn = similarity.draw(data, 100, log=True, picked=1)
+    *sets, points, picked = drawn.data
+    assert [list(trace.y) for trace in sets] == [[1, i, i] for i in range(4)]  # the last step has a width too
+    assert [trace.line.color for trace in sets] == list(colours.ROWS.values())
     assert drawn.layout.yaxis.type == "log"
+    assert (list(points.x), list(points.customdata)) == ([0.2, 0.3], [0, 1])
+    assert (list(picked.x), list(picked.y)) == ([0.2, 0.3, 0.4], [1, 1, 1])
+    assert len(similarity.draw(data, 100, log=True, picked=2).data) == 5  # another prompt's row
+
+
+def test_worths_are_bars_in_the_colours_of_their_verdicts():
+    rows = [ctp.Interval(0.02, 0.01, 0.03), ctp.Interval(-0.01, -0.02, -0.005), ctp.Interval(0.001, -0.01, 0.01)]
+    chosen = Chosen("full", "small", "prompt")
+    found = worth.Worths("docs", chosen, 4, ctp.Interval(0.1, 0.0, 0.2), tuple(map(RowWorth, range(3), rows)))
+    drawn = {trace.name: trace for trace in worth.draw(found, picked=1).data}
+    assert {name: (list(bar.x), list(bar.y)) for name, bar in drawn.items()} == {
+        "helps (1)": ([0], [0.02]), "harms (1)": ([1], [-0.01]), "cannot tell (1)": ([2], [0.001])
+    }  # fmt: skip
+    assert drawn["helps (1)"].marker.color == colours.HELPS and drawn["harms (1)"].marker.color == colours.HURTS
+    values, styles = worth.column(found, chosen, 4)
+    assert values == [20.0, -10.0, 1.0, ""] and "100%" in styles[0] and "50%" in styles[1] and not styles[3]
+    assert worth.column(found, Chosen("full", "small", "another"), 4) == ([""] * 4, [""] * 4)
+    assert "3 of 4 rows, measured on docs" in found.words()
 
 
 def test_the_map_leads_from_start_to_end():
@@ -120,13 +142,13 @@ def test_the_map_leads_from_start_to_end():
         return {"ids": list(ids), "x": [float(i) for i in ids], "y": [2.0 * i for i in ids]}
 
     points = {"explained": [0.5, 0.25], "vocabulary": spots(1, 2, 3), "init": spots(1, 2), "learned": spots(3, 4)}
-    drawn = traces(tokens.draw_map(points | {"extra": spots(7)}, {1: "one", 2: "two", 3: "three", 7: "seven"}.get, 1))
+    drawn = traces(rowmap.draw_map(points | {"extra": spots(7)}, {1: "one", 2: "two", 3: "three", 7: "seven"}.get, 1))
     assert list(drawn["init → learned"].x) == [1.0, 3.0, None, 2.0, 4.0, None]
     assert list(drawn["init"].text) == ["row started as 'one'", "row started as 'two'"]
     assert list(drawn["your word"].text) == ["your token 'seven'"] and list(drawn["your word"].y) == [14.0]
     first, second = drawn["learned"].marker.size
     assert second > first and drawn["learned"].marker.color == COLOURS["soft"]
-    assert "your word" not in traces(tokens.draw_map(points | {"extra": spots()}, str))
+    assert "your word" not in traces(rowmap.draw_map(points | {"extra": spots()}, str))
 
 
 def test_differences_are_words_only_one_arm_says():
