@@ -8,12 +8,14 @@ import gradio as gr
 
 import ctplab as ctp
 from ctplab.app import limits, recipes
-from ctplab.app.bench import PRIVATE, Bench
+from ctplab.app.beforehand import expected
+from ctplab.app.bench import LONG, PRIVATE, Bench
 from ctplab.app.guard import owner
 from ctplab.app.header import Header, renew
 from ctplab.app.history import Form
 from ctplab.app.jobs import Job
 from ctplab.app.share import lead
+from ctplab.app.suited import compress_values, suited
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
 from ctplab.disk import slug, write_json
@@ -109,6 +111,7 @@ def summary(manifest: dict[str, Any]) -> str:
 
 def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     """Lay the tab out inside the current ``gr.Blocks``."""
+    first = suited(bench, bench.chosen().full)
     gr.Markdown(
         "Bits alone: GPTQ. Sparsity alone: SparseGPT. Both: jointly, in one pass. The full model is the header's."
     )
@@ -119,14 +122,15 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         group = gr.Dropdown(["row", "128", "64", "32", "16"], value="row", label="Group size", elem_id="group")
     with gr.Row():
         corpus = gr.Dropdown(
-            CORPORA, value="atlas-web", allow_custom_value=True, label="Calibration text", info="or file:PATH"
+            CORPORA, value=first.corpus, allow_custom_value=True, label="Calibration text", info="or file:PATH"
         )
-        samples = gr.Number(128, label="Windows", precision=0, minimum=1, elem_id="samples")
-        seq_len = gr.Number(128, label="Tokens a window", precision=0, minimum=2)
+        samples = gr.Number(first.samples, label="Windows", precision=0, minimum=1, elem_id="samples")
+        seq_len = gr.Number(first.seq_len, label="Tokens a window", precision=0, minimum=2)
         act_order = gr.Checkbox(False, label="Act-order", info="solve columns by falling diag(H)")
         symmetric = gr.Checkbox(False, label="Symmetric grid")
     with gr.Row():
         go = gr.Button("Compress", variant="primary", elem_id="compress")
+        guess = gr.Button("Estimate size and time", elem_id="compress-estimate")
         cancel = gr.Button("Cancel", elem_id="compress-cancel")
         use = gr.Button("Use it in Compare", elem_id="compress-use")
         onward = gr.Button("Next: train a prompt for it →", elem_id="compress-next", variant="secondary")
@@ -136,6 +140,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     }  # fmt: skip
     form = list(named.values())
     recipes.offer(tab, lambda: recipes.compressed(bench.runs), recipes.compress_form, form, "compress-again", PRIVATE)
+    told = gr.Markdown(elem_id="compress-told")
     status = gr.HTML(elem_id="compress-job")
     text = gr.Markdown(elem_id="compress-summary")
     report = gr.Dataframe(
@@ -175,6 +180,12 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         tag = spec_of(*list(told.values())[4:10]).tag
         return f"{told['full']} to {tag}, {told['samples']} windows of {told['corpus']}"
 
+    def probe(full: str, _: Any, corpus: str, samples: float, seq_len: float, *settings: Any) -> str:
+        with plain_errors():
+            return expected(bench, full, spec_of(*settings), corpus, samples, seq_len)
+
+    guess.click(probe, [header.full, *form], told, **LONG, **PRIVATE)
+    header.on_another_model(lambda name: compress_values(suited(bench, name)), [corpus, samples, seq_len])
     started = go.click(run, [header.full, *form], status, **PRIVATE)
     header.past.record(started, "compress", "compress", {**named, "full": header.full}, title)
     gr.Timer(1.0).tick(

@@ -1,5 +1,6 @@
 """The header: model card, prompt with its compatibility badge, device and seed; and loading more of each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -27,6 +28,8 @@ class Header:
     """The learned row in view, or None: the same in every tab."""
     past: history.Past
     """What was done in this browser; tabs add what they start."""
+    loads: list[Any]
+    """Events after which the full model may be another."""
     tabs: gr.Tabs | None = None
     """The page's tabs, for buttons that lead from one to another."""
 
@@ -39,6 +42,13 @@ class Header:
     def names(self) -> history.Form:
         """The same by name, for lists of what was done."""
         return {"full": self.full, "compressed": self.compressed, "prompt": self.prompt}
+
+    def on_another_model(self, settings: Callable[[str], list[Any]], outputs: list[gr.components.Component]) -> None:
+        """Fill ``outputs`` with ``settings(full model)`` if a reader chooses or loads another full model."""
+        quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, **PRIVATE}
+        self.full.input(settings, self.full, outputs, **quiet)
+        for event in self.loads:
+            event.success(settings, self.full, outputs, **quiet)
 
 
 NONE_YET = (
@@ -127,7 +137,7 @@ def build(bench: Bench) -> Header:
                 for name, model in MODELS.items()
             }
     row = gr.State(None)
-    header = Header(full, compressed, prompt, seed, box, row, history.build())
+    header = Header(full, compressed, prompt, seed, box, row, history.build(), [])
 
     def redraw(full: str, compressed: str, prompt: str | None) -> str:
         with plain_errors():
@@ -163,10 +173,12 @@ def build(bench: Bench) -> Header:
     for component in header.chosen:
         component.change(redraw, header.chosen, box, show_progress="hidden", queue=False, **PRIVATE)
     prompt.change(lambda: None, None, row, show_progress="hidden", queue=False, **PRIVATE)
-    add_model.click(load_model, [source, full, compressed], [full, compressed], **DEVICE, **PRIVATE)
+    loaded = add_model.click(load_model, [source, full, compressed], [full, compressed], **DEVICE, **PRIVATE)
+    header.loads.append(loaded)
     add_prompt.click(load_prompt, folder, prompt, **PRIVATE)
     for model, button in offers.items():
-        button.click(get(model.name), compressed, [full, compressed, button], **LONG, **PRIVATE)
+        got = button.click(get(model.name), compressed, [full, compressed, button], **LONG, **PRIVATE)
+        header.loads.append(got)
     return header
 
 

@@ -15,6 +15,7 @@ from ctplab.app.bench import LONG, PRIVATE, Bench, Chosen
 from ctplab.app.compress import CORPORA
 from ctplab.app.header import Header
 from ctplab.app.history import Form
+from ctplab.app.suited import suited, worth_values
 from ctplab.app.toast import plain_errors
 from ctplab.measure.worth import RowWorth, in_words
 from ctplab.show.rows import VERDICTS
@@ -122,14 +123,17 @@ def build(bench: Bench, header: Header, found: gr.State, records: gr.State, tabl
     ``found``: keeps the :class:`Worths`. ``tabled(found, records, picked, chosen)``: the value of ``table``, whose last
     column grows with them.
     """
+    first = suited(bench, bench.chosen().full)
     with gr.Accordion("What each row is worth: the loss without it", open=False, elem_id="worth-box"):
         with gr.Row():
             corpus = gr.Dropdown(
-                CORPORA, value=bench.default_corpus(), allow_custom_value=True, label="Text (test split)",
+                CORPORA, value=first.corpus, allow_custom_value=True, label="Text (test split)",
                 elem_id="worth-corpus", min_width=150,
             )  # fmt: skip
-            windows = gr.Number(32, label="Windows", precision=0, minimum=2, elem_id="worth-windows", min_width=110)
-            seq_len = gr.Number(128, label="Tokens a window", precision=0, minimum=2, min_width=130)
+            windows = gr.Number(
+                first.scored, label="Windows", precision=0, minimum=2, elem_id="worth-windows", min_width=110
+            )
+            seq_len = gr.Number(first.seq_len, label="Tokens a window", precision=0, minimum=2, min_width=130)
         with gr.Row():
             go_button = gr.Button("Leave out one after the other", variant="primary", elem_id="worth-go", min_width=220)
             stop = gr.Button("Stop", elem_id="worth-stop", min_width=80)
@@ -153,6 +157,8 @@ def build(bench: Bench, header: Header, found: gr.State, records: gr.State, tabl
 
     def stopped(request: gr.Request) -> None:
         bench.stop(f"worth {request.session_hash}")
+
+    header.on_another_model(lambda name: worth_values(suited(bench, name)), [corpus, windows, seq_len])
 
     def words_of(told: dict[str, Any]) -> str:
         return f"{told['windows']} windows of {told['corpus']}"
