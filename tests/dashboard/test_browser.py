@@ -315,6 +315,8 @@ def test_compress_then_use_it(visit, real, text_file):
     page.fill("#samples input", "4")
     page.get_by_label("Calibration text").fill(f"file:{text_file}")
     page.get_by_label("Calibration text").press("Enter")
+    page.click("#compress-estimate")
+    page.wait_for_function("document.querySelector('#compress-told').innerText.match(/About .* MB on disk/)")
     page.click("#compress")
     page.wait_for_selector("#compress-job [data-state=done]", timeout=60_000)
     page.wait_for_function("document.querySelector('#layers').innerText.includes('q_proj')")
@@ -342,6 +344,7 @@ def test_train_reload_and_use_it(visit, real, text_file):
     page.wait_for_function("document.querySelector('#card').innerText.includes('tiny')")
     assert page.get_by_role("tab", name="Compare").get_attribute("aria-selected") == "true"
     generate(page)
+    assert page.locator("#arms").get_by_label("soft").is_checked()
     assert page.locator("#arm-soft .text").count() == 1 and "failed" not in page.locator("#arm-soft").inner_text()
 
 
