@@ -10,6 +10,7 @@ from ctplab.cli.numbers import at_least, real
 from ctplab.cli.shared import add_command, finish, in_flags, note, say, seq_len
 from ctplab.compression.walk import PRODUCTS
 from ctplab.models.loading import local_folder, skeleton
+from ctplab.runs.stale import mark_report
 from ctplab.text.corpora import MOST_SAMPLES
 
 
@@ -23,6 +24,7 @@ def compress(options: argparse.Namespace) -> None:
     windows = ctp.corpus(options.calibration, tokenizer, length).train.sample(options.samples, options.seed)
     settings: dict[str, Any] = {name: getattr(options, name) for name in ("device", "dtype", "batch", "products")}
     manifest = ctp.compress_to(options.model, out, tokenizer, windows, spec, **settings)
+    mark_report(out.resolve().parent.parent, out.resolve().parent.name)  # of a demo whose level this was
     keys = ("tag", "seconds", "bytes", "bits_per_weight", "nominal_bits_per_weight", "warnings", "untouched", "layers")
     tell = say(options)
     tell(

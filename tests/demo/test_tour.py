@@ -11,7 +11,7 @@ from conftest import tiny
 
 import ctplab as ctp
 from ctplab.demo import shipped, tour
-from ctplab.demo.asked import QUESTIONS, Asked
+from ctplab.demo.asked import QUESTIONS, side_by_side
 from ctplab.formats import prompt_file
 from ctplab.measure.transfer import TransferCell
 from ctplab.models.known import MODELS
@@ -83,9 +83,11 @@ def test_other_models_are_told_what_works(capsys):
     assert "demo runs on atlas and smollm2; for any other model there are" in refused(capsys, "demo", "--model", "gpt2")
 
 
-def test_an_answer_is_right_if_one_of_its_words_begins_as_accepted():
-    ice = Asked("What is frozen water called?", ("ice",))
-    assert ice.right("Frozen water is ICE.") and ice.right("Icebergs.") and not ice.right("A nice device.")
+def test_answers_are_judged_as_everywhere():
+    given = {"full": ["It lies in North Africa."], "soft": ["It lies in South America."]}
+    egypt = [question for question in QUESTIONS if "Egypt" in question.text]
+    (row,) = side_by_side(egypt, given)
+    assert row["arms"]["full"]["right"] and not row["arms"]["soft"]["right"]
 
 
 def test_a_curve_is_told_in_a_line_that_ends_with_its_end():
