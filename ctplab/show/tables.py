@@ -85,13 +85,23 @@ def _spread(ms: Quartiles) -> str:
     return f"{ms.median:+.3f} [{ms.low:+.3f}, {ms.high:+.3f}]"
 
 
-def fidelity_table(found: Mapping[str, Fidelity]) -> str:
-    """How close each arm is to the full model: KL in nats, and the share of targets with the same first choice."""
-    rows = [
-        [name, *(str(value) for value in (close.mean, close.median, close.p99)), f"{share(close.same_top)}%"]
-        for name, close in found.items()
-    ]
+def fidelity_table(found: Mapping[str, Fidelity | dict[str, Any]]) -> str:
+    """How close each arm is to the full model: KL in nats, and the share of targets with the same first choice.
+
+    ``found``: measurements, or their summaries from JSON.
+    """
+    rows = []
+    for name, close in found.items():
+        told = close.summary() if isinstance(close, Fidelity) else close
+        kl = [str(Interval(**told[key])) for key in ("mean", "median", "p99")]
+        rows.append([name, *kl, f"{share(Interval(**told['same_top']))}%"])
     return table(["against full", "mean KL [95%]", "median", "99th percentile", "same first choice"], rows)
+
+
+def flips_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Answers of every arm that the full model has right and it has wrong, and the other way round."""
+    rows = [[arm, str(f["lost"]), str(f["won"]), str(f["n"]), f"{f['p']:.2g}"] for arm, f in found.items()]
+    return table(["against full", "right to wrong", "wrong to right", "of", "p"], rows)
 
 
 def spans_table(close: Fidelity) -> str:
