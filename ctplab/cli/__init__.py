@@ -13,6 +13,7 @@ from ctplab.cli import (
     app,
     compare,
     compress,
+    cut,
     demo,
     export,
     generate,
@@ -38,7 +39,7 @@ from ctplab.cli.shared import Parser, in_flags, note
 from ctplab.errors import InputError, Interrupted
 
 COMMANDS = (
-    demo, get, compress, info, learn, tune, hard, score, latency, recover, transfer, memory, inspect, worth, lens,
+    demo, get, compress, info, learn, tune, hard, score, latency, recover, transfer, memory, inspect, worth, cut, lens,
     generate,
     compare, export, import_, reproduce, sweep, app,
 )  # fmt: skip
