@@ -44,6 +44,8 @@ def cut(options: argparse.Namespace) -> None:
             name = f"k{n}-{way}"
             made_from = {"from": options.prompt, "by": way, "corpus": text.name, "windows": options.choose}
             prefixes[name] = written(shorter(saved, rows[:n], **made_from), out / name).prefix
+    if taken := {"full", *prefixes} & set(others):
+        raise InputError(f"write ./{taken.pop()}: the table has a prompt of that name")
     prefixes |= {folder: each.prefix for folder, each in others.items()}
     arms = [ctp.Arm(name, model, prefix) for name, prefix in prefixes.items()]
     if options.full:

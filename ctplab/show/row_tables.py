@@ -35,3 +35,27 @@ def cuts_table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [row["prompt"], str(row["k"]), f"{row['ppl']:.2f}", signed(Interval(**row["change"]))]
         body.append(cells + ([Interval(**row["recovery"]).percent] if closed else []))
     return table(["prompt", "k", "perplexity", "nats against the whole [95%]", *closed], body)
+
+
+def chosen_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Every arm beside the choice: perplexity, the change against the choice, and the share of the gap closed."""
+    closed = ["recovery [95%]"] if "recovery" in next(iter(arms.values())) else []
+    body = []
+    for name, row in arms.items():
+        cells = [name, f"{row['ppl']:.2f}", signed(Interval(**row["change"]))]
+        body.append(cells + ([Interval(**row["recovery"]).percent] if closed else []))
+    return table(["prompt", "perplexity", "nats against the choice [95%]", *closed], body)
+
+
+def counts_line(counts: Mapping[str, int]) -> str:
+    """How often each prompt was chosen."""
+    return f"of {sum(counts.values())} inputs " + ", ".join(f"{n} chose {name}" for name, n in counts.items())
+
+
+def times_line(milliseconds: Mapping[str, float], arms: int, look: int, length: int) -> str:
+    """What choosing costs beside reading a text."""
+    choice, window = milliseconds["choice"], milliseconds["window"]
+    return (
+        f"Choosing among {arms} prompts by {look} tokens takes {choice:.1f} ms an input here; reading {length} tokens "
+        f"behind one of them takes {window:.1f} ms (medians)."
+    )
