@@ -37,8 +37,8 @@ def curve_note(validations: Sequence[tuple[int, float]], best_step: int, steps: 
     if best_step > EARLY * steps or lost <= CLEARLY * (start - best):
         return None
     return (
-        f"validation was best after {best_step} of {steps} steps and {lost:.3f} nats a token worse later: the text was "
-        "learned by heart. The best is kept; more text, fewer learned values or fewer steps would help"
+        f"validation was best after {best_step} of {steps} steps and {lost:.3f} nats a token worse later: the text "
+        "seems to be learned by heart. The best is kept; more text, fewer learned values or fewer steps would help"
     )
 
 
