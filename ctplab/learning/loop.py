@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ctplab import parallel
 from ctplab.errors import InputError
-from ctplab.learning import schedule
+from ctplab.learning import sanity, schedule
 from ctplab.learning.graph import Steps
 from ctplab.learning.objective import nll
 from ctplab.learning.state import load_state, save_state
@@ -74,6 +74,14 @@ class Learned(Generic[P]):
     best_step: int = 0
     best_validation: float = math.inf
     validation_tokens: int = 0
+    before: float = math.inf
+    """NLL per token on the validation windows before the first step."""
+    values: int = 0
+    """Number of learned values."""
+    train_tokens: int = 0
+    """Number of distinct target tokens that were there to learn from."""
+    epochs: float = 0.0
+    """How many times all steps together read them."""
     stopped: str | None = None
     """Why learning ended early, if it did."""
     not_recorded: str | None = None
@@ -83,6 +91,13 @@ class Learned(Generic[P]):
     def validation(self) -> Score:
         """The best prompt's score on the validation windows."""
         return Score(self.best_validation * self.validation_tokens, self.validation_tokens)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What curve and text say against the result, a line each; see ``learning/sanity``."""
+        curve = [(0, self.before), *((s.step + 1, s.validation) for s in self.steps if s.validation is not None)]
+        found = sanity.size_note(self.values, self.train_tokens, self.epochs)
+        return list(filter(None, [found, sanity.curve_note(curve, self.best_step, len(self.steps))]))
 
     @property
     def stale(self) -> int:
@@ -161,8 +176,10 @@ def take_steps(
     check_ids(models[0], validation.windows)
     plan = schedule.validations(spec, len(text.ids), len(validation.windows), len(models))
     held_out = Windows.of(validation, device, plan.windows)
-    result.validation_tokens = held_out.targets
     parameters = learnable.parameters
+    result.validation_tokens, result.train_tokens = held_out.targets, text.targets
+    result.values = sum(p.numel() for p in parameters.values())
+    result.epochs = spec.steps * min(spec.batch, len(text.ids)) / len(text.ids)
     identity: dict[str, Any] = {
         "recipe": spec.to_json(),
         "corpus": [train.fingerprint, validation.fingerprint],
@@ -181,9 +198,10 @@ def take_steps(
         result.prefix, first = learnable.frozen(best), record["step"]
         result.best_step, result.best_validation = record["best_step"], record["best_validation"]
         result.steps[:] = [Step(**step) for step in record["curve"]]
+        result.before = record.get("before", math.inf)
     else:
         best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
-        result.best_validation = _validate(learnable, cuts, held_out, spec.batch)
+        result.before = result.best_validation = _validate(learnable, cuts, held_out, spec.batch)
     parallel.wait()  # no process writes the state before all have read it
     if isinstance(teacher, TopKTeacher):
         teacher = teacher.near(device)
@@ -230,6 +248,7 @@ def take_steps(
         result.steps += fresh
         if measured is not None and state is not None and parallel.is_main():
             record = {"step": step + 1, "best_step": result.best_step, "best_validation": result.best_validation}
+            record["before"] = result.before
             record["curve"] = [asdict(s) for s in result.steps]
             save_state(state, parameters, optimizer, best, identity, record)
         unread.clear()

@@ -27,6 +27,7 @@ def save_prompt(
         "best_step": learned.best_step,
         "validation_nll": learned.best_validation,
         "stopped": learned.stopped,
+        "warnings": learned.warnings,
         "curve": [vars(step) for step in learned.steps],
     }
     return write(learned.prefix, learned.initial, info, out)
