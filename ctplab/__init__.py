@@ -4,7 +4,7 @@ from ctplab.starting import guard
 
 guard()
 
-from ctplab.compression.walk import CompressionReport as CompressionReport
+from ctplab.compression.reports import CompressionReport as CompressionReport
 from ctplab.compression.walk import compress as compress
 from ctplab.decoding.generate import generate as generate
 from ctplab.decoding.sampler import Sampler as Sampler
@@ -41,6 +41,8 @@ from ctplab.learning.teacher import cached_teacher as cached_teacher
 from ctplab.learning.tuned import learn_tuned as learn_tuned
 from ctplab.measure.attention_mass import attention_mass as attention_mass
 from ctplab.measure.candidates import rank_hard_prompts as rank_hard_prompts
+from ctplab.measure.chosen import choose as choose
+from ctplab.measure.chosen import chosen as chosen
 from ctplab.measure.fidelity import Fidelity as Fidelity
 from ctplab.measure.fidelity import fidelity as fidelity
 from ctplab.measure.latency import latency as latency

@@ -30,7 +30,7 @@ FIGURES = ("levels", "curve", "recovery", "long-run", "questions", "transfer", "
 
 @pytest.fixture
 def small(monkeypatch, tmp_path, tokenizer):
-    """The tour's settings for a random model of width 32, with shipped prompts of its own."""
+    """A size for the tour on a random model of width 32, which has shipped prompts of its own."""
     model = tiny("llama")
     folder, ready = tmp_path / "instruct", tmp_path / "shipped"
     model.save_pretrained(folder)
@@ -46,14 +46,12 @@ def small(monkeypatch, tmp_path, tokenizer):
     monkeypatch.setattr(tour, "CORPORA", (LEARNED, OTHER))
     monkeypatch.setattr(tour, "TRANSFERRED", (OTHER,))
     monkeypatch.setenv("CTPLAB_DATA", str(tmp_path))
-    for name, value in {"SEQ_LEN": 48, "SAMPLES": 8, "WINDOWS": 4}.items():
-        monkeypatch.setattr(tour, name, value)
-    monkeypatch.setattr(tour, "PROMPT", replace(tour.PROMPT, tokens=8, steps=4, evaluate_every=2))
+    return tour.Size(48, 8, 4, replace(tour.CORES.prompt, tokens=8, steps=4, evaluate_every=2))
 
 
 def test_the_tour_writes_its_report_and_resumes(small, tmp_path):
     said = []
-    first = tour.run_tour(tmp_path / "runs", device="cpu", say=said.append, progress=silent)
+    first = tour.run_tour(tmp_path / "runs", size=small, device="cpu", say=said.append, progress=silent)
     (report,) = (tmp_path / "runs").glob("*/report/report.md")
     assert json.loads((report.parent / "demo.json").read_text()) == json.loads(json.dumps(first))
     for name in FIGURES:
@@ -72,7 +70,7 @@ def test_the_tour_writes_its_report_and_resumes(small, tmp_path):
     assert next(c.ppl for c in cells if c.source == "w3 shipped") == pytest.approx(shipped_ppl, abs=1e-3)  # rounded
     assert "ctplab learn" in said[-1]
 
-    again = tour.run_tour(tmp_path / "runs", device="cpu", say=said.append, progress=silent)
+    again = tour.run_tour(tmp_path / "runs", size=small, device="cpu", say=said.append, progress=silent)
     timed = ("seconds", "cpu_seconds")
     assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in first.items() if k not in timed}
     (folder,) = (tmp_path / "runs").glob("*/w3/prompts/tour")
@@ -92,6 +90,20 @@ def test_answers_are_judged_as_everywhere():
     assert row["arms"]["full"]["right"] and not row["arms"]["soft"]["right"]
 
 
+def test_a_curve_is_told_in_a_line_that_ends_with_its_end():
+    curve = [{"step": i, "validation": 6 - i / 1000 if (i + 1) % 50 == 0 else None} for i in range(1500)]
+    told = show.curve_line(curve)
+    assert told.endswith("1500: 4.501") and len(told.split("  ")) <= show.MOST + 4
+    assert show.curve_line(curve[:100]) == "50: 5.951  100: 5.901"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+def test_a_card_gets_the_long_run(small, monkeypatch, tmp_path):
+    monkeypatch.setattr(tour, "CARD", small)
+    found = tour.run_tour(tmp_path / "runs", device="cuda", say=lambda text: None, progress=silent)
+    assert len(found["prompt"]["curve"]) == small.prompt.steps and found["dtype"] == "bfloat16"
+
+
 def test_the_long_runs_table_has_what_was_measured():
     text = show.long_run_table(shipped.long_run())
     line = next(line for line in text.splitlines() if "3 bits" in line and "wikitext2" in line)
@@ -107,10 +119,8 @@ def test_the_tour_of_smollm2_at_a_reduced_size(monkeypatch, tmp_path):
     ctp.get_model("smollm2")
     assert MODELS["smollm2"].folder.is_dir()
     monkeypatch.delenv("CTPLAB_DATA", raising=False)
-    for name, value in {"SAMPLES": 16, "SEQ_LEN": 128, "WINDOWS": 4}.items():
-        monkeypatch.setattr(tour, name, value)
-    monkeypatch.setattr(tour, "PROMPT", replace(tour.PROMPT, steps=4, evaluate_every=2, validation_windows=2))
-    found = tour.run_tour(tmp_path, device="cpu", progress=silent)
+    recipe = replace(tour.CORES.prompt, steps=4, evaluate_every=2, validation_windows=2)
+    found = tour.run_tour(tmp_path, size=tour.Size(128, 16, 4, recipe), device="cpu", progress=silent)
     shares = {arm: row["value"] for arm, row in found["recovery"]["docs"].items()}
     assert shares["soft"] > max(shares[arm] for arm in ("hard", "bos", "random", "init"))
     assert shares["soft"] > shares["from-nothing"]

@@ -9,9 +9,10 @@ import torch
 
 import ctplab as ctp
 from ctplab.errors import InputError
-from ctplab.measure.outcomes import KINDS, kinds, summary, verdict_words
+from ctplab.measure.outcomes import KINDS, flips, kinds, summary, verdict_words
 from ctplab.measure.question_set import as_json, ask
 from ctplab.show.question_files import as_csv, comparator, jsonl
+from ctplab.show.tables import flips_table
 from ctplab.text import questions
 from ctplab.text.questions import Asked
 
@@ -84,6 +85,17 @@ def test_shares_and_paired_differences():
     assert verdict_words(found["differences"]["compressed - full"]) == "worse"
     few = summary([row(True, False, True), row(True, True, True)])["differences"]["soft - compressed"]
     assert verdict_words(few) == "cannot tell"
+
+
+def test_flips_against_the_full_model():
+    rows = [row(True, False, True)] * 3 + [row(False, True, True)] * 2 + [row(True, True, None)]
+    found = summary(rows)["flips"]
+    assert {key: found["compressed"][key] for key in ("lost", "won", "n")} == {"lost": 3, "won": 2, "n": 6}
+    assert {key: found["soft"][key] for key in ("lost", "won", "n")} == {"lost": 0, "won": 2, "n": 5}
+    assert found["compressed"]["p"] == 1.0 and found["soft"]["p"] == 0.5  # binomial: 2 of 2
+    assert "full" not in found and flips({"compressed": [True]}) == {}
+    line = flips_table(found).splitlines()[2]
+    assert [cell.strip() for cell in line.split("|")[1:6]] == ["compressed", "3", "2", "6", "1"]
 
 
 def test_files_for_others():
