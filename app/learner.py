@@ -135,6 +135,7 @@ def begin(
         )  # fmt: skip
         if not result.stopped:
             state.unlink(missing_ok=True)
+        job.result["warnings"] = result.warnings
         job.result["name"] = bench.load_prompt(str(out))
         job.note = f"{result.stopped + '; ' if result.stopped else ''}{job.note}, kept as {job.result['name']}"
 
