@@ -299,7 +299,7 @@ def test_similarity(visit, real):
     assert page.get_by_label("Row in view").input_value() == "5"
     tab(page, "Prompt tokens")  # the same row is in view on the map and in the table
     page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 5')")
-    page.wait_for_function("document.querySelector('#map .js-plotly-plot')?.data?.at(-1).marker.size[5] === 14")
+    page.wait_for_function("document.querySelector('#map .js-plotly-plot')?.data?.at(-1).name === 'row 5'")
     pick(page, "#map", 3, 7)
     page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 7')")
     tab(page, "Similarity")
@@ -344,7 +344,7 @@ def test_train_reload_and_use_it(visit, real, text_file):
     page.wait_for_function("document.querySelector('#card').innerText.includes('tiny')")
     assert page.get_by_role("tab", name="Compare").get_attribute("aria-selected") == "true"
     generate(page)
-    assert page.locator("#arms").get_by_label("soft").is_checked()
+    assert page.locator("#arms").get_by_label("soft", exact=True).is_checked()
     assert page.locator("#arm-soft .text").count() == 1 and "failed" not in page.locator("#arm-soft").inner_text()
 
 
