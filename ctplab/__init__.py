@@ -40,6 +40,7 @@ from ctplab.learning.saving import save_prompt as save_prompt
 from ctplab.learning.teacher import cached_teacher as cached_teacher
 from ctplab.learning.tuned import learn_tuned as learn_tuned
 from ctplab.measure.candidates import rank_hard_prompts as rank_hard_prompts
+from ctplab.measure.distance import weight_distance as weight_distance
 from ctplab.measure.fidelity import Fidelity as Fidelity
 from ctplab.measure.fidelity import fidelity as fidelity
 from ctplab.measure.latency import latency as latency
@@ -67,6 +68,9 @@ from ctplab.runs.controls import recover_with_controls as recover_with_controls
 from ctplab.runs.copies import recompress as recompress
 from ctplab.runs.store import Store as Store
 from ctplab.runs.study import Study as Study
+from ctplab.runs.variants import Making as Making
+from ctplab.runs.variants import Variant as Variant
+from ctplab.runs.variants import vary as vary
 from ctplab.scores import Score as Score
 from ctplab.scores import WindowScores as WindowScores
 from ctplab.specs import CompressionSpec as CompressionSpec

@@ -81,6 +81,22 @@ def matrix_table(cells: Sequence[TransferCell]) -> str:
     return _matrix(cells, text)
 
 
+def gaps_table(cells: Sequence[TransferCell]) -> str:
+    """The same as a line a cell, with the share of the gap that is closed and the distance of the weights."""
+    rows = []
+    for cell in cells:
+        if cell.refused:
+            numbers = ["refused", "-", "-", "-"]
+        else:
+            change = None if cell.change is None else asdict(cell.change)
+            closed = "-" if cell.recovery is None else cell.recovery.percent
+            numbers = [f"{cell.ppl:.2f}", _bounds(change), closed, str(cell.distance or "-")]
+        rows.append([cell.target, f"{cell.source} *" if cell.diagonal else cell.source, *numbers])
+    header = ["target", "source (* learned on this target)", "perplexity", "change [95%]", "gap closed [95%]"]
+    refused = [f"{cell.source} on {cell.target}: {cell.refused}" for cell in cells if cell.refused]
+    return "\n".join([table([*header, "weights apart by"], rows), *refused])
+
+
 def task_matrix_table(cells: Sequence[TaskCell]) -> str:
     """Source x target of one task: right answers in %, the difference to no prompt in points, and McNemar's p."""
 
