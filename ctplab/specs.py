@@ -179,6 +179,8 @@ class PromptSpec(_Json):
     """Stop after this many validations without a new best."""
     accumulate: int = 1
     """Pieces that a batch is split into, to save memory; the gradient is still that of the whole batch."""
+    noise: float = 0.0
+    """Size of the noise on the compressed weights in every step, in units of each matrix's rounding error."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "steps", "batch", "accumulate", "evaluate_every", "validation_windows", "patience"):
@@ -187,6 +189,7 @@ class PromptSpec(_Json):
         _check_sizes(self)
         _check(self.lr > 0 and self.clip > 0, "lr and clip must be positive")
         _check(self.warmup >= 0 and self.weight_decay >= 0, "warmup and weight_decay must not be negative")
+        _check(self.noise >= 0, f"noise must not be negative, not {self.noise}")
         _check(0 <= self.kl <= 1, f"kl must be in [0, 1], not {self.kl}")
         _check(self.accumulate <= self.batch, f"a batch of {self.batch} has no {self.accumulate} pieces")
         _check(self.init in INITS, f"init must be one of {', '.join(INITS)}, not {self.init!r}")
