@@ -34,6 +34,7 @@ from ctplab.learning.keys_values import learn_kv as learn_kv
 from ctplab.learning.lora import Adapter as LoraAdapter
 from ctplab.learning.lora import learn_lora as learn_lora
 from ctplab.learning.recompute import recompute as recompute
+from ctplab.learning.redraw import Redraw as Redraw
 from ctplab.learning.rows import learn as learn
 from ctplab.learning.rows import learn_steps as learn_steps
 from ctplab.learning.saving import save_prompt as save_prompt
