@@ -67,6 +67,7 @@ from ctplab.prompts.prefix import Prefix as Prefix
 from ctplab.prompts.prefix import hard as hard_prompt
 from ctplab.runs.controls import recover_with_controls as recover_with_controls
 from ctplab.runs.copies import recompress as recompress
+from ctplab.runs.pace import paces as paces
 from ctplab.runs.store import Store as Store
 from ctplab.runs.study import Study as Study
 from ctplab.runs.variants import Making as Making

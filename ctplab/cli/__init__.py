@@ -25,6 +25,7 @@ from ctplab.cli import (
     learn,
     lens,
     memory,
+    pace,
     recover,
     reproduce,
     score,
@@ -37,8 +38,8 @@ from ctplab.cli.shared import Parser, in_flags, note
 from ctplab.errors import InputError, Interrupted
 
 COMMANDS = (
-    demo, get, compress, info, learn, tune, hard, score, latency, recover, transfer, memory, inspect, lens, generate,
-    compare, export, import_, reproduce, sweep, app,
+    demo, get, compress, info, learn, tune, hard, score, latency, recover, transfer, pace, memory, inspect, lens,
+    generate, compare, export, import_, reproduce, sweep, app,
 )  # fmt: skip
 """In the order of ``ctplab --help``."""
 INTERRUPTED = "interrupted; run the same command to go on"

@@ -8,6 +8,7 @@ from ctplab.learning.memory import Memory
 from ctplab.measure.fidelity import Fidelity
 from ctplab.measure.latency import LatencyPoint, Quartiles
 from ctplab.measure.lens import Lens
+from ctplab.measure.pace import Pace
 from ctplab.measure.recovery import OverSeeds, Recovery
 from ctplab.measure.stats import Interval
 from ctplab.measure.tasks.transferred import TaskCell
@@ -95,6 +96,15 @@ def gaps_table(cells: Sequence[TransferCell]) -> str:
     header = ["target", "source (* learned on this target)", "perplexity", "change [95%]", "gap closed [95%]"]
     refused = [f"{cell.source} on {cell.target}: {cell.refused}" for cell in cells if cell.refused]
     return "\n".join([table([*header, "weights apart by"], rows), *refused])
+
+
+def pace_table(paces: Sequence[Pace], shares: Sequence[float]) -> str:
+    """Steps of each prompt until it had closed each share of the gap."""
+    rows = []
+    for pace in paces:
+        reached = [pace.steps_to(share) for share in shares]
+        rows.append([pace.name, *("never" if n is None else str(n) for n in reached), f"{100 * pace.best:.0f}%"])
+    return table(["steps until", *(f"{100 * share:g}%" for share in shares), "best"], rows)
 
 
 def task_matrix_table(cells: Sequence[TaskCell]) -> str:
