@@ -51,9 +51,8 @@ def vary(options: argparse.Namespace, spec: ctp.CompressionSpec, tokenizer: Toke
         made.append({**about, **{key: manifest[key] for key in keys}})
 
     making = ctp.Making(spec, options.calibration, options.samples, length, options.seed, options.dtype)
-    changes = list(filter(None, options.vary.split(",")))
     how: dict[str, Any] = {"device": options.device, "batch": options.batch}
-    ctp.vary(options.model, Path(options.out), tokenizer, making, changes, tell=told, **how)
+    ctp.vary(options.model, Path(options.out), tokenizer, making, options.vary, tell=told, **how)
     finish(options, {"out": options.out, "copies": made})
 
 
@@ -81,8 +80,8 @@ def register(commands: Any) -> None:
         "--seq-len", type=at_least(0), default=0, help="tokens a window (default: 1024, or what the model takes)"
     )
     sub.add_argument(
-        "--vary", metavar="WHAT,...",
+        "--vary", nargs="+", metavar="WHAT",
         help="more copies, each changed in one thing: seed, dtype, text=docs, samples=64, act_order, damp=0.1, bits=4, "
-        "bits=none+sparsity=0.5, ...; --out/same is the model itself, --out/seed and so on are the others",
+        "bits=none+sparsity=0.5 ...; OUT/same is the model itself, OUT/seed and so on are the others",
     )  # fmt: skip
     sub.add_argument("--out", required=True, metavar="DIR")

@@ -12,6 +12,7 @@ Each copy is a folder of its own and is made once; a killed run goes on at the b
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -56,7 +57,7 @@ def variants(making: Making, changes: Sequence[str]) -> list[Variant]:
     """
     found = [Variant("same", making)]
     for change in changes:
-        values = dict(_parsed(making, part) for part in change.split("+"))
+        values = dict(_parsed(making, part) for part in re.split(r"\+(?=[a-z_-]+(?:[=+]|$))", change))
         own = {name: value for name, value in values.items() if name in KINDS}
         spec = replace(making.spec, **own)
         other = replace(making, spec=spec, **{name: value for name, value in values.items() if name not in KINDS})
@@ -84,10 +85,10 @@ def vary(
     Returns name -> folder. ``tell`` is called with each finished copy and its manifest. ``settings`` are those of
     :func:`ctplab.formats.streaming.compress_to`, which says what is refused.
     """
-    folders = {}
+    folders, texts = {}, cache(partial(corpus, tokenizer=tokenizer))
     for variant in variants(making, changes):
         how, folder = variant.making, out / variant.name
-        windows = corpus(how.text, tokenizer, how.seq_len).train.sample(how.samples, how.seed)
+        windows = texts(how.text, seq_len=how.seq_len).train.sample(how.samples, how.seed)
         tell(variant, compress_to(base, folder, tokenizer, windows, how.spec, dtype=how.dtype, **settings))
         folders[variant.name] = folder
     return folders

@@ -76,7 +76,7 @@ def test_copies_that_differ_in_one_thing_and_a_prompt_on_them(folder, capsys):
     """The first copy is home; every cell has its share of the gap and its distance from home."""
     text = f"file:{folder / 'train.txt'}"
     many = ("compress", folder / "model", "--bits", "2", "--samples", "4", "--seq-len", "40", "--calibration", text)
-    made = run_json(capsys, *many, "--vary", "seed,damp=0.1", "--out", folder / "copies")["copies"]
+    made = run_json(capsys, *many, "--vary", "seed", "damp=0.1", "--out", folder / "copies")["copies"]
     changed = [("same", {}), ("seed", {"seed": 1}), ("damp-0.1", {"damp": 0.1})]
     assert [(copy["name"], copy["changed"]) for copy in made] == changed
     folders = [copy["out"] for copy in made]

@@ -39,6 +39,10 @@ def test_another_method():
     assert pruned.name == "bits-none+sparsity-0.5"
 
 
+def test_a_plus_in_a_path_joins_nothing():
+    assert variants(MAKING, ["text=file:/a/b+c.txt"])[1].making.text == "file:/a/b+c.txt"
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
