@@ -195,6 +195,11 @@ class PromptSpec(_Json):
         _check(self.init in INITS, f"init must be one of {', '.join(INITS)}, not {self.init!r}")
         _check((self.init == "text") == (self.init_text is not None), "init text and init_text go together")
 
+    @property
+    def needs_full(self) -> bool:
+        """Whether learning needs the full model: as a teacher, or to know the size of the rounding error."""
+        return self.kl > 0 or self.noise > 0
+
     @classmethod
     def paper(cls) -> "PromptSpec":
         """The published recipe (section 5.1, A.1): AdamW 1e-3, batch 4, 30,000 steps, 500 warm-up; windows of 1024."""

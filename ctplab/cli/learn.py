@@ -115,7 +115,7 @@ def learn(options: argparse.Namespace) -> None:
         text.validation,
         spec,
         tokenizer=tokenizer,
-        teacher=teacher_of(options, text.train) if spec.kl or spec.noise else None,
+        teacher=teacher_of(options, text.train) if spec.needs_full else None,
         earlier=ctp.load_prompt(options.init_prompt).rows()[0] if options.init_prompt else None,
         state=out / "state.safetensors",
         redraw=redraw,
