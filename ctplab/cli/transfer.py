@@ -16,6 +16,7 @@ from ctplab.cli.shared import (
     load_model,
     loss_option,
     manifest_of,
+    note,
     say,
     start_option,
     window_options,
@@ -64,6 +65,9 @@ def transfer(options: argparse.Namespace) -> None:
         found = ctp.transfer(sources, targets, options.corpora, loss=options.loss, **more, **windows, **known)
         cells = [_in_flags(cell, options) for cell in found]
         result["cells"] = [cell.to_json() for cell in cells]
+        for name in sources:
+            if options.sources and all(cell.distance is None for cell in cells if cell.source == name):
+                note(f"{name} was learned on none of --sources, so there is no distance from its weights")
         for name in options.corpora:
             tell(f"{name}: perplexity, and the change in nats a token against no prompt [95%]")
             mine = [cell for cell in cells if cell.corpus == name]

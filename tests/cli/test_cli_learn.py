@@ -90,6 +90,8 @@ def test_copies_that_differ_in_one_thing_and_a_prompt_on_them(folder, capsys):
     assert all({"value", "low", "high"} == set(cell["recovery"]) for cell in cells)
     code, out, _ = run(capsys, *command)
     assert code == 0 and "weights apart by" in out and "0.00 errors, alike 1.00" in out
+    _, _, told = run(capsys, *command[:-3], folders[1], *command[-2:])
+    assert "home was learned on none of --sources" in told
     assert "nothing that copies can differ in" in refused(capsys, *many, "--vary", "luck", "--out", folder / "x")
 
 

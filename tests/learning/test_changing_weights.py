@@ -13,6 +13,7 @@ from ctplab.learning.rows import learn_steps, start
 from ctplab.learning.turns import Turns
 from ctplab.models.anatomy import block_matrices
 from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
+from ctplab.runs.controls import recipe_of
 
 SPEC = ctp.PromptSpec(tokens=5, steps=8, batch=4, lr=0.05, warmup=2, evaluate_every=2, validation_windows=4)
 W3 = ctp.CompressionSpec(bits=3)
@@ -155,6 +156,18 @@ def test_refusals(pair, web, tokenizer, tmp_path, quiet):
         ctp.learn(packed, web.train, web.validation, noise, teacher=full, **quiet)
     with pytest.raises(ctp.InputError, match="noise must not be negative"):
         replace(SPEC, noise=-1.0)
+
+
+def test_a_study_measures_noise_by_its_full_model(pair, web, tokenizer, tmp_path, quiet):
+    """Without KL too; and the recipe of the controls has no noise, because they have no rounding error."""
+    full, small = pair
+    assert replace(SPEC, noise=1.0).needs_full and replace(SPEC, kl=0.1).needs_full and not SPEC.needs_full
+    study = ctp.Study(ctp.Store(tmp_path, "tiny"), full, tokenizer, quiet["progress"])
+    spec = replace(SPEC, steps=2, noise=1.0)
+    learned = ctp.learn(small, web.train, web.validation, spec, teacher=full, **quiet)
+    saved = study.prompt("w3", "noisy", small, web.train, web.validation, spec)
+    assert saved.prefix.rows.equal(learned.prefix.rows)
+    assert recipe_of(saved, tokenizer)[0] == replace(spec, noise=0.0)
 
 
 def test_zeros_of_a_pruned_model_get_noise_and_are_zeros_again(llama, web, quiet):
