@@ -144,9 +144,10 @@ def test_refusals(pair, web, tokenizer, tmp_path, quiet):
     noise = replace(SPEC, noise=1.0)
     with pytest.raises(ctp.InputError, match="full model itself"):
         ctp.learn(small, web.train, web.validation, noise, **quiet)
-    cached = ctp.cached_teacher(full, web.train, tmp_path / "cache", k=4)
+    few = replace(web.validation, stream=web.validation.stream[: 4 * 48])
+    cached = ctp.cached_teacher(full, few, tmp_path / "cache", k=4)
     with pytest.raises(ctp.InputError, match="full model itself"):
-        ctp.learn(small, web.train, web.validation, replace(noise, kl=1.0), teacher=cached, **quiet)
+        ctp.learn(small, few, few, replace(noise, kl=1.0), teacher=cached, **quiet)
     with pytest.raises(ctp.InputError, match="their matrices differ"):
         error_sizes(small, tiny("gpt2"))
     found, report = ctp.compress(full, web.train.sample(4, 0), W3, **quiet)

@@ -6,6 +6,7 @@ import pytest
 from conftest import tiny
 
 import ctplab as ctp
+from ctplab.atlas.registers import document
 from ctplab.runs.variants import Making, variants
 
 MAKING = Making(ctp.CompressionSpec(bits=3), "atlas-web", 6, 40)
@@ -68,18 +69,20 @@ def test_names_tell_them_apart():
         variants(MAKING, ["damp=0.1", "damp=0.1"])
 
 
-def test_folders_are_those_of_the_same_compression_and_are_made_once(tokenizer, web, tmp_path, quiet):
+def test_folders_are_those_of_the_same_compression_and_are_made_once(tokenizer, tmp_path, quiet):
+    (tmp_path / "text.txt").write_text("\n\n".join(document("atlas-web", "train", i) for i in range(20)))
+    text = ctp.corpus(f"file:{tmp_path / 'text.txt'}", tokenizer, 48)
     tiny("llama").save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     told = []
     how = {"device": "cpu", "tell": lambda variant, manifest: told.append(variant.name), **quiet}
-    making = Making(ctp.CompressionSpec(bits=3), "atlas-web", 4, 48)
+    making = Making(ctp.CompressionSpec(bits=3), text.name, 4, 48)
     args = (tmp_path / "model", tmp_path / "out", tokenizer, making, ["seed", "act_order"])
     folders = ctp.vary(*args, **how)
     assert told == ["same", "seed", "act_order"] == list(folders)
     alone = tmp_path / "alone"
     order = ctp.CompressionSpec(bits=3, act_order=True)
-    ctp.compress_to(tmp_path / "model", alone, tokenizer, web.train.sample(4, 0), order, device="cpu", **quiet)
+    ctp.compress_to(tmp_path / "model", alone, tokenizer, text.train.sample(4, 0), order, device="cpu", **quiet)
     mine, its = (ctp.load(folder, device="cpu")[0] for folder in (folders["act_order"], alone))
     assert ctp.weight_distance(mine, its).apart == 0
     same, seed = (ctp.load(folders[name], device="cpu")[0] for name in ("same", "seed"))
