@@ -32,13 +32,14 @@ from ctplab.cli import (
     sweep,
     transfer,
     tune,
+    worth,
 )
 from ctplab.cli.faults import in_words, stoppable, telling
 from ctplab.cli.shared import Parser, in_flags, note
 from ctplab.errors import InputError, Interrupted
 
 COMMANDS = (
-    demo, get, compress, info, learn, tune, hard, score, latency, recover, transfer, pace, memory, inspect, lens,
+    demo, get, compress, info, learn, tune, hard, score, latency, recover, transfer, pace, memory, inspect, worth, lens,
     generate, compare, export, import_, reproduce, sweep, app,
 )  # fmt: skip
 """In the order of ``ctplab --help``."""

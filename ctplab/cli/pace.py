@@ -10,8 +10,8 @@ from ctplab.cli.shared import add_command, finish, load_model, say
 from ctplab.errors import InputError
 from ctplab.progress import bar
 from ctplab.prompts.arms import check_dtypes
-from ctplab.show import tables
 from ctplab.show.axes import save
+from ctplab.show.gaps import pace_table
 from ctplab.show.healing import draw_pace
 
 
@@ -24,7 +24,7 @@ def pace(options: argparse.Namespace) -> None:
     check_dtypes([full, small])
     prompts = {folder: ctp.load_prompt(folder) for folder in options.prompts}
     found = ctp.paces(full, small, prompts, tokenizer, batch=options.batch, progress=bar)
-    say(options)(tables.pace_table(found, options.reach))
+    say(options)(pace_table(found, options.reach))
     if options.figure:
         save(draw_pace(found), Path(options.figure))
     rows = [

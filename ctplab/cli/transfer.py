@@ -29,6 +29,7 @@ from ctplab.models import Model, Tokenizer
 from ctplab.progress import bar
 from ctplab.prompts.arms import check_dtypes
 from ctplab.show import tables
+from ctplab.show.gaps import gaps_table
 
 C = TypeVar("C", TransferCell, TaskCell)
 
@@ -71,7 +72,7 @@ def transfer(options: argparse.Namespace) -> None:
         for name in options.corpora:
             tell(f"{name}: perplexity, and the change in nats a token against no prompt [95%]")
             mine = [cell for cell in cells if cell.corpus == name]
-            tell(tables.gaps_table(mine) if options.full or options.sources else tables.matrix_table(mine))
+            tell(gaps_table(mine) if options.full or options.sources else tables.matrix_table(mine))
     if tasks:
         found = ctp.transfer_tasks(
             sources,

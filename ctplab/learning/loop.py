@@ -109,8 +109,11 @@ def _validate(learnable: Learnable, models: list[Halves], text: Windows, batch: 
 
 
 def _check(models: Sequence[Model], train: Split, spec: PromptSpec, k: int, teacher: Teacher | None) -> None:
-    if spec.kl > 0 and teacher is None:
-        raise InputError("the KL objective needs the full model as teacher")
+    if spec.taught and teacher is None:
+        what = "the KL objective" if spec.kl > 0 else "the hidden-state loss"
+        raise InputError(f"{what} needs the full model as teacher")
+    if spec.hidden > 0 and not isinstance(teacher, MemoryTeacher):
+        raise InputError("the hidden-state loss needs the full model itself as teacher: a cached one has no states")
     if spec.batch < parallel.size():
         raise InputError(f"a batch of {spec.batch} cannot be shared by {parallel.size()} processes; raise the batch")
     shapes = {tuple(embeddings(model).shape) for model in models}
@@ -123,6 +126,14 @@ def _check(models: Sequence[Model], train: Split, spec: PromptSpec, k: int, teac
         raise InputError("the cached teacher was made for other text or windows than are learned from")
     for model in models:
         check_context(model, k, train.seq_len)
+
+
+def _check_states(cuts: Sequence[Halves], teacher: MemoryTeacher) -> None:
+    for width in [teacher.width, *(cut.width for cut in cuts)]:
+        if width is None:
+            raise InputError("the hidden-state loss needs a model whose head makes its logits and does nothing else")
+        if width != teacher.width:
+            raise InputError(f"the teacher's hidden states are {teacher.width} wide, the model's {width}")
 
 
 def take_steps(
@@ -144,7 +155,7 @@ def take_steps(
     Raises InputError if recipe, text and models do not fit together.
     """
     turns = Turns(models, redraw, teacher, spec)
-    if spec.kl == 0:
+    if not spec.taught:
         teacher = None
     elif teacher is not None and not isinstance(teacher, Teacher):
         teacher = MemoryTeacher(teacher)
@@ -167,6 +178,8 @@ def take_steps(
     }
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=spec.lr, weight_decay=spec.weight_decay)
     cuts = [halves(model) for model in turns.models]
+    if spec.hidden > 0 and isinstance(teacher, MemoryTeacher):
+        _check_states(cuts, teacher)
     first = 0
     kept = None if state is None else load_state(state, parameters, optimizer, identity)
     if kept is not None:

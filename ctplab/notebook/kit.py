@@ -26,12 +26,13 @@ from ctplab.paper import printed as paper
 from ctplab.prompts import prefix
 from ctplab.prompts.wordings import WORDINGS
 from ctplab.show.compression import draw_levels, draw_weights
+from ctplab.show.gaps import gaps_table
 from ctplab.show.healing import draw_distances
 from ctplab.show.learning import draw_curve
 from ctplab.show.matrices import draw_heat
 from ctplab.show.nearness import draw_nearness
 from ctplab.show.shares import draw_shares
-from ctplab.show.tables import arms_table, gaps_table, table
+from ctplab.show.tables import arms_table, table
 
 __all__ = [
     "WORDINGS",

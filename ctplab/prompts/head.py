@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
-from ctplab.prompts.attention import prefix_attention
+from ctplab.prompts.attention import Watch, prefix_attention
 from ctplab.prompts.compiled import KV, Concatenated
 from ctplab.prompts.ways import ways
 
@@ -48,6 +48,16 @@ def logits_after(model: Model, kv: KV, ids: Tensor) -> Tensor:
         return model(**_inputs(model, kv, ids)).logits[:, -ids.shape[1] :]
 
 
+def watched(model: Model, kv: KV, ids: Tensor, watch: Watch) -> None:
+    """Pass ``ids`` (B, T, no padding) through the model behind a compiled prefix; ``watch`` sees every layer attend.
+
+    Only for models whose own attention the lab may replace (``ways``: maskless and compiled). Raises TypeError or
+    ValueError if the model does not hand the watch on.
+    """
+    with prefix_attention(model):
+        model.base_model(**_inputs(model, kv, ids), watch=watch)
+
+
 @dataclass(frozen=True)
 class Halves:
     """A model cut before its head, so that logits can be made for a few rows at a time."""
@@ -57,6 +67,11 @@ class Halves:
     """(n, d) -> (n, V)."""
     plain: bool
     """False if the model changes its logits after the head (soft caps, scales); ``states`` are the logits then."""
+
+    @property
+    def width(self) -> int | None:
+        """Values of a hidden state; None if ``states`` are logits."""
+        return self.model.get_output_embeddings().weight.shape[1] if self.plain else None
 
     def states(self, kv: KV, ids: Tensor) -> Tensor:
         """Return the head's input (B, T, d) for ``ids`` (B, T, no padding) behind a compiled prefix."""

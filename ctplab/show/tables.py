@@ -1,18 +1,20 @@
 """Measurements as text tables. Formats numbers; computes none."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 from ctplab.learning.memory import Memory
+from ctplab.measure.attention_mass import AttentionMass
+from ctplab.measure.cost import Cost
 from ctplab.measure.fidelity import Fidelity
 from ctplab.measure.latency import LatencyPoint, Quartiles
 from ctplab.measure.lens import Lens
-from ctplab.measure.pace import Pace
 from ctplab.measure.recovery import OverSeeds, Recovery
 from ctplab.measure.stats import Interval
 from ctplab.measure.tasks.transferred import TaskCell
 from ctplab.measure.transfer import TransferCell
+from ctplab.measure.worth import RowWorth
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -42,27 +44,85 @@ def memory_table(found: dict[str, Memory]) -> str:
     return table(["GB", *kinds, "peak"], rows)
 
 
-def arms_table(found: Recovery) -> str:
-    """NLL, perplexity and recovery of every arm."""
-    rows = [
-        [name, f"{arm.nll / arm.n_tokens:.4f}", f"{arm.ppl:.2f}", arm.recovery.percent] for name, arm in found.items()
-    ]
-    return table(["arm", "NLL/token", "perplexity", "recovery [95%]"], rows)
+def arms_table(found: Recovery, costs: Mapping[str, Cost] | None = None) -> str:
+    """NLL, perplexity and recovery of every arm.
+
+    With ``costs`` arms of equal cost stand together, and each says what it costs beyond the compressed model. The full
+    model and its controls, which have no such cost, come first and last.
+    """
+    header = ["arm", "NLL/token", "perplexity", "recovery [95%]"]
+    rows = {
+        name: [name, f"{arm.nll / arm.n_tokens:.4f}", f"{arm.ppl:.2f}", arm.recovery.percent]
+        for name, arm in found.items()
+    }
+    if costs is None:
+        return table(header, list(rows.values()))
+    timed = any(cost.read_ms for cost in costs.values())
+    header += ["extra bytes", "positions"] + timed * ["extra ms a token read", "written"]
+    body = []
+    for name in by_cost(found, costs):
+        cost = costs.get(name)
+        cells = ["-", "-"] if cost is None else [f"{cost.bytes:,}", str(cost.positions)]
+        if timed:
+            cells += ["-" if ms is None else _spread(ms) for ms in (cost and cost.read_ms, cost and cost.write_ms)]
+        body.append(rows[name] + cells)
+    return table(header, body)
 
 
-def fidelity_table(found: Mapping[str, Fidelity]) -> str:
-    """How close each arm is to the full model: KL in nats, and the share of targets with the same first choice."""
-    rows = [
-        [name, *(str(value) for value in (close.mean, close.median, close.p99)), f"{share(close.same_top)}%"]
-        for name, close in found.items()
-    ]
+def by_cost(names: Iterable[str], costs: Mapping[str, Cost]) -> list[str]:
+    """Arms in the order of what they cost: the full model, then by positions and bytes, then the full model's controls.
+
+    Arms of equal cost keep their order.
+    """
+
+    def place(name: str) -> tuple[int, int, int]:
+        if name not in costs:
+            return (0 if name == "full" else 2, 0, 0)
+        return (1, costs[name].positions, costs[name].bytes)
+
+    return sorted(names, key=place)
+
+
+def _spread(ms: Quartiles) -> str:
+    return f"{ms.median:+.3f} [{ms.low:+.3f}, {ms.high:+.3f}]"
+
+
+def fidelity_table(found: Mapping[str, Fidelity | dict[str, Any]]) -> str:
+    """How close each arm is to the full model: KL in nats, and the share of targets with the same first choice.
+
+    ``found``: measurements, or their summaries from JSON.
+    """
+    rows = []
+    for name, close in found.items():
+        told = close.summary() if isinstance(close, Fidelity) else close
+        kl = [str(Interval(**told[key])) for key in ("mean", "median", "p99")]
+        rows.append([name, *kl, f"{share(Interval(**told['same_top']))}%"])
     return table(["against full", "mean KL [95%]", "median", "99th percentile", "same first choice"], rows)
+
+
+def flips_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Answers of every arm that the full model has right and it has wrong, and the other way round."""
+    rows = [[arm, str(f["lost"]), str(f["won"]), str(f["n"]), f"{f['p']:.2g}"] for arm, f in found.items()]
+    return table(["against full", "right to wrong", "wrong to right", "of", "p"], rows)
 
 
 def spans_table(close: Fidelity) -> str:
     """The same by position in the window: does the effect of a prompt fade as the text grows?"""
     rows = [[f"{s.first} to {s.last}", str(s.kl), f"{share(s.same)}%"] for s in close.spans()]
     return table(["position", "mean KL [95%]", "same first choice"], rows)
+
+
+def worth_table(found: Sequence[RowWorth], mass: AttentionMass | None = None) -> str:
+    """Every row's worth, most first, and the attention on it: the mean over layers, and the layer with most of it."""
+    body = []
+    for row in sorted(found, key=lambda row: -row.worth.value):
+        cells = [str(row.row), _bounds(asdict(row.worth), 4), row.verdict]
+        if mass is not None:
+            layers = mass.rows[:, row.row]
+            cells += [f"{100 * layers.mean():.2f}%", f"{100 * layers.max():.2f}% in {int(layers.argmax())}"]
+        body.append(cells)
+    looks = [] if mass is None else [f"attention (even: {100 * mass.even:.2f}%)", "most, in layer"]
+    return table(["row", "nats a token without it [95%]", "it", *looks], body)
 
 
 def seeds_table(spread: dict[str, OverSeeds]) -> str:
@@ -80,31 +140,6 @@ def matrix_table(cells: Sequence[TransferCell]) -> str:
         return f"{cell.ppl:.2f}{change}"
 
     return _matrix(cells, text)
-
-
-def gaps_table(cells: Sequence[TransferCell]) -> str:
-    """The same as a line a cell, with the share of the gap that is closed and the distance of the weights."""
-    rows = []
-    for cell in cells:
-        if cell.refused:
-            numbers = ["refused", "-", "-", "-"]
-        else:
-            change = None if cell.change is None else asdict(cell.change)
-            closed = "-" if cell.recovery is None else cell.recovery.percent
-            numbers = [f"{cell.ppl:.2f}", _bounds(change), closed, str(cell.distance or "-")]
-        rows.append([cell.target, f"{cell.source} *" if cell.diagonal else cell.source, *numbers])
-    header = ["target", "source (* learned on this target)", "perplexity", "change [95%]", "gap closed [95%]"]
-    refused = [f"{cell.source} on {cell.target}: {cell.refused}" for cell in cells if cell.refused]
-    return "\n".join([table([*header, "weights apart by"], rows), *refused])
-
-
-def pace_table(paces: Sequence[Pace], shares: Sequence[float]) -> str:
-    """Steps of each prompt until it had closed each share of the gap."""
-    rows = []
-    for pace in paces:
-        reached = [pace.steps_to(share) for share in shares]
-        rows.append([pace.name, *("never" if n is None else str(n) for n in reached), f"{100 * pace.best:.0f}%"])
-    return table(["steps until", *(f"{100 * share:g}%" for share in shares), "best"], rows)
 
 
 def task_matrix_table(cells: Sequence[TaskCell]) -> str:
@@ -171,9 +206,9 @@ def reproduced_table(rows: Sequence[dict[str, Any]]) -> str:
     return table([*header, "change [95%]"], body)
 
 
-def _bounds(change: dict[str, float] | None) -> str:
+def _bounds(change: dict[str, float] | None, digits: int = 3) -> str:
     """A change with its interval, from JSON."""
-    return "-" if change is None else f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+    return "-" if change is None else "{:+.{n}f} [{:+.{n}f}, {:+.{n}f}]".format(*change.values(), n=digits)
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:

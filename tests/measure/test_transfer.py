@@ -10,7 +10,7 @@ from ctplab.measure.tasks.transferred import transfer_tasks
 from ctplab.measure.transfer import Target, TransferCell, home, transfer
 from ctplab.models.fingerprints import copy_fingerprint
 from ctplab.prompts import prefix
-from ctplab.show import tables
+from ctplab.show.gaps import gaps_table
 
 
 def test_the_gap_and_the_distance_beside_each_cell(llama, tokenizer, web, quiet):
@@ -32,7 +32,7 @@ def test_the_gap_and_the_distance_beside_each_cell(llama, tokenizer, web, quiet)
     arms = ctp.arms(full=llama, compressed=copies["c"], soft=rows)
     assert cells["c"].recovery == recover(arms, text, limit=6)["soft"].recovery
     assert TransferCell.from_json(json.loads(json.dumps(cells["c"].to_json()))) == cells["c"]
-    shown = tables.gaps_table(found)
+    shown = gaps_table(found)
     assert cells["c"].recovery.percent in shown and str(cells["c"].distance) in shown and shown.count("ab *") == 2
 
     plain = [c for c in transfer({"ab": source}, targets[2:], ["atlas-web"], seq_len=32, limit=6) if c.source == "ab"]
@@ -49,4 +49,4 @@ def test_the_full_model_as_a_target_has_no_gap(llama, tokenizer):
     _, cell = transfer({"s": source}, targets, ["atlas-web"], seq_len=32, **more)
     assert cell.diagonal and cell.distance.apart == 0 and cell.distance.in_errors is None
     assert cell.recovery.value != cell.recovery.value, "nan: there is nothing to close"
-    assert "nan" in tables.gaps_table([cell])
+    assert "nan" in gaps_table([cell])
