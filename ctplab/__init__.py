@@ -42,6 +42,8 @@ from ctplab.learning.teacher import cached_teacher as cached_teacher
 from ctplab.learning.tuned import learn_tuned as learn_tuned
 from ctplab.measure.attention_mass import attention_mass as attention_mass
 from ctplab.measure.candidates import rank_hard_prompts as rank_hard_prompts
+from ctplab.measure.chosen import choose as choose
+from ctplab.measure.chosen import chosen as chosen
 from ctplab.measure.distance import weight_distance as weight_distance
 from ctplab.measure.fidelity import Fidelity as Fidelity
 from ctplab.measure.fidelity import fidelity as fidelity

@@ -23,7 +23,7 @@ from ctplab.measure.attention_mass import AttentionMass
 from ctplab.measure.worth import in_words
 from ctplab.progress import bar
 from ctplab.prompts.prefix import none
-from ctplab.show import axes, rows, tables
+from ctplab.show import axes, row_tables, rows
 
 
 def worth(options: argparse.Namespace) -> None:
@@ -42,7 +42,7 @@ def worth(options: argparse.Namespace) -> None:
     found = list(ctp.row_worth(arm, text, seed=options.seed, **how))
     words = in_words(found, gain)
     tell = say(options)
-    tell(tables.worth_table(found, mass))
+    tell(row_tables.worth_table(found, mass))
     for line in words:
         tell(f"- {line}")
     if options.figure:

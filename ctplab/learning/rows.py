@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from ctplab.errors import InputError
-from ctplab.learning.loop import Learned, Step, finish, take_steps
+from ctplab.learning.learned import Learned, Step
+from ctplab.learning.loop import finish, take_steps
 from ctplab.learning.redraw import Redraw
 from ctplab.learning.teacher import Teacher
 from ctplab.models import Model, Tokenizer

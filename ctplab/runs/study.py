@@ -12,7 +12,7 @@ from ctplab.compression import walk
 from ctplab.disk import kept_at, once, write_json
 from ctplab.formats import checkpoint, loading, prompt_file
 from ctplab.learning import lora, rows
-from ctplab.learning.loop import Learned
+from ctplab.learning.learned import Learned
 from ctplab.learning.saving import save_prompt
 from ctplab.measure.perplexity import window_scores
 from ctplab.measure.tasks.closed_book import answers, marks

@@ -5,7 +5,6 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ctplab.learning.memory import Memory
-from ctplab.measure.attention_mass import AttentionMass
 from ctplab.measure.cost import Cost
 from ctplab.measure.fidelity import Fidelity
 from ctplab.measure.latency import LatencyPoint, Quartiles
@@ -14,7 +13,6 @@ from ctplab.measure.recovery import OverSeeds, Recovery
 from ctplab.measure.stats import Interval
 from ctplab.measure.tasks.transferred import TaskCell
 from ctplab.measure.transfer import TransferCell
-from ctplab.measure.worth import RowWorth
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -112,19 +110,6 @@ def spans_table(close: Fidelity) -> str:
     return table(["position", "mean KL [95%]", "same first choice"], rows)
 
 
-def worth_table(found: Sequence[RowWorth], mass: AttentionMass | None = None) -> str:
-    """Every row's worth, most first, and the attention on it: the mean over layers, and the layer with most of it."""
-    body = []
-    for row in sorted(found, key=lambda row: -row.worth.value):
-        cells = [str(row.row), _bounds(asdict(row.worth), 4), row.verdict]
-        if mass is not None:
-            layers = mass.rows[:, row.row]
-            cells += [f"{100 * layers.mean():.2f}%", f"{100 * layers.max():.2f}% in {int(layers.argmax())}"]
-        body.append(cells)
-    looks = [] if mass is None else [f"attention (even: {100 * mass.even:.2f}%)", "most, in layer"]
-    return table(["row", "nats a token without it [95%]", "it", *looks], body)
-
-
 def seeds_table(spread: dict[str, OverSeeds]) -> str:
     """Mean and standard deviation of recovery over seeds."""
     n = next(iter(spread.values())).n
@@ -206,9 +191,9 @@ def reproduced_table(rows: Sequence[dict[str, Any]]) -> str:
     return table([*header, "change [95%]"], body)
 
 
-def _bounds(change: dict[str, float] | None, digits: int = 3) -> str:
+def _bounds(change: dict[str, float] | None) -> str:
     """A change with its interval, from JSON."""
-    return "-" if change is None else "{:+.{n}f} [{:+.{n}f}, {:+.{n}f}]".format(*change.values(), n=digits)
+    return "-" if change is None else f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
