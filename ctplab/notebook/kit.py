@@ -4,6 +4,7 @@ A script names what it needs (``import ctplab as ctp``); this list is for the no
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ from ctplab.paper import printed as paper
 from ctplab.prompts import prefix
 from ctplab.prompts.wordings import WORDINGS
 from ctplab.show.compression import draw_levels, draw_weights
+from ctplab.show.gaps import gaps_table
+from ctplab.show.healing import draw_distances
 from ctplab.show.learning import draw_curve
 from ctplab.show.matrices import draw_heat
 from ctplab.show.nearness import draw_nearness
@@ -45,12 +48,14 @@ __all__ = [
     "check",
     "ctp",
     "draw_curve",
+    "draw_distances",
     "draw_heat",
     "draw_levels",
     "draw_nearness",
     "draw_shares",
     "draw_weights",
     "explore",
+    "gaps_table",
     "grid",
     "larger",
     "linears",
@@ -60,6 +65,7 @@ __all__ = [
     "more_right",
     "obs",
     "paper",
+    "partial",
     "prefix",
     "questions",
     "replace",
