@@ -4,7 +4,7 @@ from ctplab.starting import guard
 
 guard()
 
-from ctplab.compression.walk import CompressionReport as CompressionReport
+from ctplab.compression.reports import CompressionReport as CompressionReport
 from ctplab.compression.walk import compress as compress
 from ctplab.decoding.generate import generate as generate
 from ctplab.decoding.sampler import Sampler as Sampler

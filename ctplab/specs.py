@@ -169,7 +169,7 @@ class PromptSpec(_Json):
     most frequent tokens), ``text`` with ``init_text``, or ``prompt`` (an earlier prompt's rows)."""
     init_text: str | None = None
     kl: float = 0.0
-    """Weight of KL(full || compressed) in the loss; 1 - kl weighs the next-token loss."""
+    """Weight of KL(full || compressed) in the objective; 1 - kl weighs the next-token loss."""
     evaluate_every: int | None = None
     """Steps between validations; the best rows are kept. None: chosen so that a tenth of the work is validation."""
     validation_windows: int | None = None
@@ -179,6 +179,8 @@ class PromptSpec(_Json):
     """Stop after this many validations without a new best."""
     accumulate: int = 1
     """Pieces that a batch is split into, to save memory; the gradient is still that of the whole batch."""
+    hidden: float = 0.0
+    """Weight of the distance to the full model's last hidden states; 1 - hidden weighs the objective above."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "steps", "batch", "accumulate", "evaluate_every", "validation_windows", "patience"):
@@ -188,9 +190,20 @@ class PromptSpec(_Json):
         _check(self.lr > 0 and self.clip > 0, "lr and clip must be positive")
         _check(self.warmup >= 0 and self.weight_decay >= 0, "warmup and weight_decay must not be negative")
         _check(0 <= self.kl <= 1, f"kl must be in [0, 1], not {self.kl}")
+        _check(0 <= self.hidden <= 1, f"hidden must be in [0, 1], not {self.hidden}")
         _check(self.accumulate <= self.batch, f"a batch of {self.batch} has no {self.accumulate} pieces")
         _check(self.init in INITS, f"init must be one of {', '.join(INITS)}, not {self.init!r}")
         _check((self.init == "text") == (self.init_text is not None), "init text and init_text go together")
+
+    @property
+    def taught(self) -> bool:
+        """Whether the loss asks the full model."""
+        return self.kl > 0 or self.hidden > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict. It names ``hidden`` only if that is used, so that recipes in older files stay equal."""
+        found = super().to_json()
+        return found if self.hidden else {key: value for key, value in found.items() if key != "hidden"}
 
     @classmethod
     def paper(cls) -> "PromptSpec":

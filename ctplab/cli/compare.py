@@ -18,6 +18,8 @@ def compare(options: argparse.Namespace) -> None:
     """Ask every arm every text, or every question of a set."""
     if (options.questions is None) == (not options.text):
         raise InputError("give texts, or --questions with a file, atlas or task:NAME")
+    if options.fidelity and options.questions is None:
+        raise InputError("--fidelity needs --questions: one text says little; 'ctplab score --against' takes a corpus")
     if options.questions is not None:
         options.max_new_tokens = options.max_new_tokens or DEFAULT_TOKENS
         return compare_many(options)
@@ -64,6 +66,10 @@ def register(commands: Any) -> None:
         "--questions", metavar="FILE",
         help="many questions instead of texts: .csv, .jsonl, .json or a line each (question, answer); atlas: the "
         "embedded world's; task:NAME: an lm-eval task's",
+    )  # fmt: skip
+    sub.add_argument(
+        "--fidelity", action="store_true",
+        help="--questions: also KL to the full model and the same first choices, on the full model's answers",
     )  # fmt: skip
     sub.add_argument("--limit", type=at_least(1), help="the first questions only")
     sub.add_argument("--out", type=Path, metavar="DIR", help="keep the answers; the same command goes on from there")

@@ -45,11 +45,14 @@ def recipe(options: argparse.Namespace) -> ctp.PromptSpec:
         changes |= {"init": init, "init_text": options.init_text}
     kl = options.kl_weight if options.kl_weight is not None else OBJECTIVES[options.objective]
     preset = ctp.PromptSpec.paper() if options.preset == "paper" else ctp.PromptSpec()
-    spec = replace(preset, kl=kl, **changes)  # refuses what no recipe may be
-    if kl and not options.teacher:
-        raise InputError("the KL objective needs --teacher MODEL, the uncompressed model")
+    spec = replace(preset, kl=kl, hidden=options.hidden or 0.0, **changes)  # refuses what no recipe may be
+    if spec.taught and not options.teacher:
+        what = "the KL objective" if kl else "--hidden"
+        raise InputError(f"{what} needs --teacher MODEL, the uncompressed model")
     if options.teacher_cache and not options.teacher:
         raise InputError("--teacher-cache needs --teacher MODEL")
+    if options.teacher_cache and spec.hidden:
+        raise InputError("--hidden needs the full model at every step: leave --teacher-cache out")
     return spec
 
 
@@ -99,7 +102,7 @@ def learn(options: argparse.Namespace) -> None:
         text.validation,
         spec,
         tokenizer=tokenizer,
-        teacher=teacher_of(options, text.train) if spec.kl else None,
+        teacher=teacher_of(options, text.train) if spec.taught else None,
         earlier=ctp.load_prompt(options.init_prompt).rows()[0] if options.init_prompt else None,
         state=out / "state.safetensors",
     )
@@ -154,11 +157,22 @@ def recipe_options(sub: Parser) -> None:
     sub.add_argument("--seq-len", type=at_least(0), default=0)
     sub.add_argument("--objective", default="nll", help="nll, kl or nll,kl (half each)")
     sub.add_argument("--kl-weight", type=real, metavar="W", help="any mix: (1 - W) nll + W kl")
-    sub.add_argument("--teacher", metavar="MODEL", help="the full model, for kl")
+    sub.add_argument(
+        "--hidden", type=real, metavar="W",
+        help="weight of the distance to the full model's last hidden states; 1 - W is that of the objective",
+    )  # fmt: skip
+    sub.add_argument("--teacher", metavar="MODEL", help="the full model, for kl and --hidden")
     sub.add_argument("--teacher-cache", metavar="DIR", help="keep the teacher's likeliest tokens there, computed once")
     sub.add_argument("--teacher-top", type=at_least(1), default=64, metavar="K", help="how many a position (64)")
     sub.add_argument("--preset", choices=("paper",), help="the paper's recipe; other options change it")
-    sub.set_defaults(tokens=None, init=None, init_text=None, init_prompt=None)
+
+
+def prompt_options(sub: Parser) -> None:
+    """Add the options of a soft prompt's rows and their start."""
+    sub.add_argument("--tokens", type=at_least(1), metavar="K", help="rows of the prompt (100)")
+    sub.add_argument("--init", choices=("vocab-random", "vocab-first", "frequent"), help="vocab-random")
+    sub.add_argument("--init-text", type=words, metavar="TEXT", help="start from a text's tokens")
+    sub.add_argument("--init-prompt", metavar="DIR", help="start from an earlier prompt, cut or repeated to --tokens")
 
 
 def register(commands: Any) -> None:
@@ -166,16 +180,13 @@ def register(commands: Any) -> None:
     sub = add_command(commands, "learn", learn, "a soft prompt through frozen weights; resumes", shared=True)
     sub.add_argument("model", nargs="+", help="several models (of one base) take turns: one prompt for all of them")
     recipe_options(sub)
+    prompt_options(sub)
     sub.add_argument(
         "--recompress", type=at_least(1), metavar="N",
         help="compress MODEL's base N times more to its level, and learn on all of them: a prompt for other copies too",
     )  # fmt: skip
     corpora_option(sub, "--calibration", about="for --recompress: texts that its copies are calibrated on, in turn")
     sub.add_argument("--samples", type=at_least(1, MOST_SAMPLES), default=64, help="calibration windows of the copies")
-    sub.add_argument("--tokens", type=at_least(1), metavar="K", help="rows of the prompt (100)")
     sub.add_argument("--recompute", action="store_true", help="compute blocks again in the backward pass: less memory")
     sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")
-    sub.add_argument("--init", choices=("vocab-random", "vocab-first", "frequent"), help="vocab-random")
-    sub.add_argument("--init-text", type=words, metavar="TEXT", help="start from a text's tokens")
-    sub.add_argument("--init-prompt", metavar="DIR", help="start from an earlier prompt, cut or repeated to --tokens")
     sub.add_argument("--out", required=True, metavar="DIR")

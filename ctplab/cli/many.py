@@ -5,21 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
+from ctplab.atlas.questions import FORM
 from ctplab.cli.shared import compared_arms, finish, say
-from ctplab.disk import compute_always, write_text
+from ctplab.disk import Keep, compute_always, write_text
 from ctplab.errors import InputError
 from ctplab.measure.outcomes import summary, verdict_words
 from ctplab.measure.question_set import as_json, ask
 from ctplab.measure.stats import Interval
 from ctplab.measure.tasks.as_questions import questions_of
+from ctplab.models import Tokenizer
 from ctplab.progress import bar
+from ctplab.show import tables
 from ctplab.show.question_files import as_csv, comparator, jsonl
 from ctplab.show.tables import table
 from ctplab.text import questions
+from ctplab.text.answered import answered
 from ctplab.text.questions import Asked
-from ctplab.text.reading import start_of
+from ctplab.text.reading import chats, start_of
 
 DEFAULT_TOKENS = 24
+BATCH = 16
 
 
 def asked_of(options: argparse.Namespace) -> list[Asked]:
@@ -34,7 +39,13 @@ def asked_of(options: argparse.Namespace) -> list[Asked]:
 
 def compare_many(options: argparse.Namespace) -> None:
     """Ask every arm every question; tell counts and differences, and write the files that are asked for."""
-    writers = {".jsonl": jsonl, ".csv": as_csv, ".json": lambda rows: comparator(rows, *pair, options.questions)}
+    kept = ("full", "compressed", "prompt", "hard_prompt", "max_new_tokens", "raw", "start", "seed")
+    about = {"temperature": 0.0, **{name: getattr(options, name) for name in kept}}
+    writers = {
+        ".jsonl": lambda rows: jsonl(rows, about),
+        ".csv": lambda rows: as_csv(rows, about),
+        ".json": lambda rows: comparator(rows, *pair, options.questions, about),
+    }
     for path in options.write:
         if path.suffix not in writers:
             raise InputError(f"--write takes .jsonl, .csv, or .json (for LLM Comparator), not {path}")
@@ -65,8 +76,31 @@ def compare_many(options: argparse.Namespace) -> None:
     ]  # fmt: skip
     if differences:
         tell("\n" + table(["difference", "[95%]", "won:lost", "p", "so"], differences))
+    if found["flips"]:
+        tell("\n" + tables.flips_table(found["flips"]))
+    if options.fidelity:
+        close = on_answers(arms, tokenizer, rows, options, keep)
+        found["fidelity"] = {name: value.summary() for name, value in close.items()}
+        tell("\nOn the full model's answers:\n" + tables.fidelity_table(found["fidelity"]))
     tell("\n" + table(["kind", "questions"], [[kind, str(count)] for kind, count in found["counts"].items()]))
     for path in options.write:
         write_text(writers[path.suffix](rows), path)
         tell(f"Wrote {path}")
     finish(options, {**found, "start": start, "dtype": dtype, "rows": rows})
+
+
+def on_answers(
+    arms: list[ctp.Arm], tokenizer: Tokenizer, rows: list[dict[str, Any]], options: argparse.Namespace, keep: Keep
+) -> dict[str, ctp.Fidelity]:
+    """How close every arm's distributions are to the full model's, token by token of the full model's own answers."""
+    turn = chats(tokenizer, options.raw)
+    texts = [row["question"].strip() if turn else FORM.format(question=row["question"].strip()) for row in rows]
+    said = [row["answers"]["full"]["text"] for row in rows]
+    split = answered(tokenizer, texts, said, raw=not turn, start=options.start)
+    full = next(arm for arm in arms if arm.name == "full")
+    settings: dict[str, Any] = {"batch": BATCH, "keep": keep, "progress": bar}
+    return {
+        arm.name: ctp.fidelity(arm, full, split, name=f"{arm.name}--against", **settings)
+        for arm in arms
+        if arm is not full
+    }

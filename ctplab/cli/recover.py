@@ -15,13 +15,16 @@ from ctplab.cli.shared import (
     load_model,
     loss_option,
     manifest_of,
+    note,
     say,
     seq_len,
     window_options,
 )
 from ctplab.disk import slug
 from ctplab.errors import InputError
+from ctplab.formats.tuned import PROMPT, SOFT
 from ctplab.measure.recovery import over_seeds
+from ctplab.models.loading import resolve
 from ctplab.progress import bar
 from ctplab.prompts.arms import check_dtypes
 from ctplab.prompts.prefix import none
@@ -46,8 +49,9 @@ def recover(options: argparse.Namespace) -> None:
     if own is not None:
         attach(options, options.full, own, full, tokenizer)
     longest = max(ctp.hard_prompt(small, tokenizer).k, *(prompt.prefix.k for prompt in saved))
+    others, more_bytes = tuned_arms(options, dtype)
+    longest = max([longest, *(arm.prefix.k for arm in others)])
     length = seq_len(small, options.seq_len, longest)
-    others = [tuned_arm(options, folder, dtype) for folder in options.tuned]
     study = ctp.Study(ctp.Store(Path(options.out), options.full), full, tokenizer, bar)
     tag = manifest_of(options.compressed).get("tag") or slug(options.compressed)
     texts = [ctp.corpus(name, tokenizer, length, loss=options.loss) for name in options.corpus]
@@ -63,15 +67,17 @@ def recover(options: argparse.Namespace) -> None:
             ctp.kept_in(study.store.recovery(tag, folder)),
             own=own.prefix if own else None,
             others=others,
+            more_bytes=more_bytes,
             skip=skip,
             fidelity=options.fidelity,
+            times=options.times,
             limit=options.windows or None,
             batch=options.batch,
             seed=options.seed + i,
         )
         runs.append(done)
         for name, found in done.corpora.items():
-            tell(f"{name}, {folder}\n{tables.arms_table(found)}")
+            tell(f"{name}, {folder}\n{tables.arms_table(found, done.costs)}")
             for line in ctp.in_words(found):
                 tell(f"- {line}")
             if name in done.fidelity:
@@ -80,6 +86,7 @@ def recover(options: argparse.Namespace) -> None:
             tell(f"Without {arm}: {in_flags(reason, options.parser.flags)}.")
     result: dict[str, Any] = {"seq_len": length, "dtype": dtype, "corpora": {}, "words": {}, "seeds": {}}
     result["left_out"] = {arm: reason for run in runs for arm, reason in run.left_out.items()}
+    result["costs"] = {name: asdict(cost) for name, cost in runs[0].costs.items()}
     for text in texts:
         found = [run.corpora[text.name] for run in runs]
         rows = [{name: asdict(arm) | {"ppl": arm.ppl} for name, arm in run.items()} for run in found]
@@ -95,14 +102,36 @@ def recover(options: argparse.Namespace) -> None:
     finish(options, result)
 
 
-def tuned_arm(options: argparse.Namespace, folder: str, dtype: str) -> ctp.Arm:
-    """The arm of a model that 'ctplab tune' made, named after what was tuned: ``scales+norms``."""
-    made_from = manifest_of(folder).get("tuned")
-    if made_from is None:
-        raise InputError(f"{folder} is no model that 'ctplab tune' made")
-    model, _ = load_model(options, folder)
-    check_dtypes([model], [dtype])
-    return ctp.Arm("+".join(made_from["what"]), model, none(model))
+def tuned_arms(options: argparse.Namespace, dtype: str) -> tuple[list[ctp.Arm], dict[str, int]]:
+    """The arms of --tuned and --tuned-prompt, named after what was learned, and the bytes that their models add.
+
+    ``scales+norms+soft``: a prompt learned together with the others, which lies in their folder. ``scales+norms, then
+    soft``: one of --tuned-prompt, in front of the one model of --tuned whose level it names.
+    """
+    found, more = list[ctp.Arm](), dict[str, int]()
+    before, models = manifest_of(options.compressed).get("bytes"), dict[str, Any]()
+    for folder in options.tuned:
+        manifest = manifest_of(folder)
+        if manifest.get("tuned") is None:
+            raise InputError(f"{folder} is no model that 'ctplab tune' made")
+        model, tokenizer = load_model(options, folder)
+        check_dtypes([model], [dtype])
+        what = manifest["tuned"]["what"]
+        rows = ctp.load_prompt(Path(resolve(folder)) / PROMPT).rows()[0] if SOFT in what else none(model)
+        models[manifest["tag"]] = arm = ctp.Arm("+".join(what), model, rows)
+        found.append(arm)
+        more[arm.name] = 0 if before is None else manifest["bytes"] - before
+    for folder in options.tuned_prompt:
+        saved = ctp.load_prompt(folder)
+        under = models.get(str(saved.info.get("tag")))
+        if under is None or under.prefix.k:
+            levels = ", ".join(level for level, arm in models.items() if not arm.prefix.k) or "none"
+            raise InputError(f"{folder} was learned on {saved.info.get('tag')}; the levels of --tuned are: {levels}")
+        for told in ctp.attach(saved, under.model, tokenizer, tag=saved.info["tag"], force=options.force):
+            note(told)
+        found.append(ctp.Arm(f"{under.name}, then {SOFT}", under.model, saved.prefix))
+        more[found[-1].name] = more[under.name]
+    return found, more
 
 
 def register(commands: Any) -> None:
@@ -120,6 +149,11 @@ def register(commands: Any) -> None:
     sub.add_argument(
         "--tuned", nargs="+", default=[], metavar="DIR", help="models that 'ctplab tune' made: arms of the same bytes"
     )
+    sub.add_argument(
+        "--tuned-prompt", nargs="+", default=[], metavar="DIR",
+        help="prompts that 'ctplab learn' learned through models of --tuned: arms such as 'scales+norms, then soft'",
+    )  # fmt: skip
+    sub.add_argument("--times", action="store_true", help="also measure the milliseconds that each arm adds to a token")
     sub.add_argument("--fidelity", action="store_true", help="also KL to the full model, and the same first choices")
     corpora_option(sub, "--corpus", ["atlas-web"])
     loss_option(sub)

@@ -1,14 +1,18 @@
 """``tune``: what a compressed model can change without a new byte."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
-from ctplab.cli.learn import recipe, recipe_options, teacher_of
+from ctplab import parallel
+from ctplab.cli.learn import prompt_options, recipe, recipe_options, teacher_of
 from ctplab.cli.shared import add_command, at_least, finish, load_model, note, say, seq_len
 from ctplab.errors import InputError
-from ctplab.formats.tuned import KINDS, fold, tuned_from
+from ctplab.formats.checkpoint import read_manifest
+from ctplab.formats.tuned import KINDS, PROMPT, SOFT, fold, tuned_from
+from ctplab.learning.rows import initial_rows
 from ctplab.models.fingerprints import weights_fingerprint
 from ctplab.models.loading import resolve
 from ctplab.progress import bar
@@ -18,10 +22,16 @@ def tune(options: argparse.Namespace) -> None:
     """Learn the changes, and write a folder of the same bytes; the same command goes on where it stopped."""
     spec, out, folder = recipe(options), Path(options.out), Path(resolve(options.model))
     what = list(dict.fromkeys(filter(None, options.what.split(","))))
+    kinds = [kind for kind in what if kind != SOFT]
+    if what == [SOFT]:
+        raise InputError("a prompt alone is what 'ctplab learn' learns: give --what scales,norms,soft, for example")
     before = tuned_from(out)
     model, tokenizer = load_model(options, options.model)
-    text = ctp.corpus(options.corpus, tokenizer, seq_len(model, options.seq_len), loss=options.loss)
-    teacher = teacher_of(options, text.train) if spec.kl else None
+    k = spec.tokens if SOFT in what else 0
+    text = ctp.corpus(options.corpus, tokenizer, seq_len(model, options.seq_len, k), loss=options.loss)
+    teacher = teacher_of(options, text.train) if spec.taught else None
+    earlier = ctp.load_prompt(options.init_prompt).rows()[0] if options.init_prompt else None
+    prompt = initial_rows(model, spec, tokenizer, text.train, earlier) if k else None
     made_from = {
         "what": what, "rank": options.rank, "spec": spec.to_json(), "from": options.model, "corpus": options.corpus,
         "corpus_fingerprint": text.train.fingerprint, "weights_fingerprint": weights_fingerprint(model),
@@ -34,9 +44,11 @@ def tune(options: argparse.Namespace) -> None:
         return
     state = out.with_name(f"{out.name}.state.safetensors")
     learned = ctp.learn_tuned(
-        model, folder, what, text.train, text.validation, spec, rank=options.rank, teacher=teacher, state=state,
-        progress=bar,
+        model, folder, kinds, text.train, text.validation, spec, rank=options.rank, prompt=prompt, teacher=teacher,
+        state=state, progress=bar,
     )  # fmt: skip
+    if not parallel.is_main():
+        return
     if learned.stopped and learned.stopped.startswith("interrupted"):
         note(f"{learned.stopped}; the same command goes on")
         raise KeyboardInterrupt
@@ -47,20 +59,40 @@ def tune(options: argparse.Namespace) -> None:
         "validation": {"nll": score.nll, "n_tokens": score.n_tokens, "ppl": score.ppl},
     }
     curve = [vars(step) for step in learned.steps]
-    manifest = fold(folder, out, learned.prefix.tensors, made_from | about | {"curve": curve})
+
+    def with_prompt(new: Path) -> None:
+        """Write the prompt beside the weights that it was learned with."""
+        changed, _ = load_model(options, str(new))
+        manifest = read_manifest(new)
+        rows = replace(learned, prefix=learned.prefix.prefix, initial=prompt)
+        ctp.save_prompt(
+            rows, new / PROMPT, spec, changed, tokenizer, base=manifest["base"], tag=manifest["tag"],
+            corpus=options.corpus, loss="all" if text.train.mask is None else "answers",
+            corpus_fingerprint=text.train.fingerprint, seq_len=text.seq_len,
+        )  # fmt: skip
+
+    more = {"also": with_prompt} if k else {}
+    manifest = fold(folder, out, learned.prefix.tensors, made_from | about | {"curve": curve}, **more)
     state.unlink(missing_ok=True)
     told = f"best at step {learned.best_step}: validation ppl {score.ppl:.2f}, {manifest['bytes']} bytes as before"
     say(options)(f"{told} -> {out}")
     for line in filter(None, [learned.stopped, *learned.warnings]):
         note(line)
+    if learned.not_recorded:
+        note(f"the card was given its work kernel by kernel: {learned.not_recorded}")
     finish(options, {"out": str(out), "tag": manifest["tag"], "bytes": manifest["bytes"], **about})
 
 
 def register(commands: Any) -> None:
     """Add the command."""
-    sub = add_command(commands, "tune", tune, "a compressed model's scales, norms or kept values: the same bytes")
+    about = "a compressed model's scales, norms or kept values: the same bytes; resumes"
+    sub = add_command(commands, "tune", tune, about, shared=True)
     sub.add_argument("model", help="a folder that 'ctplab compress' made")
-    sub.add_argument("--what", default="scales,norms", help=f"{', '.join(KINDS)}, separated by commas (scales,norms)")
+    sub.add_argument(
+        "--what", default="scales,norms",
+        help=f"{', '.join((*KINDS, SOFT))}, separated by commas (scales,norms); soft: a prompt learned with the others",
+    )  # fmt: skip
     sub.add_argument("--rank", type=at_least(1), default=8, help="of low-rank updates, for pruned models (8)")
     recipe_options(sub)
+    prompt_options(sub)
     sub.add_argument("--out", required=True, metavar="DIR")

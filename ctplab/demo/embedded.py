@@ -10,11 +10,13 @@ import torch
 
 from ctplab.atlas.questions import Question, all_questions, questions
 from ctplab.atlas.registers import document
-from ctplab.demo.measured import ByCorpus, level, ppl, recovered, right_answers, write
+from ctplab.demo.measured import ByCorpus, closeness, level, ppl, recovered, right_answers, write
+from ctplab.disk import kept_in
 from ctplab.formats.checkpoint import model_bytes
 from ctplab.formats.loading import load
 from ctplab.inspect.nearest import inspect_prompt
 from ctplab.inspect.similarity import cosine_histogram
+from ctplab.measure.outcomes import flips
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.progress import Progress, bar
 from ctplab.prompts.arms import USUAL, Arm, Parts, arms, build, check_dtypes
@@ -43,6 +45,8 @@ LEARNED_ON = "atlas-web"
 CALIBRATED_ON = "docs"
 SEQ_LEN = 128
 WINDOWS = 96
+COMPARED = 16
+"""Windows of the first two corpora on which the arms are compared with the full model, target by target."""
 #: All KL: the full model's predictions transfer to other text better than the next tokens of one register.
 PROMPT = PromptSpec(
     tokens=100,
@@ -129,8 +133,10 @@ def run_demo(
     say(report.answers_table(side_by_side))
     asked = list(questions())
     exact: dict[str, dict] = {}
+    right_or_not = dict[str, list[bool]]()
     for name, arm in by_name.items():
         _, right = study.ask(SHOWCASE, arm, asked)
+        right_or_not[name] = right
         exact[name] = right_answers(right)
         for kind, wanted in (("seen", False), ("held_out", True)):
             exact[name][kind] = right_answers([r for r, q in zip(right, asked, strict=True) if q.held_out == wanted])
@@ -140,6 +146,14 @@ def run_demo(
     sums = {name: score(SHOWCASE, arm) for name, arm in by_name.items()}
     perplexity, shares = recovered(sums, seed)
     say(report.recovery_table(perplexity, shares, LEARNED_ON))
+    near = closeness(
+        [by_name[name] for name in USUAL], [texts[name].test for name in CORPORA[:2]], COMPARED,
+        kept_in(study.store.recovery(SHOWCASE, "demo")),
+    )  # fmt: skip
+    say(f"\n   How close the answers stay to the full model's, on {LEARNED_ON}, and answers that changed")
+    say(report.fidelity_table(near[LEARNED_ON]))
+    changed = flips(right_or_not)
+    say(report.flips_table(changed))
 
     say("\n5. Transfer: the same prompt on the other levels")
     transfer: dict[str, dict] = {}
@@ -162,6 +176,8 @@ def run_demo(
         "answers": side_by_side,
         "perplexity": perplexity,
         "recovery": shares,
+        "fidelity": near,
+        "flips": changed,
         "transfer": transfer,
         "nearest": [asdict(row) for row in rows],
         "histogram": histogram,

@@ -1,15 +1,18 @@
 """What both demos report of scores: perplexities, levels, and shares of the gap, as ``demo.json`` holds them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctplab.disk import write_json, write_text
+from ctplab.disk import Keep, write_json, write_text
+from ctplab.measure.fidelity import fidelity
 from ctplab.measure.stats import recovery, wilson
+from ctplab.prompts.arms import Arm
 from ctplab.runs.stale import weights_id
 from ctplab.scores import WindowScores
 from ctplab.show.axes import save
+from ctplab.text.corpora import Split
 
 ByCorpus = dict[str, WindowScores]
 """One arm's scores."""
@@ -40,6 +43,20 @@ def recovered(arms: Mapping[str, ByCorpus], seed: int) -> tuple[dict[str, dict],
         for c in corpora
     }
     return perplexity, shares
+
+
+def closeness(arms: Sequence[Arm], texts: Sequence[Split], limit: int, keep: Keep) -> dict[str, dict[str, Any]]:
+    """Corpus -> arm -> its fidelity to the first of ``arms``, the full model, as ``Fidelity.summary`` tells it."""
+    full, *others = arms
+    return {
+        text.name: {
+            arm.name: fidelity(
+                arm, full, text, limit=limit, keep=keep, name=f"{text.name}--{arm.name}--against"
+            ).summary()
+            for arm in others
+        }
+        for text in texts
+    }
 
 
 def right_answers(marks: list[bool]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ them again: ``low-rank`` needs a pruned model. The sources: EfficientQAT (arXiv 
 2312.15230) for norms and for low-rank updates that keep a mask.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ from ctplab.formats import checkpoint
 from ctplab.text_files import read_json
 
 KINDS = ("scales", "norms", "low-rank")
+SOFT = "soft"
+"""A prompt that was learned together with the changes; it lies in the folder ``PROMPT`` beside the weights."""
+PROMPT = "prompt"
 MANIFEST = checkpoint.MANIFEST
 
 
@@ -63,11 +66,18 @@ def changed_parts(unit: str, parts: dict[str, Tensor], changes: Mapping[str, Ten
     return parts
 
 
-def fold(folder: Path, out: Path, changes: Mapping[str, Tensor], made_from: dict[str, Any]) -> dict[str, Any]:
+def fold(
+    folder: Path,
+    out: Path,
+    changes: Mapping[str, Tensor],
+    made_from: dict[str, Any],
+    also: Callable[[Path], None] = lambda new: None,
+) -> dict[str, Any]:
     """Write the compressed model in ``folder``, with ``changes`` folded in, to the new folder ``out``.
 
-    Returns the manifest, which says under ``tuned`` what was changed and how it was learned. Raises InputError if
-    ``out`` exists, the disk refuses, or a change is not finite in the folder's half precision.
+    Returns the manifest, which says under ``tuned`` what was changed and how it was learned. ``also`` may write more
+    into the new folder, before it gets its name. Raises InputError if ``out`` exists, the disk refuses, or a change is
+    not finite in the folder's half precision.
     """
     manifest = checkpoint.read_manifest(folder)
     with whole_folder(out) as new:
@@ -93,6 +103,7 @@ def fold(folder: Path, out: Path, changes: Mapping[str, Tensor], made_from: dict
         what = "+".join(made_from["what"])
         manifest |= {"tag": f"{manifest['tag']}+{what}", "bytes": size, "tuned": made_from}
         write_json(manifest, new / MANIFEST)
+        also(new)
     return manifest
 
 

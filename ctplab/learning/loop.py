@@ -12,17 +12,18 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ctplab import parallel
 from ctplab.errors import InputError
-from ctplab.learning import sanity, schedule
+from ctplab.learning import schedule
 from ctplab.learning.graph import Steps
+from ctplab.learning.learned import Learned, Step
 from ctplab.learning.objective import nll
 from ctplab.learning.state import load_state, save_state
 from ctplab.learning.step import Gradient, Learnable
@@ -43,68 +44,6 @@ READ_EVERY = 0.2
 """Seconds between two readings of a card's losses."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """The measurements of one learning step."""
-
-    step: int
-    loss: float
-    lr: float
-    seconds: float
-    """Wall time, including the validation."""
-    tokens_per_second: float
-    """Text tokens of the batch, divided by the time without the validation."""
-    validation: float | None = None
-    """NLL per token on the validation windows; None if this step did not validate."""
-
-    @property
-    def note(self) -> str:
-        """A line for the progress bar."""
-        measured = "" if self.validation is None else f", validation {self.validation:.3f}"
-        return f"loss {self.loss:.3f}{measured}, {self.tokens_per_second:.0f} tokens/s"
-
-
-@dataclass
-class Learned(Generic[P]):
-    """The best result so far, the initial one and the learning curve."""
-
-    prefix: P
-    initial: P
-    steps: list[Step] = field(default_factory=list)
-    best_step: int = 0
-    best_validation: float = math.inf
-    validation_tokens: int = 0
-    before: float = math.inf
-    """NLL per token on the validation windows before the first step."""
-    values: int = 0
-    """Number of learned values."""
-    train_tokens: int = 0
-    """Number of distinct target tokens that were there to learn from."""
-    epochs: float = 0.0
-    """How many times all steps together read them."""
-    stopped: str | None = None
-    """Why learning ended early, if it did."""
-    not_recorded: str | None = None
-    """Why a card's steps were launched kernel by kernel, if they were."""
-
-    @property
-    def validation(self) -> Score:
-        """The best prompt's score on the validation windows."""
-        return Score(self.best_validation * self.validation_tokens, self.validation_tokens)
-
-    @property
-    def warnings(self) -> list[str]:
-        """What curve and text say against the result, a line each; see ``learning/sanity``."""
-        curve = [(0, self.before), *((s.step + 1, s.validation) for s in self.steps if s.validation is not None)]
-        found = sanity.size_note(self.values, self.train_tokens, self.epochs)
-        return list(filter(None, [found, sanity.curve_note(curve, self.best_step, len(self.steps))]))
-
-    @property
-    def stale(self) -> int:
-        """Number of validations since the best one."""
-        return sum(s.validation is not None and s.step >= self.best_step for s in self.steps)
-
-
 @torch.no_grad()
 def _validate(learnable: Learnable, models: list[Halves], text: Windows, batch: int) -> float:
     """NLL a target of ``text``, the mean over the models."""
@@ -122,8 +61,11 @@ def _validate(learnable: Learnable, models: list[Halves], text: Windows, batch: 
 
 
 def _check(models: Sequence[Model], train: Split, spec: PromptSpec, k: int, teacher: Teacher | None) -> None:
-    if spec.kl > 0 and teacher is None:
-        raise InputError("the KL objective needs the full model as teacher")
+    if spec.taught and teacher is None:
+        what = "the KL objective" if spec.kl > 0 else "the hidden-state loss"
+        raise InputError(f"{what} needs the full model as teacher")
+    if spec.hidden > 0 and not isinstance(teacher, MemoryTeacher):
+        raise InputError("the hidden-state loss needs the full model itself as teacher: a cached one has no states")
     if spec.batch < parallel.size():
         raise InputError(f"a batch of {spec.batch} cannot be shared by {parallel.size()} processes; raise the batch")
     shapes = {tuple(embeddings(model).shape) for model in models}
@@ -136,6 +78,14 @@ def _check(models: Sequence[Model], train: Split, spec: PromptSpec, k: int, teac
         raise InputError("the cached teacher was made for other text or windows than are learned from")
     for model in models:
         check_context(model, k, train.seq_len)
+
+
+def _check_states(cuts: Sequence[Halves], teacher: MemoryTeacher) -> None:
+    for width in [teacher.width, *(cut.width for cut in cuts)]:
+        if width is None:
+            raise InputError("the hidden-state loss needs a model whose head makes its logits and does nothing else")
+        if width != teacher.width:
+            raise InputError(f"the teacher's hidden states are {teacher.width} wide, the model's {width}")
 
 
 def take_steps(
@@ -154,7 +104,7 @@ def take_steps(
     ``state``: the loop saves to this file at every validation and resumes from it. A resumed run gives the same curve.
     Raises InputError if recipe, text and models do not fit together.
     """
-    if spec.kl == 0:
+    if not spec.taught:
         teacher = None
     elif teacher is not None and not isinstance(teacher, Teacher):
         teacher = MemoryTeacher(teacher)
@@ -178,6 +128,8 @@ def take_steps(
     }
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=spec.lr, weight_decay=spec.weight_decay)
     cuts = [halves(model) for model in models]
+    if spec.hidden > 0 and isinstance(teacher, MemoryTeacher):
+        _check_states(cuts, teacher)
     first = 0
     kept = None if state is None else load_state(state, parameters, optimizer, identity)
     if kept is not None:

@@ -124,6 +124,16 @@ def mixed_loss(
     return loss
 
 
+def hidden_loss(hidden: Tensor, wanted: Tensor) -> Tensor:
+    """Sum over rows of ||hidden - wanted||² / ||wanted||²: (n, d) twice, the student's and the full model's.
+
+    Each row is measured by its own length, so the sum depends neither on the width nor on how a batch is split.
+    """
+    wanted = _wide(wanted)
+    size = wanted.square().sum(-1).clamp(min=torch.finfo(wanted.dtype).eps)
+    return ((_wide(hidden) - wanted).square().sum(-1) / size).sum()
+
+
 @torch.no_grad()
 def nll(hidden: Tensor, head: Head, vocabulary: int, targets: Tensor) -> Tensor:
     """Sum over rows of the next-token loss, without gradients."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ctplab.formats.prompt_file import made_for, write
-from ctplab.learning.loop import Learned
+from ctplab.learning.learned import Learned
 from ctplab.models import Model, Tokenizer
 from ctplab.models.fingerprints import copy_fingerprint
 from ctplab.specs import PromptSpec

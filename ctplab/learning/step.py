@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ctplab import parallel
 from ctplab.learning.fused import Fused
-from ctplab.learning.objective import chunk_on, mixed_loss
-from ctplab.learning.teacher import Teacher
+from ctplab.learning.objective import Target, chunk_on, hidden_loss, mixed_loss
+from ctplab.learning.teacher import Taught, Teacher
 from ctplab.learning.windows import Windows
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
@@ -88,12 +88,22 @@ class Gradient:
             return together(self.cut.model, rows, ids)
         return self.cut.states(self.learnable.kv(self.cut.model), ids)
 
+    def _loss(self, states: Tensor, targets: Tensor, target: Target | None) -> Tensor:
+        """The loss of hidden states (n, d), summed over their targets (n,)."""
+        spec, loss = self.spec, torch.zeros((), device=states.device)
+        if spec.hidden < 1:
+            vocabulary = self.cut.model.get_output_embeddings().weight.shape[0]
+            loss = mixed_loss(states, self.cut.head, vocabulary, targets, spec.kl, target, self.chunk)
+        if spec.hidden > 0:
+            assert isinstance(target, Taught)
+            loss = (1 - spec.hidden) * loss + spec.hidden * hidden_loss(states, target.states.to(states.device))
+        return loss
+
     def __call__(self, numbers: Tensor, n_targets: int) -> Tensor:
         """Leave the gradient of these windows (B,) on the parameters. Returns their loss, both over ``n_targets``.
 
         Without windows there is no loss and no gradient.
         """
-        vocabulary = self.cut.model.get_output_embeddings().weight.shape[0]
         for p in self.learnable.parameters.values():
             assert p.grad is not None
             p.grad.zero_()
@@ -105,8 +115,7 @@ class Gradient:
             target = self.teacher.target(part, ids, masks) if self.teacher is not None else None
             with self.fused.on() if self.fused else nullcontext():
                 states, targets = predicted(self._states(ids), ids, masks)
-                loss = mixed_loss(states, self.cut.head, vocabulary, targets, self.spec.kl, target, self.chunk)
-                loss = loss / n_targets
+                loss = self._loss(states, targets, target) / n_targets
                 loss.backward()
             total += loss.detach().to(total.device)
         return total

@@ -15,7 +15,7 @@ from torch import Tensor
 from ctplab import tensor_files
 from ctplab.disk import LOG, whole
 from ctplab.errors import InputError
-from ctplab.learning.objective import Target, chunks, with_tail
+from ctplab.learning.objective import Head, Target, chunks, with_tail
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
 from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
@@ -25,6 +25,18 @@ from ctplab.scores import predicted, target_rows
 from ctplab.text.corpora import Split
 
 
+@dataclass(frozen=True)
+class Taught:
+    """What the full model says about a batch: its hidden states, and by rows its log-probabilities."""
+
+    states: Tensor  # (n, d): the head's input at each target
+    head: Head
+
+    @torch.no_grad()
+    def __call__(self, rows: slice, student: Tensor) -> Tensor:
+        return self.head(self.states[rows]).to(student).log_softmax(-1)
+
+
 class MemoryTeacher:
     """A teacher that runs its model on every batch."""
 
@@ -32,17 +44,13 @@ class MemoryTeacher:
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self.fingerprint = weights_fingerprint(model)
         self._halves = halves(model)
+        self.width = self._halves.width
 
     @torch.no_grad()
-    def target(self, numbers: Tensor, ids: Tensor, masks: Tensor | None = None) -> Target:
-        """For windows ``ids`` (B, T) with their masks (B, T): log-probabilities of the targets, by rows."""
+    def target(self, numbers: Tensor, ids: Tensor, masks: Tensor | None = None) -> Taught:
+        """For windows ``ids`` (B, T) with their masks (B, T): what the model says about the targets."""
         states, _ = predicted(self._halves.states([], ids), ids, masks)
-
-        def rows_of(rows: slice, student: Tensor) -> Tensor:
-            with torch.no_grad():
-                return self._halves.head(states[rows]).to(student).log_softmax(-1)
-
-        return rows_of
+        return Taught(states, self._halves.head)
 
 
 @dataclass(frozen=True)

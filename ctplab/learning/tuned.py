@@ -7,7 +7,8 @@ is a function of free parameters u that start at no change:
     norms      w + |w|·u/10, with |w| the root mean square of that parameter, or 1 for a parameter of zeros
     low-rank   W + mask·(B·A)·|W|/10, A random with rows of length 1, B zero; |W| of the kept values
 
-With the tenth a step of AdamW moves each by about a tenth of the learning rate, so one rate suits all of them.
+With the tenth a step of AdamW moves each by about a tenth of the learning rate, so one rate suits all of them. A soft
+prompt can be learned with them in the same loop: its rows then stand in front of the model that changes.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +23,15 @@ from torch.nn.utils import parametrize
 from ctplab.compression.packing import group_of, unpack_bits
 from ctplab.errors import InputError
 from ctplab.formats.tuned import KINDS, grids
-from ctplab.learning.loop import Learned, finish, take_steps
+from ctplab.learning.learned import Learned
+from ctplab.learning.loop import finish, take_steps
+from ctplab.learning.rows import Rows
 from ctplab.learning.teacher import Teacher
 from ctplab.models import Model
 from ctplab.models.anatomy import as_matrix
 from ctplab.progress import Progress, bar
 from ctplab.prompts.compiled import KV
+from ctplab.prompts.prefix import Prefix
 from ctplab.specs import PromptSpec
 from ctplab.text.corpora import Split
 
@@ -40,6 +44,8 @@ class Changes:
     """What was learned, in the words of ``formats.tuned``: ``scale:UNIT``, ``norm:NAME``, ``left:`` and ``right:``."""
 
     tensors: dict[str, Tensor] = field(repr=False)
+    prefix: Prefix | None = None
+    """The soft prompt that was learned with them."""
 
 
 class _By(nn.Module):
@@ -61,15 +67,21 @@ def _rms(x: Tensor) -> float:
 class Tuned:
     """The learnable changes of ``model``, which was loaded from the compressed ``folder`` and is not packed.
 
-    ``what``: kinds of ``formats.tuned.KINDS``. :meth:`remove` takes all changes off again. Raises InputError if the
-    model has nothing of such a kind.
+    ``what``: kinds of ``formats.tuned.KINDS``. ``prompt``: rows to learn with them, in front of every text.
+    :meth:`remove` takes all changes off again. Raises InputError if the model has nothing of such a kind.
     """
 
-    k = 0
     random = False
-    rows = None
 
-    def __init__(self, model: Model, folder: Path, what: Sequence[str], rank: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        folder: Path,
+        what: Sequence[str],
+        rank: int = 8,
+        seed: int = 0,
+        prompt: Prefix | None = None,
+    ) -> None:
         if not what or not set(what) <= set(KINDS):
             raise InputError(f"what to tune: one or more of {', '.join(KINDS)}, not {','.join(what) or 'nothing'}")
         self.model, self._changed = model, list[tuple[nn.Module, str]]()
@@ -85,6 +97,13 @@ class Tuned:
             self._norms()
         for p in self.parameters.values():
             p.requires_grad_(True)
+        self._rows = None if prompt is None else Rows(prompt, model)
+        self.k = 0 if self._rows is None else self._rows.k
+        self.parameters |= {} if self._rows is None else self._rows.parameters
+
+    @property
+    def rows(self) -> Tensor | None:
+        return None if self._rows is None else self._rows.rows
 
     def _matrix(
         self, unit: str, parts: dict[str, Tensor], what: Sequence[str], rank: int, generator: torch.Generator
@@ -137,14 +156,17 @@ class Tuned:
         self._changed.append((module, name))
 
     def kv(self, model: Model) -> KV:
-        """Return no keys and values: the changes are in the model."""
-        return []
+        """The prompt's keys and values in the changed model; the changes themselves are in the model."""
+        return [] if self._rows is None else self._rows.kv(model)
 
     def frozen(self, values: dict[str, Tensor]) -> Changes:
         """The changes that these parameters stand for, fp32 on the CPU."""
         found = {}
+        prefix = None if self._rows is None else self._rows.frozen(values)
         for name, value in values.items():
             kind, _, unit = name.partition(":")
+            if not unit:  # the prompt's rows
+                continue
             value = value.detach().float().cpu()
             if kind == "scale":
                 found[name] = 1 + STEP * value
@@ -154,7 +176,7 @@ class Tuned:
                 found[name] = original.detach().float().cpu() + self._unit[unit] * value
             else:
                 found[name] = value.clone() * (self._unit[unit] if kind == "left" else 1)
-        return Changes(found)
+        return Changes(found, prefix)
 
     def remove(self) -> Model:
         """Take the changes off and return the model with its own weights."""
@@ -178,15 +200,18 @@ def learn_tuned(
     spec: PromptSpec,
     *,
     rank: int = 8,
+    prompt: Prefix | None = None,
     teacher: Model | Teacher | None = None,
     state: Path | None = None,
     progress: Progress = bar,
 ) -> Learned[Changes]:
     """Learn changes of ``model``, loaded from ``folder``; the model is as it was afterwards.
 
-    ``spec.tokens`` and ``spec.init`` have no effect here. ``formats.tuned.fold`` writes the result into a folder.
+    ``prompt``: rows to start a soft prompt from, which is learned in the same loop. ``spec.tokens`` and ``spec.init``
+    have no effect here (``rows.initial_rows`` makes such a prompt of them). ``formats.tuned.fold`` writes the changes
+    into a folder.
     """
-    tuned = Tuned(model, folder, what, rank, spec.seed)
+    tuned = Tuned(model, folder, what, rank, spec.seed, prompt)
     try:
         initial = tuned.frozen(dict(tuned.parameters))
         result = Learned(initial, initial)

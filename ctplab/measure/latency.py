@@ -71,7 +71,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _timed(arm: Arm, batch: Batch, new_tokens: int, attached: str) -> tuple[float, float]:
+def timed(arm: Arm, batch: Batch, new_tokens: int, attached: str = "compiled") -> tuple[float, float]:
     """Seconds to the first new token of every row, and seconds from there to the last."""
     readings: list[float] = []
 
@@ -119,7 +119,7 @@ def latency(
     rounds = [(turn, place) for turn in range(repeats + 1) for place in range(len(settings))]
     for turn, place in progress(rounds, total=len(rounds), label="latency"):
         arm, texts, attached = settings[place]
-        found = _timed(arm, texts, new_tokens, attached)
+        found = timed(arm, texts, new_tokens, attached)
         if turn:
             times[place].append(found)
     return [

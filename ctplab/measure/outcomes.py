@@ -3,7 +3,7 @@
 A row is ``{"question", "expected", "answers": {arm: {"text", "right", "how"}}}``, as ``question_set.as_json`` gives it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -63,7 +63,23 @@ def summary(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
         if first in shares and second in shares and (difference := _difference(marks[first], marks[second], seed))
     }
     counts = {kind: sum(kind in row for row in found) for kind in KINDS}
-    return {"asked": len(rows), "answered": len(whole), "counts": counts, "shares": shares, "differences": differences}
+    result = {"asked": len(rows), "answered": len(whole), "counts": counts, "shares": shares}
+    return result | {"differences": differences, "flips": flips(marks)}
+
+
+def flips(marks: Mapping[str, Sequence[bool | None]]) -> dict[str, dict[str, Any]]:
+    """For every arm against ``full``: how many right answers became wrong and back, of the n that both were judged on.
+
+    ``marks``: arm -> whether each answer is right, of the same questions; None: not judged. ``p`` is McNemar's.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for arm, own in marks.items():
+        pairs = [(a, b) for a, b in zip(marks.get("full", ()), own, strict=False) if a is not None and b is not None]
+        if arm != "full" and pairs:
+            lost, won = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+            p = mcnemar([bool(a) for a, _ in pairs], [bool(b) for _, b in pairs])
+            found[arm] = {"lost": lost, "won": won, "n": len(pairs), "p": p}
+    return found
 
 
 def _difference(first: list[bool | None], second: list[bool | None], seed: int) -> dict[str, Any] | None:

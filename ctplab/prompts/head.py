@@ -68,6 +68,11 @@ class Halves:
     plain: bool
     """False if the model changes its logits after the head (soft caps, scales); ``states`` are the logits then."""
 
+    @property
+    def width(self) -> int | None:
+        """Values of a hidden state; None if ``states`` are logits."""
+        return self.model.get_output_embeddings().weight.shape[1] if self.plain else None
+
     def states(self, kv: KV, ids: Tensor) -> Tensor:
         """Return the head's input (B, T, d) for ``ids`` (B, T, no padding) behind a compiled prefix."""
         if not self.plain:

@@ -7,7 +7,7 @@ Both use the recipe and corpus that the prompt's file names, and both are kept i
 KL to the full model, the full model's own prompt has nothing to gain, because its target is the model's own output.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from ctplab.disk import Keep
 from ctplab.errors import InputError
 from ctplab.formats.prompt_file import SavedPrompt
 from ctplab.learning.lora import same_budget
+from ctplab.measure.cost import HALF, Cost, costs, with_times
 from ctplab.measure.fidelity import Fidelity
 from ctplab.measure.fidelity import fidelity as compare
 from ctplab.measure.recovery import Recovery, arm_scores, from_scores
@@ -39,6 +40,8 @@ class Controlled:
     left_out: dict[str, str]
     fidelity: dict[str, dict[str, Fidelity]]
     """Corpus -> arm -> how close it is to the full model; empty unless asked for."""
+    costs: dict[str, Cost]
+    """Arm -> what it costs beyond the compressed model. Controls on the full model have no entry."""
 
 
 def recipe_of(saved: SavedPrompt, tokenizer: Tokenizer) -> tuple[PromptSpec, Split, Split]:
@@ -75,7 +78,9 @@ def recover_with_controls(
     own: AnyPrefix | None = None,
     others: Sequence[Arm] = (),
     skip: Collection[str] = (),
+    more_bytes: Mapping[str, int] | None = None,
     fidelity: bool = False,
+    times: bool = False,
     limit: int | None = None,
     batch: int = 16,
     seed: int = 0,
@@ -83,8 +88,9 @@ def recover_with_controls(
     """Score every arm on the test splits of ``corpora``. ``small`` is ``study.full`` compressed to the level ``tag``.
 
     ``own``: a prompt already learned on the full model. ``others``: arms to score beside them, such as tuned models of
-    the same bytes. ``skip``: learned controls to leave out. ``fidelity``: also
-    compare every arm with the full model, target by target, which doubles the work.
+    the same bytes, and ``more_bytes`` by name if a model of theirs is larger. ``skip``: learned controls to leave out.
+    ``fidelity``: also compare every arm with the full model, target by target, which doubles the work. ``times``: also
+    measure what each arm costs in time.
     """
     wanted = [name for name in LEARNED if name not in skip and not (name == "full+own" and own is not None)]
     left_out: dict[str, str] = {}
@@ -101,6 +107,13 @@ def recover_with_controls(
     close: dict[str, dict[str, Fidelity]] = {}
     settings: dict[str, Any] = {"limit": limit, "batch": batch, "keep": keep, "progress": study.progress}
 
+    paid: dict[str, Cost] = {}
+
+    def price(found: Sequence[Arm], extra: Mapping[str, int] | None) -> None:
+        on_small = [arm for arm in found if arm.model is not study.full]
+        new = costs(on_small, extra)
+        paid.update(with_times(new, on_small, full, seed=seed, progress=study.progress) if times else new)
+
     def measure(found: Sequence[Arm], text: Corpus) -> None:
         scores.setdefault(text.name, {}).update(arm_scores(found, text.test, **settings))
         for arm in found if fidelity else ():
@@ -109,22 +122,26 @@ def recover_with_controls(
                 close.setdefault(text.name, {})[arm.name] = compare(arm, full, text.test, name=name, **settings)
 
     full = Arm("full", study.full, none(study.full))
+    usual: list[Arm] = []
     for text in corpora:
         usual = arms(
             study.full, small, PAPER_HARD_PROMPT, saved.prefix, controls=True, tokenizer=study.tokenizer,
             initial=saved.initial, text=text.validation.stream, full_own=own, seed=seed,
         )  # fmt: skip
         measure([*usual, *others], text)
+    price([*usual, *others], more_bytes)
     if "lora" in wanted:
         spec, train, validation = recipe
         try:
             with study.adapted(tag, _name(spec, train), small, train, validation, same_budget(spec)) as adapted:
+                adapter = Arm("lora", adapted, none(adapted))
                 for text in corpora:
-                    measure([Arm("lora", adapted, none(adapted))], text)
+                    measure([adapter], text)
+                price([adapter], {"lora": HALF * sum(p.numel() for p in adapted.parameters() if p.requires_grad)})
         except InputError as error:  # PEFT is optional and does not know every model
             left_out["lora"] = str(error)
     found = {text.name: from_scores(scores[text.name], seed=seed) for text in corpora}
-    return Controlled(found, left_out, close)
+    return Controlled(found, left_out, close, paid)
 
 
 def _name(spec: PromptSpec, train: Split) -> str:

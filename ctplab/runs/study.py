@@ -12,7 +12,7 @@ from ctplab.compression import walk
 from ctplab.disk import kept_at, once, write_json
 from ctplab.formats import checkpoint, loading, prompt_file
 from ctplab.learning import lora, rows
-from ctplab.learning.loop import Learned
+from ctplab.learning.learned import Learned
 from ctplab.learning.saving import save_prompt
 from ctplab.measure.perplexity import window_scores
 from ctplab.measure.tasks.closed_book import answers, marks
@@ -87,7 +87,7 @@ class Study:
         ``how``: ``learn`` for rows, ``learn_kv`` for keys and values. ``earlier``: what the init 'prompt' starts from.
         """
         folder = self.store.prompt(self.folder(tag), name)
-        teacher = self.full if spec.kl > 0 else None
+        teacher = self.full if spec.taught else None
         learned_from = {
             "corpus_fingerprint": train.fingerprint,
             "weights_fingerprint": "-".join(map(weights_fingerprint, [model, teacher] if teacher else [model])),
@@ -131,7 +131,7 @@ class Study:
             "corpus": [train.fingerprint, validation.fingerprint],
             "model": weights_fingerprint(model),
         }
-        teacher = self.full if spec.kl > 0 else None
+        teacher = self.full if spec.taught else None
         if teacher is not None:
             made_from["teacher"] = weights_fingerprint(teacher)
         adapter = lora.Adapter(model, LoraSpec(), spec.seed)

@@ -9,7 +9,7 @@ from ctplab.show.compression import draw_levels
 from ctplab.show.learning import draw_curve
 from ctplab.show.nearness import draw_nearness
 from ctplab.show.shares import draw_questions, draw_recovery
-from ctplab.show.tables import share, table
+from ctplab.show.tables import fidelity_table, flips_table, share, table
 
 NEXT = """
 Next:
@@ -133,6 +133,17 @@ def _right(part: dict[str, Any]) -> Interval:
     return Interval(part["exact_match"], part["low"], part["high"])
 
 
+def _faithful(result: dict[str, Any], on: str) -> list[str]:
+    """How close the arms' answers are to the full model's; nothing if an older run did not measure it."""
+    near = result.get("fidelity", {})
+    if not near:
+        return []
+    parts = ["## Fidelity to the full model\n"]
+    for corpus, found in near.items():
+        parts += [f"On {corpus}{', where the prompt was learned' if corpus == on else ''}:", fidelity_table(found)]
+    return [*parts, "On the questions, against the full model's answers:", flips_table(result["flips"])]
+
+
 def markdown(result: dict[str, Any], corpora: tuple[str, ...]) -> str:
     """``report.md``."""
     rows = [RowReport(**row) for row in result["nearest"]]
@@ -149,6 +160,7 @@ def markdown(result: dict[str, Any], corpora: tuple[str, ...]) -> str:
         questions_table(result["questions"]),
         "## Recovery and its controls\n\n![recovery](recovery.png)",
         recovery_table(result["perplexity"], result["recovery"], on),
+        *_faithful(result, on),
         "## Transfer to other levels\n",
         transfer_table(result["transfer"], corpora, tag),
         "## What the prompt looks like\n\n![cosines](cosines.png)",

@@ -1,10 +1,11 @@
 """Measurements as text tables. Formats numbers; computes none."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 from ctplab.learning.memory import Memory
+from ctplab.measure.cost import Cost
 from ctplab.measure.fidelity import Fidelity
 from ctplab.measure.latency import LatencyPoint, Quartiles
 from ctplab.measure.lens import Lens
@@ -41,21 +42,66 @@ def memory_table(found: dict[str, Memory]) -> str:
     return table(["GB", *kinds, "peak"], rows)
 
 
-def arms_table(found: Recovery) -> str:
-    """NLL, perplexity and recovery of every arm."""
-    rows = [
-        [name, f"{arm.nll / arm.n_tokens:.4f}", f"{arm.ppl:.2f}", arm.recovery.percent] for name, arm in found.items()
-    ]
-    return table(["arm", "NLL/token", "perplexity", "recovery [95%]"], rows)
+def arms_table(found: Recovery, costs: Mapping[str, Cost] | None = None) -> str:
+    """NLL, perplexity and recovery of every arm.
+
+    With ``costs`` arms of equal cost stand together, and each says what it costs beyond the compressed model. The full
+    model and its controls, which have no such cost, come first and last.
+    """
+    header = ["arm", "NLL/token", "perplexity", "recovery [95%]"]
+    rows = {
+        name: [name, f"{arm.nll / arm.n_tokens:.4f}", f"{arm.ppl:.2f}", arm.recovery.percent]
+        for name, arm in found.items()
+    }
+    if costs is None:
+        return table(header, list(rows.values()))
+    timed = any(cost.read_ms for cost in costs.values())
+    header += ["extra bytes", "positions"] + timed * ["extra ms a token read", "written"]
+    body = []
+    for name in by_cost(found, costs):
+        cost = costs.get(name)
+        cells = ["-", "-"] if cost is None else [f"{cost.bytes:,}", str(cost.positions)]
+        if timed:
+            cells += ["-" if ms is None else _spread(ms) for ms in (cost and cost.read_ms, cost and cost.write_ms)]
+        body.append(rows[name] + cells)
+    return table(header, body)
 
 
-def fidelity_table(found: Mapping[str, Fidelity]) -> str:
-    """How close each arm is to the full model: KL in nats, and the share of targets with the same first choice."""
-    rows = [
-        [name, *(str(value) for value in (close.mean, close.median, close.p99)), f"{share(close.same_top)}%"]
-        for name, close in found.items()
-    ]
+def by_cost(names: Iterable[str], costs: Mapping[str, Cost]) -> list[str]:
+    """Arms in the order of what they cost: the full model, then by positions and bytes, then the full model's controls.
+
+    Arms of equal cost keep their order.
+    """
+
+    def place(name: str) -> tuple[int, int, int]:
+        if name not in costs:
+            return (0 if name == "full" else 2, 0, 0)
+        return (1, costs[name].positions, costs[name].bytes)
+
+    return sorted(names, key=place)
+
+
+def _spread(ms: Quartiles) -> str:
+    return f"{ms.median:+.3f} [{ms.low:+.3f}, {ms.high:+.3f}]"
+
+
+def fidelity_table(found: Mapping[str, Fidelity | dict[str, Any]]) -> str:
+    """How close each arm is to the full model: KL in nats, and the share of targets with the same first choice.
+
+    ``found``: measurements, or their summaries from JSON.
+    """
+    rows = []
+    for name, close in found.items():
+        told = close.summary() if isinstance(close, Fidelity) else close
+        kl = [str(Interval(**told[key])) for key in ("mean", "median", "p99")]
+        rows.append([name, *kl, f"{share(Interval(**told['same_top']))}%"])
     return table(["against full", "mean KL [95%]", "median", "99th percentile", "same first choice"], rows)
+
+
+def flips_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Answers of every arm that the full model has right and it has wrong, and the other way round."""
+    rows = [[arm, str(f["lost"]), str(f["won"]), str(f["n"]), f"{f['p']:.2g}"] for arm, f in found.items()]
+    return table(["against full", "right to wrong", "wrong to right", "of", "p"], rows)
 
 
 def spans_table(close: Fidelity) -> str:
@@ -145,9 +191,9 @@ def reproduced_table(rows: Sequence[dict[str, Any]]) -> str:
     return table([*header, "change [95%]"], body)
 
 
-def _bounds(change: dict[str, float] | None) -> str:
+def _bounds(change: dict[str, float] | None, digits: int = 3) -> str:
     """A change with its interval, from JSON."""
-    return "-" if change is None else f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+    return "-" if change is None else "{:+.{n}f} [{:+.{n}f}, {:+.{n}f}]".format(*change.values(), n=digits)
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:

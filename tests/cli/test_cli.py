@@ -90,6 +90,10 @@ def test_compare_many_questions_keeps_and_writes(capsys, model, prompt, tmp_path
     assert "exists already" in refused(capsys, *common, tmp_path / "q.csv", "--write", written[0])
     assert "--write takes" in refused(capsys, *common, tmp_path / "q.csv", "--write", tmp_path / "a.txt")
     assert "cannot read the questions" in refused(capsys, *common, tmp_path / "nothing.csv")
+    close = run_json(capsys, *common, tmp_path / "q.csv", "--fidelity")
+    assert set(close["fidelity"]) == set(close["flips"]) == {"compressed", "hard", "soft"}
+    assert close["fidelity"]["soft"]["n_tokens"] >= 2 and close["flips"]["soft"]["n"] == 2
+    assert "--fidelity needs --questions" in refused(capsys, *common[:-1], "--fidelity", "a text")
     assert "give texts, or --questions" in refused(capsys, *common, "atlas", "and a text")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
     again = run_json(capsys, *common, tmp_path / "q.csv", "--out", tmp_path / "kept")

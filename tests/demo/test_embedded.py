@@ -34,6 +34,8 @@ def test_the_demo_writes_its_report_and_resumes(short, tmp_path):
     assert set(first["questions"]) == {"full", "compressed", "hard", "soft", "bos", "random", "init", "full+soft"}
     assert first["questions"]["full"]["seen"]["n"] == first["questions"]["full"]["held_out"]["n"] == 20
     assert first["dtype"] == "float32"  # on a CPU
+    assert set(first["fidelity"]) == {"atlas-web", "atlas-news"} and first["flips"]["soft"]["n"] == 40
+    assert "## Fidelity to the full model" in (folder / "report.md").read_text()
     assert len(first["answers"]) == 10 and "ctplab compare" in said[-1]
     assert first["levels"]["w4-s50"]["bytes"] < first["levels"]["full"]["bytes"]
 

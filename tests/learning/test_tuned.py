@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from commands import refused, run_json
+from commands import refused, run, run_json
 from conftest import tiny
 
 import ctplab as ctp
@@ -10,6 +10,7 @@ from ctplab.disk import data_dir
 from ctplab.formats import checkpoint
 from ctplab.formats.tuned import fold
 from ctplab.learning.tuned import Tuned
+from ctplab.prompts import prefix
 
 SPEC = ctp.PromptSpec(steps=8, batch=4, lr=0.03, warmup=2, evaluate_every=4, validation_windows=4)
 LEVELS = {
@@ -139,3 +140,47 @@ def test_the_command_writes_a_folder_once(capsys, tmp_path):
     arms = run_json(capsys, *recover, out)["corpora"]["atlas-web"]
     assert arms["scales+norms"]["n_tokens"] == arms["soft"]["n_tokens"] == 62
     assert "no model that 'ctplab tune' made" in refused(capsys, *recover, home)
+
+
+def test_a_prompt_learned_with_the_changes_is_what_lies_beside_them(compressed, web, tokenizer, quiet, tmp_path):
+    """Rows and changes of one loop: each moves, and the folder with its prompt gives the validation that was seen."""
+    folder, model = compressed(tiny("llama"), LEVELS["w3-g8"][0])
+    start = prefix.random_rows(model, 5, name="init")
+    settings = (model, folder, ("scales",), web.train, web.validation, SPEC)
+    learned = ctp.learn_tuned(*settings, prompt=start, **quiet)
+    assert not torch.equal(learned.prefix.prefix.rows, start.rows) and "E" not in learned.prefix.tensors
+    assert any((m != 1).any() for m in learned.prefix.tensors.values())
+    fold(folder, tmp_path / "out", learned.prefix.tensors, {"what": ["scales", "soft"]})
+    changed = ctp.load(tmp_path / "out", device="cpu", dtype="float32")[0]
+    found = ctp.perplexity(ctp.Arm("x", changed, learned.prefix.prefix), web.validation.windows[:4])
+    # scales are stored in half precision, 2^-11 relative
+    assert found.nll / found.n_tokens == pytest.approx(learned.best_validation, rel=STORED)
+
+
+def test_prompts_and_tuned_models_together_on_the_command_line(capsys, tmp_path):
+    home, joint, plain, later = data_dir() / "w4-s55", tmp_path / "joint", tmp_path / "plain", tmp_path / "later"
+    few = ("--steps", "2", "--batch", "2", "--seq-len", "32")
+    command = ("tune", home, *few, "--what", "scales,norms,soft", "--tokens", "5", "--out", joint)
+    assert "'ctplab learn' learns" in refused(capsys, *command, "--what", "soft")
+    assert "--hidden needs --teacher" in refused(capsys, *command, "--hidden", "0.5")
+    cached = ("--teacher", "atlas", "--teacher-cache", tmp_path / "kept")
+    assert "leave --teacher-cache out" in refused(capsys, *command, "--hidden", "0.5", *cached)
+    run_json(capsys, *command)
+    assert run_json(capsys, *command)["steps"] == 2  # done already
+    run_json(capsys, "tune", home, *few, "--hidden", "0.5", "--teacher", "atlas", "--out", plain)
+    run_json(capsys, "learn", plain, *few, "--tokens", "5", "--out", later)
+    saved = ctp.load_prompt(joint / "prompt")
+    assert saved.info["tag"] == "w4-s55+scales+norms+soft" and saved.prefix.k == 5
+    code, out, err = run(capsys, "score", plain, "--prompt", later, "--windows", "2", "--seq-len", "32")
+    assert code == 0 and "note" not in err and "soft on atlas-web" in out  # its own level: nothing to say
+    _, _, err = run(capsys, "score", home, "--prompt", later, "--windows", "2", "--seq-len", "32")
+    assert "learned on w4-s55+scales+norms and is used on w4-s55" in err
+    recover = ("recover", "--full", "atlas", "--compressed", home, "--prompt", data_dir() / "prompt", "--skip")
+    recover += ("full+own,lora", "--windows", "2", "--seq-len", "32", "--out", tmp_path / "runs", "--times")
+    found = run_json(capsys, *recover, "--tuned", joint, plain, "--tuned-prompt", later)
+    assert {"scales+norms", "scales+norms+soft", "scales+norms, then soft"} <= set(found["corpora"]["atlas-web"])
+    paid = found["costs"]
+    assert (paid["scales+norms"]["bytes"], paid["scales+norms"]["positions"]) == (0, 0)
+    assert (paid["scales+norms, then soft"]["bytes"], paid["scales+norms+soft"]["positions"]) == (5 * 256 * 2, 5)
+    assert set(paid["soft"]["read_ms"]) == {"median", "low", "high"} and "full" not in paid
+    assert "the levels of --tuned are: none" in refused(capsys, *recover, "--tuned", joint, "--tuned-prompt", later)

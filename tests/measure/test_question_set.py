@@ -9,9 +9,10 @@ import torch
 
 import ctplab as ctp
 from ctplab.errors import InputError
-from ctplab.measure.outcomes import KINDS, kinds, summary, verdict_words
+from ctplab.measure.outcomes import KINDS, flips, kinds, summary, verdict_words
 from ctplab.measure.question_set import as_json, ask
 from ctplab.show.question_files import as_csv, comparator, jsonl
+from ctplab.show.tables import flips_table
 from ctplab.text import questions
 from ctplab.text.questions import Asked
 
@@ -86,18 +87,32 @@ def test_shares_and_paired_differences():
     assert verdict_words(few) == "cannot tell"
 
 
+def test_flips_against_the_full_model():
+    rows = [row(True, False, True)] * 3 + [row(False, True, True)] * 2 + [row(True, True, None)]
+    found = summary(rows)["flips"]
+    assert {key: found["compressed"][key] for key in ("lost", "won", "n")} == {"lost": 3, "won": 2, "n": 6}
+    assert {key: found["soft"][key] for key in ("lost", "won", "n")} == {"lost": 0, "won": 2, "n": 5}
+    assert found["compressed"]["p"] == 1.0 and found["soft"]["p"] == 0.5  # binomial: 2 of 2
+    assert "full" not in found and flips({"compressed": [True]}) == {}
+    line = flips_table(found).splitlines()[2]
+    assert [cell.strip() for cell in line.split("|")[1:6]] == ["compressed", "3", "2", "6", "1"]
+
+
 def test_files_for_others():
     rows = [row(True, False, True), row(True, True, False, ("=1+1", "x,y", 'say "z"'))]
-    assert [json.loads(line)["kinds"] for line in jsonl(rows).splitlines()] == [kinds(r) for r in rows]
-    read = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    about = {"prompt": "mine", "seed": 3}
+    assert [json.loads(line)["kinds"] for line in jsonl(rows, about).splitlines()] == [kinds(r) for r in rows]
+    read = list(csv.DictReader(io.StringIO(as_csv(rows, about))))
     assert read[0]["full"] == "a" and read[0]["compressed right"] == "no"
     assert read[1]["full"] == "'=1+1" and read[1]["soft"] == 'say "z"'
-    found = json.loads(comparator(rows, "compressed", "soft", "test"))
+    assert read[0]["prompt"] == "mine" and json.loads(jsonl(rows, about).splitlines()[0])["settings"] == about
+    found = json.loads(comparator(rows, "compressed", "soft", "test", about))
     assert [model["name"] for model in found["models"]] == ["compressed", "soft"]
     assert [example["score"] for example in found["examples"]] == [-1.5, 1.5]
     needed = {"input_text", "tags", "output_text_a", "output_text_b", "score", "individual_rater_scores"}
     assert all(needed <= set(example) for example in found["examples"])
     assert set(found["metadata"]) == {"source_path", "custom_fields_schema"}
+    assert found["metadata"]["source_path"] == "test (prompt: mine; seed: 3)"
 
 
 @pytest.mark.parametrize(
