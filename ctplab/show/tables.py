@@ -191,9 +191,9 @@ def reproduced_table(rows: Sequence[dict[str, Any]]) -> str:
     return table([*header, "change [95%]"], body)
 
 
-def _bounds(change: dict[str, float] | None, digits: int = 3) -> str:
+def _bounds(change: dict[str, float] | None) -> str:
     """A change with its interval, from JSON."""
-    return "-" if change is None else "{:+.{n}f} [{:+.{n}f}, {:+.{n}f}]".format(*change.values(), n=digits)
+    return "-" if change is None else f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
