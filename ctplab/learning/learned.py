@@ -1,4 +1,4 @@
-"""What learning results in: the best so far, what it started from, and the curve, step by step."""
+"""What learning yields: a record of every step, and the best result with its curve."""
 
 import math
 from dataclasses import dataclass, field
