@@ -176,6 +176,8 @@ def test_what_was_done_is_kept_in_the_browser_and_set_again(visit, real):
     page.fill("#latency-repeats input", "1")
     page.click("#latency")
     page.wait_for_function("(document.querySelector('#speed .js-plotly-plot') || {data: []}).data.length === 3")
+    page.click("#history > button")
+    page.wait_for_selector("#past [data-testid=cell-1-1]")  # both are kept
     page.evaluate("sessionStorage.clear()")
     page.goto(real.url)  # a new visit finds everything as it is at first
     page.wait_for_function("document.querySelector('#question textarea')")
