@@ -1,5 +1,6 @@
 """Scales, norms and kept values: gradients, folded equals learned, the same codes and bytes, killed and resumed."""
 
+
 import pytest
 import torch
 from commands import refused, run, run_json
@@ -10,6 +11,7 @@ from ctplab.disk import data_dir
 from ctplab.formats import checkpoint
 from ctplab.formats.tuned import fold
 from ctplab.learning.tuned import Tuned
+from ctplab.progress import silent
 from ctplab.prompts import prefix
 
 SPEC = ctp.PromptSpec(steps=8, batch=4, lr=0.03, warmup=2, evaluate_every=4, validation_windows=4)
@@ -155,6 +157,20 @@ def test_a_prompt_learned_with_the_changes_is_what_lies_beside_them(compressed, 
     found = ctp.perplexity(ctp.Arm("x", changed, learned.prefix.prefix), web.validation.windows[:4])
     # scales are stored in half precision, 2^-11 relative
     assert found.nll / found.n_tokens == pytest.approx(learned.best_validation, rel=STORED)
+
+
+def test_a_study_keeps_what_it_tuned(web, tokenizer, tmp_path, monkeypatch):
+    full = tiny("llama")
+    study = ctp.Study(ctp.Store(tmp_path, "tiny"), full, tokenizer, silent)
+    small, _ = study.compressed(LEVELS["w3-g8"][0], web.train.sample(8))
+    settings = ("w3-g8", small, ("scales",), web.train, web.validation, SPEC)
+    start = prefix.random_rows(small, 3, name="init")
+    made = [study.tuned(*settings), study.tuned(*settings, prompt=start)]
+    assert [arm.name for arm in made] == ["scales", "scales+soft"] and [arm.prefix.k for arm in made] == [0, 3]
+    monkeypatch.setattr("ctplab.runs.study.learn_tuned", lambda *_, **__: pytest.fail("learned twice"))
+    again = [study.tuned(*settings), study.tuned(*settings, prompt=start)]
+    assert [arm.fingerprint for arm in again] == [arm.fingerprint for arm in made]
+    assert made[0].fingerprint != ctp.Arm("x", small, prefix.none(small)).fingerprint
 
 
 def test_prompts_and_tuned_models_together_on_the_command_line(capsys, tmp_path):
