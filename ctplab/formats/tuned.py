@@ -48,11 +48,17 @@ def grids(folder: Path) -> dict[str, dict[str, Tensor]]:
     return found
 
 
+def _shape(x: Tensor) -> str:
+    return " x ".join(map(str, x.shape))
+
+
 def changed_parts(unit: str, parts: dict[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One packed matrix with its changes folded in. Every part keeps its dtype and shape."""
     parts, m = dict(parts), changes.get(f"scale:{unit}")
     if "scale" in parts:
         if m is not None:
+            if m.shape != parts["scale"].shape:
+                raise InputError(f"{unit} has {_shape(parts['scale'])} scales here, the changes {_shape(m)}")
             parts["scale"] = (parts["scale"].float() * m).to(parts["scale"].dtype)
         return parts
     rows, columns = parts["shape"].tolist()
@@ -105,6 +111,29 @@ def fold(
         write_json(manifest, new / MANIFEST)
         also(new)
     return manifest
+
+
+def changes_between(before: Path, after: Path) -> dict[str, Tensor]:
+    """What turned the compressed folder ``before`` into the tuned one ``after``, to fold into another compression.
+
+    Scales come as factors, norms as they are. A grid whose scale is 0 keeps it: its factor is 1. Raises InputError if
+    the folders hold other matrices, or if kept values of a pruned one were changed, which suit their own codes only.
+    """
+    found = dict[str, Tensor]()
+    for path in block_files(before):
+        old, new = (checkpoint.read_tensors(folder / path.name) for folder in (before, after))
+        if {name: t.shape for name, t in old.items()} != {name: t.shape for name, t in new.items()}:
+            raise InputError(f"{after} was not tuned from {before}: they hold other tensors")
+        for name, tensor in old.items():
+            unit, packed, part = name.partition("::")
+            if part == "scale":
+                first, last = tensor.float(), new[name].float()
+                found[f"scale:{unit}"] = torch.where(first == 0, torch.ones(()), last / first)
+            elif not packed and not torch.equal(tensor, new[name]):
+                found[f"norm:{name}"] = new[name].float()
+            elif not torch.equal(tensor, new[name]):
+                raise InputError(f"{after} has other {part} of {unit} than {before}: only scales and norms carry over")
+    return found
 
 
 def tuned_from(out: Path) -> dict[str, Any] | None:
