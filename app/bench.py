@@ -128,10 +128,6 @@ class Bench:
         """Compressed models first."""
         return sorted(self.models, key=lambda name: self.models[name].tag == "full")
 
-    def default_corpus(self) -> str:
-        """A text that suits the first model: the embedded world's for the embedded model, general English else."""
-        return "atlas-web" if self.is_embedded(self.chosen().full) else "docs"
-
     def default_arms(self, chosen: Chosen) -> list[str]:
         """The usual arms that can run with what is loaded."""
         if chosen.full == chosen.compressed:

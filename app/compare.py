@@ -6,11 +6,12 @@ from typing import Any
 
 import gradio as gr
 
-from ctplab.app import history, many, saves, views, welcome
+from ctplab.app import many, saves, views, welcome
 from ctplab.app.answers import Request, answer, chats, read_text
 from ctplab.app.bench import ARMS, DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.closer import look
 from ctplab.app.header import Header
+from ctplab.app.history import Form
 from ctplab.app.share import link_of
 from ctplab.app.toast import plain_errors
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
@@ -22,7 +23,7 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
     usual, examples = bench.default_arms(bench.chosen()), welcome.examples(bench)
     gr.HTML(welcome.strip(bench), elem_id="welcome")
     arms = gr.CheckboxGroup(list(ARMS), value=usual, label="Arms", elem_id="arms")
-    with gr.Tabs(elem_id="modes"):
+    with gr.Tabs(elem_id="modes") as modes:
         with gr.Tab("One question", id="one"):
             with gr.Row(equal_height=True):
                 question = gr.Textbox(
@@ -43,7 +44,6 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
             cards = gr.HTML(views.waiting(usual), elem_id="answers")
             hint = gr.HTML("", elem_id="hint")
             share, jsonl, markdown, link = saves.build()
-            past = history.build()
         with gr.Tab("Many questions", id="many"):
             mode = gr.Column()
     with gr.Accordion("Sampling, chat template and the hard prompt", open=False, elem_id="sampling"):
@@ -66,8 +66,13 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
         hard = gr.Textbox(PAPER_HARD_PROMPT, label="Hard prompt (edit it)", lines=2, elem_id="hard-prompt")
     with mode:
         many.build(bench, header, arms, hard, raw, first)
+    header.past.modes |= {"question": (modes, "one"), "questions": (modes, "many")}
     answers, asked = gr.State([]), gr.State({})
-    settings = [question, arms, hard, ask, temperature, top_p, penalty, header.seed, length, raw, first]
+    form: Form = {
+        "question": question, "arms": arms, "hard_prompt": hard, "ask": ask, "temperature": temperature, "top_p": top_p,
+        "repetition_penalty": penalty, "seed": header.seed, "max_new_tokens": length, "raw": raw, "start": first,
+    }  # fmt: skip
+    settings = list(form.values())
 
     def request_of(values: tuple[Any, ...]) -> Request:
         question, arms, hard, ask, temperature, top_p, penalty, seed, length, raw, start = values
@@ -83,6 +88,7 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
             told = {**vars(wanted), "full": full, "compressed": compressed, "prompt": prompt or ""}
             for records in answer(bench, Chosen(full, compressed, prompt or ""), wanted, flag):
                 yield views.cards(records), records, told, ""
+            told["said"] = "; ".join(f"{r['arm']}: {r['text'][:40]}" for r in records if not r["error"])
             yield views.cards(records), records, told, welcome.hint(bench, full, wanted, records)
 
     def show(view: str, of: str, records: list[dict], told: dict[str, Any]) -> list[Any]:
@@ -121,8 +127,9 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
         show_progress_on=[cards], **DEVICE, **PRIVATE,
     )  # fmt: skip
     running.then(show, look_inputs, look_outputs, show_progress="hidden", **DEVICE, **PRIVATE)
-    running.success(history.add, [past.kept, answers, asked], [past.kept, past.table], show_progress="hidden",
-                    queue=False, **PRIVATE)  # fmt: skip
+    header.past.record(
+        running, "question", "compare", {**form, **header.names}, lambda told: str(told["question"]), asked
+    )
     gr.on([view.input, of.input], show, look_inputs, look_outputs, show_progress="hidden", **DEVICE, **PRIVATE)
     stop.click(stopped, None, None, queue=False, **PRIVATE)
     clear.click(
@@ -133,7 +140,6 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
         lambda arms, records: gr.skip() if records else views.waiting(arms), [arms, answers], cards, queue=False,
         show_progress="hidden", **PRIVATE,
     )  # fmt: skip
-    past.table.select(history.restore, past.kept, settings, queue=False, show_progress="hidden", **PRIVATE)
     link_of(share, link, [*header.chosen, *settings, view])
     saves.connect(jsonl, markdown, answers, asked)
     return [*settings, view]

@@ -8,11 +8,14 @@ import gradio as gr
 
 import ctplab as ctp
 from ctplab.app import limits, recipes
-from ctplab.app.bench import PRIVATE, Bench
+from ctplab.app.beforehand import expected
+from ctplab.app.bench import LONG, PRIVATE, Bench
 from ctplab.app.guard import owner
 from ctplab.app.header import Header, renew
+from ctplab.app.history import Form
 from ctplab.app.jobs import Job
 from ctplab.app.share import lead
+from ctplab.app.suited import compress_values, suited
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
 from ctplab.disk import slug, write_json
@@ -108,6 +111,7 @@ def summary(manifest: dict[str, Any]) -> str:
 
 def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     """Lay the tab out inside the current ``gr.Blocks``."""
+    first = suited(bench, bench.chosen().full)
     gr.Markdown(
         "Bits alone: GPTQ. Sparsity alone: SparseGPT. Both: jointly, in one pass. The full model is the header's."
     )
@@ -118,22 +122,30 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         group = gr.Dropdown(["row", "128", "64", "32", "16"], value="row", label="Group size", elem_id="group")
     with gr.Row():
         corpus = gr.Dropdown(
-            CORPORA, value="atlas-web", allow_custom_value=True, label="Calibration text", info="or file:PATH"
+            CORPORA, value=first.corpus, allow_custom_value=True, label="Calibration text", info="or file:PATH"
         )
-        samples = gr.Number(128, label="Windows", precision=0, minimum=1, elem_id="samples")
-        seq_len = gr.Number(128, label="Tokens a window", precision=0, minimum=2)
+        samples = gr.Number(first.samples, label="Windows", precision=0, minimum=1, elem_id="samples")
+        seq_len = gr.Number(first.seq_len, label="Tokens a window", precision=0, minimum=2)
         act_order = gr.Checkbox(False, label="Act-order", info="solve columns by falling diag(H)")
         symmetric = gr.Checkbox(False, label="Symmetric grid")
     with gr.Row():
         go = gr.Button("Compress", variant="primary", elem_id="compress")
+        guess = gr.Button("Estimate size and time", elem_id="compress-estimate")
         cancel = gr.Button("Cancel", elem_id="compress-cancel")
         use = gr.Button("Use it in Compare", elem_id="compress-use")
         onward = gr.Button("Next: train a prompt for it →", elem_id="compress-next", variant="secondary")
-    form = [header.seed, corpus, samples, seq_len, bits, sparsity, pattern, group, act_order, symmetric]
+    named: Form = {
+        "seed": header.seed, "corpus": corpus, "samples": samples, "seq_len": seq_len, "bits": bits,
+        "sparsity": sparsity, "pattern": pattern, "group": group, "act_order": act_order, "symmetric": symmetric,
+    }  # fmt: skip
+    form = list(named.values())
     recipes.offer(tab, lambda: recipes.compressed(bench.runs), recipes.compress_form, form, "compress-again", PRIVATE)
+    told = gr.Markdown(elem_id="compress-told")
     status = gr.HTML(elem_id="compress-job")
     text = gr.Markdown(elem_id="compress-summary")
-    report = gr.Dataframe(headers=LAYERS, label="Report by layer", interactive=False, elem_id="layers", max_height=420)
+    report = gr.Dataframe(
+        headers=LAYERS, label="Report by layer", interactive=False, elem_id="layers", max_height=420, visible=False
+    )
     shown = gr.State(None)
 
     def run(
@@ -142,12 +154,15 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         with plain_errors():
             return start(bench, full, spec_of(*settings), corpus, samples, seq_len, seed, owner(request)).html()
 
+    def report_of(manifest: dict[str, Any]) -> Any:
+        return gr.update(value=layers(manifest), visible=bool(manifest.get("layers")))
+
     def poll(request: gr.Request, shown: Any, full: str, compressed: str, prompt: str | None) -> list[Any]:
         job = bench.jobs.latest("compress", owner(request))
         if job is None or job.version == shown:
             return [gr.skip()] * 7
         finished = renew(bench, full, compressed, prompt) if job.state == "done" else (gr.skip(),) * 3
-        return [job.html(owner(request)), summary(job.result), layers(job.result), job.version, *finished]
+        return [job.html(owner(request)), summary(job.result), report_of(job.result), job.version, *finished]
 
     def cancelled(request: gr.Request) -> None:
         with plain_errors():
@@ -161,10 +176,18 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         gr.Info(f"{done[0].result['name']} is the compressed model now.")
         return gr.update(choices=bench.compressed_names(), value=done[0].result["name"])
 
-    go.click(
-        run, [header.full, *form],
-        status, **PRIVATE,
-    )  # fmt: skip
+    def title(told: dict[str, Any]) -> str:
+        tag = spec_of(*list(told.values())[4:10]).tag
+        return f"{told['full']} to {tag}, {told['samples']} windows of {told['corpus']}"
+
+    def probe(full: str, _: Any, corpus: str, samples: float, seq_len: float, *settings: Any) -> str:
+        with plain_errors():
+            return expected(bench, full, spec_of(*settings), corpus, samples, seq_len)
+
+    guess.click(probe, [header.full, *form], told, **LONG, **PRIVATE)
+    header.on_another_model(lambda name: compress_values(suited(bench, name)), [corpus, samples, seq_len])
+    started = go.click(run, [header.full, *form], status, **PRIVATE)
+    header.past.record(started, "compress", "compress", {**named, "full": header.full}, title)
     gr.Timer(1.0).tick(
         poll, [shown, *header.chosen], [status, text, report, shown, *header.chosen], queue=False,
         show_progress="hidden", **PRIVATE,

@@ -13,7 +13,10 @@ import ctplab as ctp
 from ctplab.show.colours import GREY
 
 NO_PROMPT = "No prompt yet.<br>Learn one in the tab Train,<br>or load one at the top of the page."
-INSIDE = (420, 260)  # pixels of a plot area that labels are laid out for
+INSIDE = ((250, 240), (420, 260))  # pixels of plot areas that labels are laid out for: on a phone, and beside another
+PICKED = "#e11d48"  # what a reader chose
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, in pixels."""
 GRID = "rgba(128, 140, 160, 0.25)"
 
 
@@ -26,7 +29,7 @@ def blank(height: int, x: str, y: str, **layout: Any) -> go.Figure:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY, "size": 13},
         margin={"l": 60, "r": 16, "t": 44, "b": 50},
-        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
+        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0, "itemsizing": "constant"},
         hoverlabel={"font": {"size": 13}},
         **layout,
     )
@@ -49,26 +52,34 @@ def logarithmic(figure: go.Figure, values: Iterable[float]) -> None:
 def labels(figure: go.Figure, points: Sequence[tuple[float, float, str]]) -> None:
     """Name points (x, y, text) of a figure with a logarithmic y axis, each at the end of a line of its own.
 
-    A label takes the first place around its point at which it meets no other label and no point, in a plot of about
-    :data:`INSIDE` pixels: what is crowded fans out.
+    A label takes the first place around its point at which it meets no other label and no point, in plots of each size
+    in :data:`INSIDE`: what is crowded fans out.
     """
     ys = [math.log10(y) for trace in figure.data for y in trace.y]
     low, high = min(ys) - 0.05, max(ys) + 0.35 * max(0.2, max(ys) - min(ys))
     left, right = min(x for x, _, _ in points), max(x for x, _, _ in points)
 
-    def pixels(x: float, y: float) -> tuple[float, float]:
+    def place(x: float, y: float, size: tuple[int, int]) -> tuple[float, float]:
         across = (x - left) / ((right - left) or 1.0)
-        return INSIDE[0] * (0.05 + 0.9 * across), INSIDE[1] * (high - math.log10(y)) / (high - low)
+        return size[0] * (0.05 + 0.9 * across), size[1] * (high - math.log10(y)) / (high - low)
 
-    spots = [pixels(x, y) for trace in figure.data for x, y in zip(trace.x, trace.y, strict=True)]
-    boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
+    spots = [(x, y) for trace in figure.data for x, y in zip(trace.x, trace.y, strict=True)]
+    taken = {size: [_around(place(x, y, size), 6, 6) for x, y in spots] for size in INSIDE}
     for x, y, text in sorted(points):
-        at, half = pixels(x, y), 3.5 * len(text) + 3
-        tried = [(at[0] + ax, at[1] + ay, ax, ay) for ay in range(-20, -180, -15) for ax in (10, -10, 30, -30, 55, 85)]
-        found = [(cx - half, cy - 8, cx + half, cy + 8, ax, ay) for cx, cy, ax, ay in tried]
-        free = (spot for spot in found if not any(_meet(spot, box) for box in boxes) and spot[0] > 0 and spot[1] > 0)
-        *box, ax, ay = next(free, found[0])
-        boxes.append(tuple(box))  # pyright: ignore[reportArgumentType]
+        half = 3.5 * len(text) + 3
+
+        def boxes(ax: int, ay: int, x: float = x, y: float = y, half: float = half) -> dict[tuple[int, int], Box]:
+            at = {size: place(x, y, size) for size in INSIDE}
+            return {size: _around((px + ax, py + ay), half, 8) for size, (px, py) in at.items()}
+
+        def free(found: dict[tuple[int, int], Box]) -> bool:
+            inside = all(box[0] > 0 and box[1] > 0 and box[2] < size[0] + 12 for size, box in found.items())
+            return inside and not any(_meet(box, other) for size, box in found.items() for other in taken[size])
+
+        tried = [(ax, ay) for ay in range(-20, -180, -15) for ax in (10, -10, 30, -30, 55, 85)]
+        ax, ay = next((spot for spot in tried if free(boxes(*spot))), tried[0])
+        for size, box in boxes(ax, ay).items():
+            taken[size].append(box)
         figure.add_annotation(
             x=x, y=math.log10(y), text=text, showarrow=True, arrowhead=0, arrowwidth=1, arrowcolor=GREY, standoff=5,
             ax=ax, ay=ay, font={"size": 11},
@@ -76,8 +87,13 @@ def labels(figure: go.Figure, points: Sequence[tuple[float, float, str]]) -> Non
     figure.update_yaxes(range=[low, high])
 
 
-def _meet(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Whether two boxes (left, top, right, bottom) overlap."""
+def _around(middle: tuple[float, float], across: float, up: float) -> Box:
+    """The box that reaches so far around a point."""
+    return middle[0] - across, middle[1] - up, middle[0] + across, middle[1] + up
+
+
+def _meet(one: Box, other: Box) -> bool:
+    """Whether two boxes overlap."""
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 

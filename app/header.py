@@ -1,5 +1,6 @@
 """The header: model card, prompt with its compatibility badge, device and seed; and loading more of each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 import ctplab as ctp
+from ctplab.app import history
 from ctplab.app.bench import DEVICE, LONG, PRIVATE, Bench, Chosen, Loaded
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
@@ -22,6 +24,12 @@ class Header:
     prompt: gr.Dropdown
     seed: gr.Number
     card: gr.HTML
+    row: gr.State
+    """The learned row in view, or None: the same in every tab."""
+    past: history.Past
+    """What was done in this browser; tabs add what they start."""
+    loads: list[Any]
+    """Events after which the full model may be another."""
     tabs: gr.Tabs | None = None
     """The page's tabs, for buttons that lead from one to another."""
 
@@ -29,6 +37,18 @@ class Header:
     def chosen(self) -> list[gr.Dropdown]:
         """Inputs of every event that needs the three names."""
         return [self.full, self.compressed, self.prompt]
+
+    @property
+    def names(self) -> history.Form:
+        """The same by name, for lists of what was done."""
+        return {"full": self.full, "compressed": self.compressed, "prompt": self.prompt}
+
+    def on_another_model(self, settings: Callable[[str], list[Any]], outputs: list[gr.components.Component]) -> None:
+        """Fill ``outputs`` with ``settings(full model)`` if a reader chooses or loads another full model."""
+        quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, **PRIVATE}
+        self.full.input(settings, self.full, outputs, **quiet)
+        for event in self.loads:
+            event.success(settings, self.full, outputs, **quiet)
 
 
 NONE_YET = (
@@ -116,7 +136,8 @@ def build(bench: Bench) -> Header:
                 model: gr.Button(offered(model), elem_id=f"get-{name}", size="sm", min_width=200)
                 for name, model in MODELS.items()
             }
-    header = Header(full, compressed, prompt, seed, box)
+    row = gr.State(None)
+    header = Header(full, compressed, prompt, seed, box, row, history.build(), [])
 
     def redraw(full: str, compressed: str, prompt: str | None) -> str:
         with plain_errors():
@@ -151,10 +172,13 @@ def build(bench: Bench) -> Header:
 
     for component in header.chosen:
         component.change(redraw, header.chosen, box, show_progress="hidden", queue=False, **PRIVATE)
-    add_model.click(load_model, [source, full, compressed], [full, compressed], **DEVICE, **PRIVATE)
+    prompt.change(lambda: None, None, row, show_progress="hidden", queue=False, **PRIVATE)
+    loaded = add_model.click(load_model, [source, full, compressed], [full, compressed], **DEVICE, **PRIVATE)
+    header.loads.append(loaded)
     add_prompt.click(load_prompt, folder, prompt, **PRIVATE)
     for model, button in offers.items():
-        button.click(get(model.name), compressed, [full, compressed, button], **LONG, **PRIVATE)
+        got = button.click(get(model.name), compressed, [full, compressed, button], **LONG, **PRIVATE)
+        header.loads.append(got)
     return header
 
 

@@ -155,9 +155,13 @@ class Jobs:
         mine = [job for job in running if job.owner == owner]
         return next(iter([*mine, *running, *reversed(those)]), None)
 
+    def unfinished(self, kind: str) -> list[Job]:
+        """Everybody's queued and running jobs of a kind."""
+        return [job for job in self._all if job.kind == kind and job.active]
+
     def mine(self, kind: str, owner: str) -> Job:
         """The unfinished job of a kind that ``owner`` may stop. Raises InputError if there is none."""
-        active = [job for job in self._all if job.kind == kind and job.active]
+        active = self.unfinished(kind)
         own = [job for job in active if job.owner == owner]
         if own:
             return own[0]

@@ -11,6 +11,7 @@ import ctplab as ctp
 from ctplab.app import figures, limits
 from ctplab.app.bench import LONG, PRIVATE, Bench
 from ctplab.app.header import Header
+from ctplab.app.history import Form
 from ctplab.app.toast import plain_errors
 from ctplab.progress import silent
 from ctplab.prompts import prefix
@@ -90,10 +91,11 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         "computed once. Median and quartiles; other work on this machine shows in the numbers."
     )
     with gr.Row(equal_height=True):
-        tokens = gr.Textbox("0, 25, 50, 100", label="Prompt tokens (k)", elem_id="latency-tokens")
-        length = gr.Number(64, label="Text tokens", precision=0, minimum=1)
-        new = gr.Number(16, label="New tokens", precision=0, minimum=2)
-        repeats = gr.Number(5, label="Repeats", precision=0, minimum=1, elem_id="latency-repeats")
+        tokens = gr.Textbox("0, 25, 50, 100", label="Prompt tokens (k)", elem_id="latency-tokens", min_width=130)
+        length = gr.Number(64, label="Text tokens", precision=0, minimum=1, min_width=110)
+        new = gr.Number(16, label="New tokens", precision=0, minimum=2, min_width=110)
+        repeats = gr.Number(5, label="Repeats", precision=0, minimum=1, elem_id="latency-repeats", min_width=110)
+    with gr.Row():
         go_button = gr.Button("Measure", variant="primary", elem_id="latency", min_width=100)
         stop = gr.Button("Stop", elem_id="latency-stop", min_width=60)
     with gr.Row():
@@ -122,7 +124,11 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     def stopped(request: gr.Request) -> None:
         bench.stop(f"latency {request.session_hash}")
 
-    go_button.click(run, [header.compressed, tokens, length, new, repeats], [first, speed], **LONG, **PRIVATE)
+    form: Form = {
+        "compressed": header.compressed, "tokens": tokens, "length": length, "new_tokens": new, "repeats": repeats,
+    }  # fmt: skip
+    measured = go_button.click(run, list(form.values()), [first, speed], **LONG, **PRIVATE)
+    header.past.record(measured, "latency", "latency", form, lambda told: f"k = {told['tokens']}")
     stop.click(stopped, None, None, queue=False, **PRIVATE)
 
     def latency_api(

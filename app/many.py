@@ -14,6 +14,7 @@ from ctplab.app.bench import ARMS, DEVICE, PRIVATE, Bench, Chosen
 from ctplab.app.closer import look
 from ctplab.app.guard import owner
 from ctplab.app.header import Header
+from ctplab.app.history import Form
 from ctplab.app.jobs import Job
 from ctplab.app.share import download
 from ctplab.app.toast import plain_errors
@@ -165,26 +166,33 @@ def build(
             found, wanted = job.result["rows"], job.result["wanted"]
             second = "soft" if "soft" in wanted.arms else wanted.arms[-1]
             first = "compressed" if "compressed" in wanted.arms and second != "compressed" else wanted.arms[0]
+            about = {**vars(job.result["chosen"]), "temperature": 0.0, "hard_prompt": wanted.hard_prompt}
+            about |= {part: getattr(wanted, part) for part in ("max_new_tokens", "raw", "start", "seed")}
             text = {
-                "JSONL": lambda: question_files.jsonl(found),
-                "CSV": lambda: question_files.as_csv(found),
-                "LLM Comparator": lambda: question_files.comparator(found, first, second, wanted.name),
+                "JSONL": lambda: question_files.jsonl(found, about),
+                "CSV": lambda: question_files.as_csv(found, about),
+                "LLM Comparator": lambda: question_files.comparator(found, first, second, wanted.name, about),
             }[name]()
             return {"name": f"{wanted.name}{FILES[name]}", "type": "text/plain", "text": text}
 
         return written
 
     one_row = [one, title, cards, picked]
-    source.input(
+    source.change(
         lambda s: (gr.update(visible=SOURCES[s] == "list"), gr.update(visible=SOURCES[s] == "task")), source,
         [listed, task], queue=False, show_progress="hidden", **PRIVATE,
     )  # fmt: skip
-    go.click(
-        ask_all,
-        [*header.chosen, source, limit, pasted, task, arms, hard, longest, raw, header.seed, first],
-        status,
-        **PRIVATE,
-    )
+    form: Form = {
+        **header.names, "source": source, "limit": limit, "list": pasted, "task": task, "arms": arms,
+        "hard_prompt": hard, "max_new_tokens": longest, "raw": raw, "seed": header.seed, "start": first,
+    }  # fmt: skip
+
+    def words(told: dict[str, Any]) -> str:
+        named = {"a list": f"{len(told['list'].strip().splitlines())} lines", "an lm-eval task": told["task"]}
+        return f"{told['source']}, {named.get(told['source'], told['limit'])}; arms {', '.join(told['arms'])}"
+
+    started = go.click(ask_all, list(form.values()), status, **PRIVATE)
+    header.past.record(started, "questions", "compare", form, words)
     gr.Timer(1.5).tick(
         poll_many, [shown, kind], [status, counts, rows, shown], queue=False, show_progress="hidden", **PRIVATE
     )

@@ -35,6 +35,7 @@ def build(bench: Bench) -> gr.Blocks:
             for title, build_tab in TABS.items():
                 with gr.Tab(title, id=title.lower().replace(" ", "-")) as tab:
                     build_tab(bench, head, tab)
+        head.past.lay_out(page, bench, tabs)
         api.build(bench)
 
         def opened(request: gr.Request) -> list[Any]:
@@ -48,7 +49,7 @@ def build(bench: Bench) -> gr.Blocks:
             return [*share.restore(query), *header.renew(bench, *known)]
 
         def closed(request: gr.Request) -> None:
-            for what in ("", "latency ", "api ", "latency api "):
+            for what in ("", "latency ", "worth ", "api ", "latency api ", "worth api "):
                 bench.stop(f"{what}{request.session_hash}")
 
         def reopened(tab: str) -> Any:

@@ -14,7 +14,7 @@ from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.header import Header
 from ctplab.app.views import size
 from ctplab.paper.printed import TABLES
-from ctplab.runs.stale import stale_levels
+from ctplab.runs.stale import mark_report, stale_levels
 from ctplab.show.colours import HELPS, HURTS, colour
 
 STALE = "⚠ "
@@ -130,23 +130,26 @@ def recovery(result: dict[str, Any]) -> go.Figure:
             marker={"size": 10, "color": colour(arm)}, error_y=figures.whiskers(shares),
         )  # fmt: skip
     figure.update_layout(scattermode="group", scattergap=0.4)
-    figure.add_hline(y=1, line={"dash": "dot", "color": figures.GREY}, annotation_text="the full model")
-    figure.add_hline(y=0, line={"dash": "dot", "color": figures.GREY}, annotation_text="the compressed model",
-                     annotation_position="bottom right")  # fmt: skip
-    figure.update_yaxes(tickformat=".0%", range=[-2, 1.5])
+    figure.add_hline(y=1, line={"dash": "dot", "color": figures.GREY})
+    figure.add_hline(y=0, line={"dash": "dot", "color": figures.GREY})
+    ticks = {-2.0: "−200%", -1.0: "−100%", -0.5: "−50%", 0.0: "compressed<br>0%", 0.5: "50%", 1.0: "full<br>100%"}
+    figure.update_yaxes(tickvals=list(ticks), ticktext=list(ticks.values()), range=[-2, 1.5])
+    figure.update_layout(margin={"l": 92})
     return figure
 
 
 def questions(result: dict[str, Any]) -> go.Figure:
     """Exact match on the closed-book questions with 95% intervals."""
-    figure = figures.blank(420, "", "exact match")
+    figure = figures.blank(420, "exact match", "")
     arms = result["questions"]
     shares = [ctp.Interval(a["exact_match"], a["low"], a["high"]) for a in arms.values()]
     figure.add_bar(
-        x=list(arms), y=[share.value for share in shares], showlegend=False,
-        marker={"color": [colour(name) for name in arms]}, error_y=figures.whiskers(shares),
+        y=list(arms), x=[share.value for share in shares], showlegend=False, orientation="h",
+        marker={"color": [colour(name) for name in arms]}, error_x=figures.whiskers(shares),
     )  # fmt: skip
-    figure.update_yaxes(tickformat=".0%", range=[0, 1])
+    figure.update_xaxes(tickformat=".0%", range=[0, 1])
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(margin={"l": 92})
     return figure
 
 
@@ -200,7 +203,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             "**Transfer**: perplexity without → with the prompt (* learned there; green helps, orange-red hurts)."
         )
         matrix = gr.Dataframe(label="Transfer (click a cell for its runs)", elem_id="transfer", interactive=False)
-        files = gr.Dataframe(headers=FILES, label="Runs behind the cell", elem_id="cell", interactive=False, wrap=True)
+        files = gr.Dataframe(headers=FILES, label="Runs behind the cell", elem_id="cell", interactive=False, wrap=True,
+                             visible=False)  # fmt: skip
 
     def refresh(name: str | None, corpus: str | None) -> list[Any]:
         names = found_runs(bench.runs)
@@ -217,7 +221,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         words += (
             f"{result['prompt']['spec']['tokens']} tokens learned on {result['learned_on']} at {result['showcase']}."
         )
-        old = stale_levels(bench.runs, str(name), result)
+        old = mark_report(bench.runs, str(name)) or stale_levels(bench.runs, str(name), result)
         if old:
             words += "\n\n" + STALE + "**Stale**: " + "; ".join(f"{tag}: {reason}" for tag, reason in old.items())
             words += ". Run `ctplab demo` again for numbers on the weights that lie there now."
@@ -233,7 +237,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         if result is None or column == 0:
             return gr.skip()
         tag = list(result["transfer"])[row]
-        return cell_runs(bench.runs, str(name), tag, list(result["transfer"][tag])[column - 1])
+        found = cell_runs(bench.runs, str(name), tag, list(result["transfer"][tag])[column - 1])
+        return gr.update(value=found, visible=True)
 
     gr.on(
         [tab.select, run.input, corpus.input], refresh, [run, corpus],

@@ -21,7 +21,7 @@ def build() -> tuple[gr.Button, gr.Button, gr.Button, gr.Textbox]:
 
 def settings_of(told: dict[str, Any]) -> dict[str, Any]:
     """What a reader of a file needs to ask the same again."""
-    return {name: value for name, value in told.items() if name not in ("question", "arms")}
+    return {name: value for name, value in told.items() if name not in ("question", "arms", "said")}
 
 
 def connect(as_jsonl: gr.Button, as_markdown: gr.Button, answers: gr.State, asked: gr.State) -> None:

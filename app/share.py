@@ -18,13 +18,13 @@ DOWNLOAD = """(file) => {
 }"""
 
 
-TOP = "() => {{ sessionStorage.setItem('ctplab-tab', '{}'); window.scrollTo({{ top: 0 }}); }}"
+SHOW_TAB = "(tab) => { if (tab) { sessionStorage.setItem('ctplab-tab', tab); window.scrollTo({ top: 0 }); } }"
 
 
 def lead(event: Any, tabs: gr.Tabs | None, tab: str) -> None:
     """Open the tab with the id ``tab`` once ``event`` has succeeded, and show its top."""
     event.success(lambda: gr.Tabs(selected=tab), None, tabs, queue=False, show_progress="hidden", **PRIVATE).then(
-        None, None, None, js=TOP.format(tab), **PRIVATE
+        None, None, None, js=f"() => ({SHOW_TAB})('{tab}')", **PRIVATE
     )
 
 

@@ -1,23 +1,20 @@
 """Tab *Prompt tokens*: what the vocabulary says about every learned row, and a map of where the rows went."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
-import plotly.graph_objects as go
 
 import ctplab as ctp
-from ctplab.app import export, figures, limits
+from ctplab.app import export, figures, limits, rowmap, worth
 from ctplab.app.bench import DEVICE, LONG, PRIVATE, Bench, Chosen
 from ctplab.app.header import Header
 from ctplab.app.toast import plain_errors
 from ctplab.inspect.nearest import METRICS
 from ctplab.prompts.prefix import text_rows
-from ctplab.show.colours import colour
 
 SHOWN, KEPT = 5, 25  # neighbours in the table, and after a click on a row
-HEADERS = ["row", "nearest tokens", "norm", "started as", "its rank now", "drift"]
+HEADERS = ["row", "nearest tokens", "norm", "started as", "its rank now", "drift", "worth"]
 SEQ_LEN, WINDOWS = 128, 32  # of the perplexity of the nearest-token hard prompt
 
 
@@ -38,79 +35,29 @@ def listed(nearest: list[Any]) -> str:
     return "   ".join(f"{token!r} {value:.2f}" for token, value in nearest)
 
 
-def table(found: list[dict]) -> dict[str, Any]:
-    """The records as a Dataframe value."""
+def table(
+    found: list[dict], picked: int | None = None, worths: tuple[list[Any], list[str]] | None = None
+) -> dict[str, Any]:
+    """The records as a Dataframe value; the row ``picked`` is marked. ``worths``: values and styles of that column."""
+    values, bars = worths or ([""] * len(found), [""] * len(found))
     data = [
         [r["row"], listed(r["nearest"][:SHOWN]), round(r["norm"], 3), repr(r["init"]) if r["init"] is not None else "",
-         "" if r["init_rank"] is None else r["init_rank"], round(r["drift"], 3)]
-        for r in found
+         "" if r["init_rank"] is None else r["init_rank"], round(r["drift"], 3), value]
+        for r, value in zip(found, values, strict=True)
     ]  # fmt: skip
-    return {"headers": HEADERS, "data": data}
-
-
-def inside_text(bench: Bench, chosen: Chosen, word: str) -> tuple[str, list[int]]:
-    """What the user typed as it stands inside a text (mostly behind a space), and its token ids."""
-    word, tokenizer = limits.text(word, "word", 200), bench.model(chosen.compressed).tokenizer
-    ways = {text: list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (f" {word.strip()}", word)}
-    return min(ways.items(), key=lambda way: len(way[1])) if word.strip() else ("", [])
-
-
-def map_of(bench: Bench, chosen: Chosen, word: str, picked: int | None) -> go.Figure:
-    """The map of the chosen prompt, with the user's word on it."""
-    small, saved = bench.fitting(chosen)
-    extra = inside_text(bench, chosen, word)[1]
-    with bench.turns.turn():
-        points = ctp.project(small.model, saved.prefix, saved.initial, tuple(extra))
-    return draw_map(points, lambda token: small.tokenizer.decode([token]), picked)
-
-
-def draw_map(points: dict[str, Any], spell: Callable[[int], str], picked: int | None = None) -> go.Figure:
-    """Vocabulary, untrained rows and learned rows on two principal axes, with arrows from init to learned.
-
-    ``points`` from ``inspect.similarity.project``; ``spell`` writes a token id; the row ``picked`` is larger.
-    """
-    x, y = (f"axis {i + 1} ({100 * share:.0f}% of the variance)" for i, share in enumerate(points["explained"]))
-    figure = figures.blank(520, x, y)
-
-    def names(ids: list[int] | None, kind: str) -> list[str]:
-        return [f"{kind} {spell(i)!r}" for i in ids or ()]
-
-    def scatter(name: str, group: str, text: list[str], **style: Any) -> None:
-        spots = points[group]
-        rows = list(range(len(spots["x"]))) if group in ("init", "learned") else None  # what a click picks
-        figure.add_scatter(
-            x=spots["x"], y=spots["y"], mode="markers", name=name, text=text, hoverinfo="text", marker=style,
-            customdata=rows,
-        )  # fmt: skip
-
-    start, end = points["init"], points["learned"]
-    scatter("vocabulary", "vocabulary", names(points["vocabulary"]["ids"], "token"), color=figures.GREY, size=4,
-            opacity=0.35)  # fmt: skip
-    path: tuple[list, list] = ([], [])
-    for i in range(len(end["x"])):
-        path[0].extend((start["x"][i], end["x"][i], None))
-        path[1].extend((start["y"][i], end["y"][i], None))
-    heads = [0, 9, 0] * len(end["x"])
-    figure.add_scatter(
-        x=path[0], y=path[1], mode="lines+markers", name="init → learned", hoverinfo="skip",
-        line={"color": figures.faint(colour("soft"), 0.45), "width": 1},
-        marker={"symbol": "arrow", "angleref": "previous", "size": heads, "color": colour("soft")},
-    )  # fmt: skip
-    scatter("init", "init", names(start["ids"], "row started as"), color=colour("init"), size=6)
-    scatter("learned", "learned", [f"learned row {i}" for i in range(len(end["x"]))], color=colour("soft"),
-            size=[14 if i == picked else 7 for i in range(len(end["x"]))])  # fmt: skip
-    if points["extra"]["x"]:
-        scatter(
-            "your word", "extra", names(points["extra"]["ids"], "your token"), color="#e11d48", size=13, symbol="star"
-        )
-    return figure
+    marked = f"background-color: {figures.faint(figures.PICKED, 0.25)}"
+    styling = [
+        [*[marked if r["row"] == picked else ""] * (len(HEADERS) - 1), bar] for r, bar in zip(found, bars, strict=True)
+    ]
+    return {"headers": HEADERS, "data": data, "metadata": {"styling": styling}}
 
 
 def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     """Lay the tab out inside the current ``gr.Blocks``."""
     gr.Markdown(
         "Every learned row with its nearest vocabulary tokens. *Drift* is the way from its start, relative to the "
-        "start's length; *its rank now* says how many tokens are nearer than the one it started as (0: none)."
+        "start's length; *its rank now* says how many tokens are nearer than the one it started as (0: none); *worth*, "
+        "measured below, is the loss without the row in thousandths of a nat a token."
     )
     with gr.Row():
         metric = gr.Radio(list(METRICS), value="cosine", label="Measure", elem_id="metric")
@@ -121,17 +68,18 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         with gr.Column(scale=3, min_width=320):
             overview = gr.Dataframe(
                 headers=HEADERS, label="Learned rows (click one)", elem_id="tokens", interactive=False, max_height=520,
-                column_widths=[60, 500, 90, 120, 90, 90], wrap=True,
+                column_widths=["7%", "40%", "10%", "14%", "9%", "9%", "11%"], wrap=True,
             )  # fmt: skip
-        with gr.Column(scale=1, min_width=220):
+        with gr.Column(scale=1, min_width=280):
             neighbours = gr.Dataframe(
                 headers=["rank", "token", "value"], label="Neighbours of the row", elem_id="neighbours",
-                interactive=False, max_height=520,
+                interactive=False, max_height=520, column_widths=["20%", "50%", "30%"],
             )  # fmt: skip
     word = gr.Textbox(label="Place a word on the map (Enter)", placeholder="California", elem_id="word")
     nearby = gr.Markdown(elem_id="nearby")
     plot = gr.Plot(label="Map on the vocabulary's two principal axes (zoom; click a row)", elem_id="map")
     clicked = gr.Textbox(visible="hidden", elem_id="map-pick")
+    beside = gr.Column()
     with gr.Accordion("The nearest-token hard prompt: how much survives being written in words?", open=False):
         with gr.Row(equal_height=True):
             corpus = gr.Dropdown(
@@ -142,21 +90,33 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         words = gr.Textbox(label="In words", lines=2, interactive=False, elem_id="discrete-text")
         scores = gr.Dataframe(headers=["arm", "perplexity"], interactive=False, elem_id="discrete-scores")
     export.build(bench, header)
-    found = gr.State([])
-    picked = gr.State(None)
+    found, picked, worths = gr.State([]), header.row, gr.State(None)
 
-    def refresh(full: str, compressed: str, prompt: str | None, word: str, *options: Any) -> tuple[Any, ...]:
+    def tabled(worths: worth.Worths | None, records: list[dict], picked: int | None, chosen: Chosen) -> dict[str, Any]:
+        return table(records, picked, worth.column(worths, chosen, len(records)))
+
+    def refresh(
+        full: str, compressed: str, prompt: str | None, word: str, picked: int | None, worths: Any, *options: Any
+    ) -> tuple[Any, ...]:
         if not prompt:
             return table([]), [], figures.note(520, figures.NO_PROMPT), None, {"headers": ["rank"], "data": []}
         with plain_errors():
             chosen = Chosen(full, compressed, prompt or "")
             records = rows(bench, chosen, KEPT, *options)
-            return table(records), records, map_of(bench, chosen, word, None), None, pick_row(records, 0)
+            row = picked if picked is not None and picked < len(records) else None
+            return (
+                tabled(worths, records, row, chosen),
+                records,
+                rowmap.map_of(bench, chosen, word, row),
+                row,
+                pick_row(records, row or 0),
+            )
 
-    def pick_row(records: list[dict], row: int) -> dict[str, Any]:
+    def pick_row(records: list[dict], row: int) -> Any:
         near = records[row]["nearest"]
         data = [[rank + 1, repr(token), round(value, 4)] for rank, (token, value) in enumerate(near)]
-        return {"headers": ["rank", f"token near row {row}", "value"], "data": data}
+        value = {"headers": ["rank", "token", "value"], "data": data}
+        return gr.update(value=value, label=f"Neighbours of row {row}")
 
     def pick(
         event: gr.SelectData, records: list[dict], full: str, compressed: str, prompt: str | None, word: str
@@ -168,13 +128,13 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     ) -> tuple[Any, ...]:
         with plain_errors():
             row = limits.whole(which, "row", 0, max(0, len(records) - 1))
-            return pick_row(records, row), row, map_of(bench, Chosen(full, compressed, prompt or ""), word, row)
+            return pick_row(records, row), row, rowmap.map_of(bench, Chosen(full, compressed, prompt or ""), word, row)
 
     def place(full: str, compressed: str, prompt: str | None, word: str, picked: int | None) -> tuple[Any, str]:
         with plain_errors():
             chosen = Chosen(full, compressed, prompt or "")
-            figure = map_of(bench, chosen, word, picked)
-            text, ids = inside_text(bench, chosen, word)
+            figure = rowmap.map_of(bench, chosen, word, picked)
+            text, ids = rowmap.inside_text(bench, chosen, word)
             if not ids:
                 return figure, ""
             small = bench.model(chosen.compressed)
@@ -204,16 +164,19 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
                     data.append([arm.name, round(ctp.perplexity(arm, text, limit=WINDOWS).ppl, 3)])
             return small.tokenizer.decode(list(hard.ids or ())), {"headers": ["arm", "perplexity"], "data": data}
 
+    with beside:
+        worth.build(bench, header, worths, found, overview, tabled)
     options = [metric, centre, special, unused]
     outputs = [overview, found, plot, picked, neighbours]
     gr.on(
-        [tab.select, *(option.input for option in options)], refresh, [*header.chosen, word, *options], outputs,
+        [tab.select, *(option.input for option in options)], refresh,
+        [*header.chosen, word, picked, worths, *options], outputs,
         show_progress="minimal", **DEVICE, **PRIVATE,
     )  # fmt: skip
     overview.select(
         pick, [found, *header.chosen, word], [neighbours, picked, plot], show_progress="hidden", **DEVICE, **PRIVATE
     )
-    clicked.input(
+    clicked.submit(
         picked_row, [clicked, found, *header.chosen, word], [neighbours, picked, plot], show_progress="hidden",
         **DEVICE, **PRIVATE,
     )  # fmt: skip

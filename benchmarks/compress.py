@@ -14,7 +14,6 @@ dense block's activations; GPTQModel solves layer after layer (our ``true_sequen
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -148,12 +147,9 @@ def gemm_rate(dtype: torch.dtype, device: str) -> float:
 
 def machine(device: str) -> str:
     """The name of the card or the processor."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    from ctplab.machine import processor
+
+    return torch.cuda.get_device_name() if device == "cuda" else processor()
 
 
 def main() -> None:

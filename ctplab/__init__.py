@@ -4,7 +4,7 @@ from ctplab.starting import guard
 
 guard()
 
-from ctplab.compression.walk import CompressionReport as CompressionReport
+from ctplab.compression.reports import CompressionReport as CompressionReport
 from ctplab.compression.walk import compress as compress
 from ctplab.decoding.generate import generate as generate
 from ctplab.decoding.sampler import Sampler as Sampler
@@ -39,7 +39,10 @@ from ctplab.learning.rows import learn_steps as learn_steps
 from ctplab.learning.saving import save_prompt as save_prompt
 from ctplab.learning.teacher import cached_teacher as cached_teacher
 from ctplab.learning.tuned import learn_tuned as learn_tuned
+from ctplab.measure.attention_mass import attention_mass as attention_mass
 from ctplab.measure.candidates import rank_hard_prompts as rank_hard_prompts
+from ctplab.measure.chosen import choose as choose
+from ctplab.measure.chosen import chosen as chosen
 from ctplab.measure.fidelity import Fidelity as Fidelity
 from ctplab.measure.fidelity import fidelity as fidelity
 from ctplab.measure.latency import latency as latency
@@ -56,6 +59,7 @@ from ctplab.measure.tasks.evaluate import evaluate as ask_tasks
 from ctplab.measure.tasks.transferred import transfer_tasks as transfer_tasks
 from ctplab.measure.transfer import Target as Target
 from ctplab.measure.transfer import transfer as transfer
+from ctplab.measure.worth import row_worth as row_worth
 from ctplab.models.loading import load_tokenizer as load_tokenizer
 from ctplab.prompts.arms import Arm as Arm
 from ctplab.prompts.arms import arms as arms

@@ -1,5 +1,6 @@
-"""What this machine has: the memory that this process may still take."""
+"""What this machine has: its processor, and the memory that this process may still take."""
 
+import platform
 import sys
 from pathlib import Path
 
@@ -23,3 +24,11 @@ def free_memory() -> int:
         if limit != resource.RLIM_INFINITY:
             found.append(limit - psutil.Process().memory_info().vms)
     return max(0, min(found))
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 import ctplab as ctp
-from ctplab.learning.loop import Learned
+from ctplab.learning.learned import Learned
 from ctplab.progress import silent
 
 ODD: list[Any] = [

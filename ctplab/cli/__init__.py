@@ -11,8 +11,10 @@ import sys
 from ctplab import parallel
 from ctplab.cli import (
     app,
+    choose,
     compare,
     compress,
+    cut,
     demo,
     export,
     generate,
@@ -31,14 +33,15 @@ from ctplab.cli import (
     sweep,
     transfer,
     tune,
+    worth,
 )
 from ctplab.cli.faults import in_words, stoppable, telling
 from ctplab.cli.shared import Parser, in_flags, note
 from ctplab.errors import InputError, Interrupted
 
 COMMANDS = (
-    demo, get, compress, info, learn, tune, hard, score, latency, recover, transfer, memory, inspect, lens, generate,
-    compare, export, import_, reproduce, sweep, app,
+    demo, get, compress, info, learn, tune, hard, score, latency, recover, transfer, memory, inspect, worth, cut,
+    choose, lens, generate, compare, export, import_, reproduce, sweep, app,
 )  # fmt: skip
 """In the order of ``ctplab --help``."""
 INTERRUPTED = "interrupted; run the same command to go on"

@@ -8,7 +8,9 @@ from typing import Any
 import ctplab as ctp
 from ctplab.cli.numbers import at_least, real
 from ctplab.cli.shared import add_command, finish, in_flags, note, say, seq_len
+from ctplab.compression.walk import PRODUCTS
 from ctplab.models.loading import local_folder, skeleton
+from ctplab.runs.stale import mark_report
 from ctplab.text.corpora import MOST_SAMPLES
 
 
@@ -20,9 +22,9 @@ def compress(options: argparse.Namespace) -> None:
     tokenizer = ctp.load_tokenizer(folder)
     length = seq_len(skeleton(folder), options.seq_len)
     windows = ctp.corpus(options.calibration, tokenizer, length).train.sample(options.samples, options.seed)
-    manifest = ctp.compress_to(
-        options.model, out, tokenizer, windows, spec, device=options.device, dtype=options.dtype, batch=options.batch
-    )
+    settings: dict[str, Any] = {name: getattr(options, name) for name in ("device", "dtype", "batch", "products")}
+    manifest = ctp.compress_to(options.model, out, tokenizer, windows, spec, **settings)
+    mark_report(out.resolve().parent.parent, out.resolve().parent.name)  # of a demo whose level this was
     keys = ("tag", "seconds", "bytes", "bits_per_weight", "nominal_bits_per_weight", "warnings", "untouched", "layers")
     tell = say(options)
     tell(
@@ -30,6 +32,8 @@ def compress(options: argparse.Namespace) -> None:
         f"{manifest['bits_per_weight']:.2f} bits a weight (nominal {spec.nominal_bits:g}), "
         f"{manifest['seconds']:.1f} s -> {out}"
     )
+    products = sorted({layer["products"] for layer in manifest["layers"]})
+    tell(f"matrix products in {', '.join(products)}")
     tell(f"left as they are: {', '.join(manifest['untouched'])}")
     for warning in manifest["warnings"]:
         note(in_flags(warning, options.parser.flags))
@@ -54,6 +58,7 @@ def register(commands: Any) -> None:
     sub.add_argument("--damp", type=real, default=0.01)
     sub.add_argument("--block", type=at_least(1), default=128, help="columns between lazy updates")
     sub.add_argument("--batch", type=at_least(1), default=16, help="calibration windows at a time")
+    sub.add_argument("--products", choices=PRODUCTS, help="what a CPU multiplies in (default: what is faster here)")
     sub.add_argument("--calibration", default="atlas-web", metavar="CORPUS")
     sub.add_argument("--samples", type=at_least(1, MOST_SAMPLES), default=128)
     sub.add_argument(

@@ -130,10 +130,13 @@ def learn(options: argparse.Namespace) -> None:
         "seconds": round(sum(step.seconds for step in learned.steps), 2),
         "best_step": learned.best_step,
         "validation": {"nll": score.nll, "n_tokens": score.n_tokens, "ppl": score.ppl},
+        "warnings": learned.warnings,
     }
     say(options)(f"best at step {learned.best_step}: validation ppl {score.ppl:.2f} -> {out}")
     if learned.stopped:
         note(learned.stopped)
+    for warning in learned.warnings:
+        note(warning)
     if learned.not_recorded:
         note(f"the card was given its work kernel by kernel: {learned.not_recorded}")
     finish(options, result)

@@ -39,7 +39,13 @@ def asked_of(options: argparse.Namespace) -> list[Asked]:
 
 def compare_many(options: argparse.Namespace) -> None:
     """Ask every arm every question; tell counts and differences, and write the files that are asked for."""
-    writers = {".jsonl": jsonl, ".csv": as_csv, ".json": lambda rows: comparator(rows, *pair, options.questions)}
+    kept = ("full", "compressed", "prompt", "hard_prompt", "max_new_tokens", "raw", "start", "seed")
+    about = {"temperature": 0.0, **{name: getattr(options, name) for name in kept}}
+    writers = {
+        ".jsonl": lambda rows: jsonl(rows, about),
+        ".csv": lambda rows: as_csv(rows, about),
+        ".json": lambda rows: comparator(rows, *pair, options.questions, about),
+    }
     for path in options.write:
         if path.suffix not in writers:
             raise InputError(f"--write takes .jsonl, .csv, or .json (for LLM Comparator), not {path}")

@@ -65,8 +65,8 @@ def tune(options: argparse.Namespace) -> None:
     state.unlink(missing_ok=True)
     told = f"best at step {learned.best_step}: validation ppl {score.ppl:.2f}, {manifest['bytes']} bytes as before"
     say(options)(f"{told} -> {out}")
-    if learned.stopped:
-        note(learned.stopped)
+    for line in filter(None, [learned.stopped, *learned.warnings]):
+        note(line)
     if learned.not_recorded:
         note(f"the card was given its work kernel by kernel: {learned.not_recorded}")
     finish(options, {"out": str(out), "tag": manifest["tag"], "bytes": manifest["bytes"], **about})

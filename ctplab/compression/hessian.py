@@ -17,7 +17,9 @@ class Hessian:
     nor on which process added which batch.
     """
 
-    def __init__(self, columns: int, device: torch.device) -> None:
+    def __init__(self, columns: int, device: torch.device, products: torch.dtype = torch.float32) -> None:
+        """``products``: bfloat16 if a CPU is to multiply in it (:func:`_bfloat16_product`). A card decides by dtype."""
+        self.products = products
         self.total = torch.zeros(columns, columns, dtype=torch.float64, device=device)
         self.tokens = 0
 
@@ -29,9 +31,9 @@ class Hessian:
         if len(xs[0]) < FEW:
             xs = [torch.cat(xs)]
         x = xs[0]
-        native = x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        native = self.products == torch.bfloat16 and x.device.type == "cpu"
         half = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
-        xs = xs if native or half else [x.float() for x in xs]
+        xs = xs if half else [x.bfloat16() if native else x.float() for x in xs]
         product = _bfloat16_product if native else _half_product if half else _product
         panel = PANEL.get(x.device.type, PANEL["cpu"])
         for start in range(0, x.shape[1], panel):
@@ -67,7 +69,7 @@ def _half_product(lefts: list[Tensor], rights: list[Tensor]) -> Tensor:
 
 
 def _bfloat16_product(lefts: list[Tensor], rights: list[Tensor]) -> Tensor:
-    """The same sum in fp32, computed with a CPU's own bfloat16 instructions: twice as fast as fp32 products.
+    """The same sum in fp32, computed with a CPU's own bfloat16 instructions, if they are faster than fp32 products.
 
     These instructions round each product to bfloat16. So each chunk of tokens computes only the difference from an
     estimate. The earlier chunks give the estimate; for the first chunk, its own first tokens do. The differences are

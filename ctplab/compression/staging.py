@@ -14,9 +14,10 @@ With one pass, a batch stops in the middle of the model's own forward code and w
 possible: it is a function that can hand over control at any point and resume there later.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 
+import torch
 from torch import Tensor, nn
 
 from ctplab.compression.capture import Flow, Grouping, Stop, Watch
@@ -25,29 +26,42 @@ from ctplab.models.anatomy import weight_matrix
 
 Group = tuple[str, ...]
 Stages = Generator[tuple[Group, Hessian], None, None]
+Empty = Callable[[Group], Hessian]
 
 
 def staged(
-    flow: Flow, index: int, block: nn.Module, order: Grouping, *, true_sequential: bool, advance: bool
+    flow: Flow,
+    index: int,
+    block: nn.Module,
+    order: Grouping,
+    kind: torch.dtype,
+    *,
+    true_sequential: bool,
+    advance: bool,
 ) -> Stages:
-    """Yield every group of ``order`` with its Hessian. ``advance``: put the compressed block's outputs in ``flow``."""
+    """Yield every group of ``order`` with its Hessian, whose products a CPU computes in ``kind``.
+
+    ``advance``: put the compressed block's outputs in ``flow``.
+    """
+
+    def empty(group: Group) -> Hessian:
+        matrix = weight_matrix(block, group[0])
+        return Hessian(matrix.shape[1], matrix.device, kind)
+
     if true_sequential and order.stoppable:
-        yield from _paused(flow, index, block, order, advance)
+        yield from _paused(flow, index, block, order, empty, advance)
         return
     for stage in [(group,) for group in order.groups] if true_sequential else [order.groups]:
-        yield from _together(flow, index, block, order, stage)
+        yield from _together(flow, index, block, order, empty, stage)
     if advance:
         flow.advance(index, block)
 
 
-def _hessian(block: nn.Module, group: Group) -> Hessian:
-    matrix = weight_matrix(block, group[0])
-    return Hessian(matrix.shape[1], matrix.device)
-
-
-def _together(flow: Flow, index: int, block: nn.Module, order: Grouping, stage: Sequence[Group]) -> Stages:
+def _together(
+    flow: Flow, index: int, block: nn.Module, order: Grouping, empty: Empty, stage: Sequence[Group]
+) -> Stages:
     """Yield the Hessians of several groups, all from one pass, which ends at the last group's input if it may."""
-    hessians = {group[0]: _hessian(block, group) for group in stage}
+    hessians = {group[0]: empty(group) for group in stage}
     inputs: dict[str, list[Tensor]] = {}
     last = stage[-1][0]
 
@@ -69,7 +83,7 @@ def _together(flow: Flow, index: int, block: nn.Module, order: Grouping, stage: 
         yield group, hessians.pop(group[0])
 
 
-def _paused(flow: Flow, index: int, block: nn.Module, order: Grouping, advance: bool) -> Stages:
+def _paused(flow: Flow, index: int, block: nn.Module, order: Grouping, empty: Empty, advance: bool) -> Stages:
     """Run one pass for all groups. Each batch waits at a group's input until the group's new weights are in place.
 
     A batch's pass is a greenlet, so nothing before the group is computed twice. The price is memory: the paused frames
@@ -90,7 +104,7 @@ def _paused(flow: Flow, index: int, block: nn.Module, order: Grouping, advance: 
         try:
             at = [one.switch() for one in passes]  # the group's name and its input; None at the end
             for group in order.groups:
-                hessian = _hessian(block, group)
+                hessian = empty(group)
                 here = [i for i, reached in enumerate(at) if reached and reached[0] == group[0]]
                 for batch in flow.batches:
                     if parts := [at[i][1] for i in batch if i in here]:

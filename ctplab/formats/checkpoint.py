@@ -19,7 +19,7 @@ from ctplab import tensor_files
 from ctplab.compression.linear import PackedLinear
 from ctplab.compression.packing import unpack
 from ctplab.compression.parts import check_parts
-from ctplab.compression.walk import CompressionReport, Done, LayerReport
+from ctplab.compression.reports import CompressionReport, Done, LayerReport
 from ctplab.disk import LOG, check_name, whole, write_json, writing
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer

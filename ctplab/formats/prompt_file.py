@@ -2,13 +2,15 @@
 
 prompt.safetensors   E (k, d) and, if known, init (k, d); or key.0, value.0, ... (1, heads, k, head_dim) per layer
 prompt.json          base, tokenizer and corpus with their fingerprints, compression tag, recipe, scores, versions;
-                     ``copies``: fingerprints of the very weights that it was learned through
+                     ``copies``: fingerprints of the very weights that it was learned through;
+                     ``cut``: which rows of a longer prompt these are, if it is one that was cut
 
 :func:`attach` checks that a prompt fits a model before anything is computed with it.
 """
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +27,7 @@ from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
 from ctplab.models.fingerprints import base_fingerprint, copy_fingerprint, tokenizer_fingerprint
 from ctplab.prompts.compiled import compile_prefix
-from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix
+from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix, only
 from ctplab.specs import SCHEMA
 from ctplab.text_files import read_json
 
@@ -87,6 +89,34 @@ def write(prefix: AnyPrefix, initial: AnyPrefix | None, info: dict[str, Any], ou
         manifest.write_text(json.dumps(info, indent=1) + "\n")
         (out / MANIFEST).unlink(missing_ok=True)  # from here on nothing can run out of space
     return info
+
+
+_OF_THE_WHOLE = (
+    "schema",
+    "kind",
+    "k",
+    "init_ids",
+    "versions",
+    "best_step",
+    "validation_nll",
+    "stopped",
+    "curve",
+    "warnings",
+)
+"""Manifest entries that a prompt that is cut shorter does not inherit, or that writing it makes anew."""
+
+
+def shorter(saved: SavedPrompt, rows: Sequence[int], **how: Any) -> SavedPrompt:
+    """The prompt that keeps only ``rows``, in their old order; its manifest says what it was cut from and ``how``.
+
+    Raises InputError for numbers that are no rows.
+    """
+    kept = sorted(set(rows))
+    prefix = only(saved.prefix, kept)
+    initial = None if saved.initial is None else only(saved.initial, kept)
+    info = {key: value for key, value in saved.info.items() if key not in _OF_THE_WHOLE}
+    info["cut"] = {"of": saved.prefix.k, "rows": kept, **how}
+    return SavedPrompt(prefix, initial if isinstance(initial, Prefix) else None, info)
 
 
 def load(folder: str | Path) -> SavedPrompt:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ctplab import parallel, tensor_files
 from ctplab.compression.packing import unpack
-from ctplab.compression.walk import Done, report_of, walk
+from ctplab.compression.reports import Done, report_of
+from ctplab.compression.walk import walk
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
 from ctplab.formats.aside import Aside, overlaps
@@ -85,11 +86,19 @@ def _kept_precise(model: Model) -> bool:
     return any(getattr(part, name, None) for part in model.modules() for name in names)
 
 
-def _key(spec: CompressionSpec, calibration: Tensor, batch: int, source: Path, dtype: torch.dtype, device: str) -> str:
+def _key(
+    spec: CompressionSpec,
+    calibration: Tensor,
+    batch: int,
+    source: Path,
+    dtype: torch.dtype,
+    device: str,
+    products: str | None,
+) -> str:
     """16 hex digits that change with everything that changes a block's bytes."""
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in weight_files(source)]
     kind = torch.device(device).type
-    what = [spec.to_json(), tensor_fingerprint(calibration), batch, str(source), files, str(dtype), kind]
+    what = [spec.to_json(), tensor_fingerprint(calibration), batch, str(source), files, str(dtype), kind, products]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
@@ -104,13 +113,14 @@ def compress_to(
     device: str | None = None,
     dtype: str | None = None,
     batch: int = 16,
+    products: str | None = None,
     progress: Progress = bar,
 ) -> dict[str, Any]:
     """Compress model ``name`` (folder or hub id) into ``out``, block by block, and return the manifest.
 
     Resumes: blocks in ``out`` that were made from the same model, calibration and spec are kept. Several processes
-    share the windows; the main one writes. Raises InputError if the model is compressed already, and whenever
-    ``walk.compress`` does.
+    share the windows; the main one writes. ``products``: as in ``walk.compress``. Raises InputError if the model is
+    compressed already, and whenever ``walk.compress`` does.
     """
     began = time.perf_counter()
     folder, device = local_folder(name), usable(None if device == "auto" else device)
@@ -129,7 +139,7 @@ def compress_to(
     if parallel.is_main():
         checkpoint.start_folder(out)
     parallel.wait()  # the folder exists now, and no process finishes before all have begun
-    key = _key(spec, calibration, batch, folder, kind, device)
+    key = _key(spec, calibration, batch, folder, kind, device, products)
     prefixes = [prefix for prefix, _ in blocks(model)]
     outside = {n: s for n, s in names.items() if not n.startswith(tuple(f"{p}." for p in prefixes))}
     model.load_state_dict(source.read(outside, kind, device), strict=False, assign=True)
@@ -167,7 +177,8 @@ def compress_to(
 
     visits: dict[str, Any] = {"load": load, "enter": enter, "leave": leave}
     with Aside(device) as aside:
-        for index, found in walk(model, calibration, spec, batch=batch, progress=progress, **visits):
+        passes: dict[str, Any] = {"batch": batch, "products": products, "progress": progress}
+        for index, found in walk(model, calibration, spec, **passes, **visits):
             prefix = prefixes[index]
             compressed = {parameter_name(report.name, model) for report, _ in found}
             state = model.get_submodule(prefix).state_dict()

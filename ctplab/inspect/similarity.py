@@ -70,9 +70,13 @@ def cosine_histogram(
 ) -> dict[str, Any]:
     """Cosines of each row to its ``top`` nearest tokens (Figure 8), with the nulls of :func:`nearness`.
 
-    Returns {"edges": [...], "counts": {name: [...]}, "mean": {name: x}}.
+    Returns {"edges": [...], "counts": {name: [...]}, "mean": {name: x}, "rows": {"low": [...], "mean": [...],
+    "high": [...]}}; ``rows``: of each learned row's own cosines.
     """
-    return binned(nearness(vocabulary(model), prefix, initial, top=top, seed=seed), -1, 1, bins)
+    sets = nearness(vocabulary(model), prefix, initial, top=top, seed=seed)
+    own = {"low": sets["soft"].amin(1), "mean": sets["soft"].mean(1), "high": sets["soft"].amax(1)}  # (k,) each
+    rows = {name: [round(value, 4) for value in values.tolist()] for name, values in own.items()}
+    return {**binned(sets, -1, 1, bins), "rows": rows}
 
 
 def pca(rows: Tensor, n: int = 2) -> tuple[Tensor, Tensor, Tensor]:

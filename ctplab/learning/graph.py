@@ -19,6 +19,8 @@ from torch import Tensor
 from ctplab.learning.step import Gradient
 from ctplab.learning.teacher import TopKTeacher
 
+CLOSE = 1e-2
+"""Relative difference of loss and gradient between a step and its replay: a card adds in no fixed order."""
 WARM_UP = 3  # runs before the recording, in which kernels are compiled and libraries allocate what they keep
 
 
@@ -115,10 +117,23 @@ class Steps:
         key = (model, len(numbers), n_targets)  # another size is another graph
         try:
             if key not in self._graphs:
-                device = self.gradients[model].text.ids.device
-                run = lambda static: self.gradients[model](static, n_targets)  # noqa: E731
-                self._graphs[key] = Graphed(run, numbers, device, self._pool)
+                self._graphs[key] = self._record(self.gradients[model], numbers, n_targets)
         except RuntimeError as error:
             self.obstacles[model] = f"recording failed: {str(error).splitlines()[0][:120]}"
             return self.gradients[model](numbers, n_targets)
         return self._graphs[key](numbers)
+
+    def _record(self, gradient: Gradient, numbers: Tensor, n_targets: int) -> Graphed:
+        """Record the step, and try the recording on other windows. Raises RuntimeError if it gives other numbers."""
+        graphed = Graphed(lambda static: gradient(static, n_targets), numbers, gradient.text.ids.device, self._pool)
+        others = (numbers + 1) % len(gradient.text.ids)
+        found = []
+        for run in (lambda: gradient(others, n_targets), lambda: graphed(others)):
+            loss = run()
+            grads = [p.grad.flatten() for p in gradient.learnable.parameters.values() if p.grad is not None]
+            found.append((loss.float().clone(), torch.cat(grads)))
+        (loss, expected), (replayed, gradient_of_replay) = found
+        same = (replayed - loss).abs() <= CLOSE * loss.abs()
+        if not (same & ((gradient_of_replay - expected).norm() <= CLOSE * expected.norm())).item():
+            raise RuntimeError("a replay gives other numbers than the step")
+        return graphed

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ctplab.learning.loop import Learned, finish, take_steps
+from ctplab.learning.learned import Learned
+from ctplab.learning.loop import finish, take_steps
 from ctplab.learning.rows import initial_rows
 from ctplab.learning.teacher import Teacher
 from ctplab.models import Model, Tokenizer

@@ -12,9 +12,9 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from ctplab import parallel
 from ctplab.errors import InputError
 from ctplab.learning import schedule
 from ctplab.learning.graph import Steps
+from ctplab.learning.learned import Learned, Step
 from ctplab.learning.objective import nll
 from ctplab.learning.state import load_state, save_state
 from ctplab.learning.step import Gradient, Learnable
@@ -41,53 +42,6 @@ P = TypeVar("P")
 
 READ_EVERY = 0.2
 """Seconds between two readings of a card's losses."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """The measurements of one learning step."""
-
-    step: int
-    loss: float
-    lr: float
-    seconds: float
-    """Wall time, including the validation."""
-    tokens_per_second: float
-    """Text tokens of the batch, divided by the time without the validation."""
-    validation: float | None = None
-    """NLL per token on the validation windows; None if this step did not validate."""
-
-    @property
-    def note(self) -> str:
-        """A line for the progress bar."""
-        measured = "" if self.validation is None else f", validation {self.validation:.3f}"
-        return f"loss {self.loss:.3f}{measured}, {self.tokens_per_second:.0f} tokens/s"
-
-
-@dataclass
-class Learned(Generic[P]):
-    """The best result so far, the initial one and the learning curve."""
-
-    prefix: P
-    initial: P
-    steps: list[Step] = field(default_factory=list)
-    best_step: int = 0
-    best_validation: float = math.inf
-    validation_tokens: int = 0
-    stopped: str | None = None
-    """Why learning ended early, if it did."""
-    not_recorded: str | None = None
-    """Why a card's steps were launched kernel by kernel, if they were."""
-
-    @property
-    def validation(self) -> Score:
-        """The best prompt's score on the validation windows."""
-        return Score(self.best_validation * self.validation_tokens, self.validation_tokens)
-
-    @property
-    def stale(self) -> int:
-        """Number of validations since the best one."""
-        return sum(s.validation is not None and s.step >= self.best_step for s in self.steps)
 
 
 @torch.no_grad()
@@ -161,8 +115,10 @@ def take_steps(
     check_ids(models[0], validation.windows)
     plan = schedule.validations(spec, len(text.ids), len(validation.windows), len(models))
     held_out = Windows.of(validation, device, plan.windows)
-    result.validation_tokens = held_out.targets
     parameters = learnable.parameters
+    result.validation_tokens, result.train_tokens = held_out.targets, text.targets
+    result.values = sum(p.numel() for p in parameters.values())
+    result.epochs = spec.steps * min(spec.batch, len(text.ids)) / len(text.ids)
     identity: dict[str, Any] = {
         "recipe": spec.to_json(),
         "corpus": [train.fingerprint, validation.fingerprint],
@@ -181,9 +137,10 @@ def take_steps(
         result.prefix, first = learnable.frozen(best), record["step"]
         result.best_step, result.best_validation = record["best_step"], record["best_validation"]
         result.steps[:] = [Step(**step) for step in record["curve"]]
+        result.before = record.get("before", math.inf)
     else:
         best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
-        result.best_validation = _validate(learnable, cuts, held_out, spec.batch)
+        result.before = result.best_validation = _validate(learnable, cuts, held_out, spec.batch)
     parallel.wait()  # no process writes the state before all have read it
     if isinstance(teacher, TopKTeacher):
         teacher = teacher.near(device)
@@ -230,6 +187,7 @@ def take_steps(
         result.steps += fresh
         if measured is not None and state is not None and parallel.is_main():
             record = {"step": step + 1, "best_step": result.best_step, "best_validation": result.best_validation}
+            record["before"] = result.before
             record["curve"] = [asdict(s) for s in result.steps]
             save_state(state, parameters, optimizer, best, identity, record)
         unread.clear()

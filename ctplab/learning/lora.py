@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ctplab import tensor_files
 from ctplab.disk import write_json
 from ctplab.errors import InputError
-from ctplab.learning.loop import Learned, finish, take_steps
+from ctplab.learning.learned import Learned
+from ctplab.learning.loop import finish, take_steps
 from ctplab.learning.teacher import Teacher
 from ctplab.models import Model
 from ctplab.models.anatomy import blocks, linears

@@ -13,7 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ctplab.errors import InputError
-from ctplab.learning.loop import Learned, Step, finish, take_steps
+from ctplab.learning.learned import Learned, Step
+from ctplab.learning.loop import finish, take_steps
 from ctplab.learning.teacher import Teacher
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings

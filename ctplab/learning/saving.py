@@ -6,7 +6,7 @@ from typing import Any
 
 from ctplab.formats import checkpoint, loading, tuned
 from ctplab.formats.prompt_file import made_for, write
-from ctplab.learning.loop import Learned
+from ctplab.learning.learned import Learned
 from ctplab.learning.tuned import Changes
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
@@ -31,6 +31,7 @@ def save_prompt(
         "best_step": learned.best_step,
         "validation_nll": learned.best_validation,
         "stopped": learned.stopped,
+        "warnings": learned.warnings,
         "curve": [vars(step) for step in learned.steps],
     }
     return write(learned.prefix, learned.initial, info, out)

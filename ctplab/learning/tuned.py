@@ -23,7 +23,8 @@ from torch.nn.utils import parametrize
 from ctplab.compression.packing import group_of, unpack_bits
 from ctplab.errors import InputError
 from ctplab.formats.tuned import KINDS, grids
-from ctplab.learning.loop import Learned, finish, take_steps
+from ctplab.learning.learned import Learned
+from ctplab.learning.loop import finish, take_steps
 from ctplab.learning.rows import Rows
 from ctplab.learning.teacher import Teacher
 from ctplab.models import Model

@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict
 from typing import TypeVar
 
-from ctplab.learning.loop import Step
+from ctplab.learning.learned import Step
 from ctplab.show.learning import draw_curve
 
 T = TypeVar("T")

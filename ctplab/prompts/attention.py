@@ -8,6 +8,8 @@ the rest. The result is exact, forward and backward.
 A pass may also hold the prefix and several texts behind it in one long row (see ``prompts/together``). Then this file
 takes the row apart, so that each text attends to the prefix and to itself.
 
+A pass can be watched (:class:`Watch`): whoever wants to know where a text looks gets each layer's queries and keys.
+
 Several threads may use one model. The switch is a setting of the shared configuration, so it stays on while anyone
 needs it. It means something only inside the block: to all others it is transformers' own ``sdpa`` under another name.
 """
@@ -16,7 +18,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,19 @@ class Layout(NamedTuple):
         return x[0, :, self.k :].unflatten(1, (self.batch, self.length)).transpose(0, 1)
 
 
+class Watch(Protocol):
+    """Is called once a layer, in order, after the layer has attended."""
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, out: Tensor
+    ) -> None:
+        """``query`` (B, heads, n, head_dim), ``key`` and ``value`` (B, groups, k + n, head_dim).
+
+        ``mask``: as ``sdpa`` takes it; None is causal. ``out`` (B, n, heads, head_dim): what the layer made of them.
+        """
+        ...
+
+
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
@@ -52,11 +67,14 @@ def _attend(
     layout: Layout | None = settings.pop("layout", None)
     if layout is not None:
         return _attend_together(module, query, key, value, attention_mask, layout, settings), None
-    n, cached = query.shape[2], key.shape[2] - query.shape[2]
+    watch: Watch | None = settings.pop("watch", None)
+    texts, n, cached = query, query.shape[2], key.shape[2] - query.shape[2]
     if attention_mask is None and cached > 0 and n > 1 and getattr(module, "is_causal", True):
         query = F.pad(query, (0, 0, cached, 0))
         settings["is_causal"] = True
     out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    if watch is not None:
+        watch(texts, key, value, attention_mask, settings.get("scaling"), out[:, -n:])
     return out[:, -n:], None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
-from ctplab.prompts.attention import prefix_attention
+from ctplab.prompts.attention import Watch, prefix_attention
 from ctplab.prompts.compiled import KV, Concatenated
 from ctplab.prompts.ways import ways
 
@@ -46,6 +46,16 @@ def logits_after(model: Model, kv: KV, ids: Tensor) -> Tensor:
     """
     with _attention(model):
         return model(**_inputs(model, kv, ids)).logits[:, -ids.shape[1] :]
+
+
+def watched(model: Model, kv: KV, ids: Tensor, watch: Watch) -> None:
+    """Pass ``ids`` (B, T, no padding) through the model behind a compiled prefix; ``watch`` sees every layer attend.
+
+    Only for models whose own attention the lab may replace (``ways``: maskless and compiled). Raises TypeError or
+    ValueError if the model does not hand the watch on.
+    """
+    with prefix_attention(model):
+        model.base_model(**_inputs(model, kv, ids), watch=watch)
 
 
 @dataclass(frozen=True)

@@ -131,3 +131,19 @@ def resized(prefix: Prefix, k: int) -> Prefix:
     rows = torch.arange(k) % prefix.k
     ids = tuple(prefix.ids[i] for i in rows.tolist()) if prefix.ids else prefix.ids
     return Prefix("init", prefix.rows[rows].clone(), ids)
+
+
+def only(prefix: AnyPrefix, rows: Sequence[int]) -> AnyPrefix:
+    """The prefix that has only the rows of these numbers, in this order.
+
+    It is a shorter prompt: what stood behind a row that is gone moves up, the text too. Keys and values stay as they
+    were computed, behind rows that are gone now and with the positions that they had. Raises InputError for numbers
+    that are no rows, and for none at all.
+    """
+    if not rows or not all(0 <= row < prefix.k for row in rows):
+        raise InputError(f"rows to keep must be some of 0 to {prefix.k - 1}")
+    numbers = torch.tensor(list(rows))
+    if isinstance(prefix, KVPrefix):
+        return KVPrefix(prefix.name, tuple((keys[:, :, numbers], values[:, :, numbers]) for keys, values in prefix.kv))
+    ids = tuple(prefix.ids[row] for row in rows) if prefix.ids else prefix.ids
+    return Prefix(prefix.name, prefix.rows[numbers], ids)

@@ -56,7 +56,7 @@ def recipe_of(saved: SavedPrompt, tokenizer: Tokenizer) -> tuple[PromptSpec, Spl
         spec = PromptSpec.from_json(info["spec"])
     except InputError as error:
         raise InputError(f"the recipe in the prompt's file is damaged: {error}") from None
-    if info.get("kind", "rows") != "rows" or spec.init == "prompt":
+    if info.get("kind", "rows") != "rows" or spec.init == "prompt" or "cut" in info:
         raise InputError("the prompt was not learned from a fresh start as rows, which is what can be repeated")
     lengths = [info["seq_len"]] if isinstance(info.get("seq_len"), int) else USUAL_LENGTHS
     text = corpus(info["corpus"], tokenizer, lengths[0])

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ctplab.disk import write_text
 from ctplab.errors import InputError
 from ctplab.formats.checkpoint import MANIFEST, read_manifest
 from ctplab.runs.store import Store
 
+MARK = "> **Stale.** "
 GONE, CHANGED = "its weights are gone", "its weights were made anew since"
 
 
@@ -44,3 +46,25 @@ def stale_levels(root: Path, name: str, report: dict[str, Any]) -> dict[str, str
         if tag != "full"
     }
     return {tag: reason for tag, reason in found.items() if reason}
+
+
+def mark_report(root: Path, name: str) -> dict[str, str]:
+    """Say at the top of ``report.md`` which levels are stale, and no longer what no longer holds.
+
+    Returns what :func:`stale_levels` finds; nothing if there is no readable report.
+    """
+    folder = Store(root, name).report()
+    path = folder / "report.md"
+    try:
+        result = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found = stale_levels(root, name, result)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    title, *rest = [part for part in text.split("\n\n") if not part.startswith(MARK)]
+    told = "; ".join(f"{tag}: {reason}" for tag, reason in found.items())
+    marks = [f"{MARK}{told}. Run `ctplab demo` again for numbers on the weights that lie there now."] if found else []
+    marked = "\n\n".join([title, *marks, *rest])
+    if marked != text:
+        write_text(marked, path)
+    return found

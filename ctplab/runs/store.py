@@ -9,6 +9,7 @@
     scores/<arm>--<corpus>.json              results, each written as soon as it is known
     tasks/<arm>--<task>.json                 marks question by question, likewise
     questions/<name>/                        answers to a set of questions, likewise
+    worth/<prompt>--<text>/                  summed NLL without each row of one prompt, likewise
     recovery/<prompt>/                       summed NLL of every arm compared with one prompt, likewise
 <runs>/<model>/transfer/                     cells of the transfer matrix
 <runs>/<model>/report/                       figures, report.md, demo.json
@@ -119,6 +120,10 @@ class Store:
     def recovery(self, tag: str, prompt: str) -> Path:
         """Folder of the arms compared with one prompt."""
         return self._home / tag / "recovery" / slug(prompt)
+
+    def worth(self, tag: str, prompt: str, text: str) -> Path:
+        """Folder of the scores without each row of a prompt, on one text."""
+        return self._home / tag / "worth" / f"{slug(prompt)}--{slug(text)}"
 
     def report(self) -> Path:
         """Folder of figures and tables."""

@@ -13,7 +13,7 @@ from ctplab.compression import walk
 from ctplab.disk import kept_at, once, write_json
 from ctplab.formats import checkpoint, loading, prompt_file, tuned
 from ctplab.learning import lora, rows
-from ctplab.learning.loop import Learned
+from ctplab.learning.learned import Learned
 from ctplab.learning.saving import save_prompt, save_tuned
 from ctplab.learning.tuned import learn_tuned
 from ctplab.measure.perplexity import window_scores

@@ -1,9 +1,12 @@
-"""A set of answers as files: JSONL, CSV, and the JSON that PAIR's LLM Comparator shows. Strings out; writes nothing."""
+"""A set of answers as files: JSONL, CSV, and the JSON that PAIR's LLM Comparator shows. Strings out; writes nothing.
+
+``about``: models, prompt and settings that made the answers; each file says them.
+"""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctplab.measure.outcomes import kinds
@@ -13,23 +16,28 @@ LARGEST_SCORE = 1.5
 """LLM Comparator expects scores from -1.5 (B is better) to 1.5 (A is)."""
 
 
-def jsonl(rows: Sequence[Row]) -> str:
-    """A line for every question, with its answers and the kinds that hold."""
-    return "".join(json.dumps({**row, "kinds": kinds(row)}, ensure_ascii=False) + "\n" for row in rows)
+def jsonl(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
+    """A line for every question, with its answers, the kinds that hold, and the settings."""
+    lines = [{**row, "kinds": kinds(row), "settings": about} for row in rows]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def as_csv(rows: Sequence[Row]) -> str:
-    """A line for every question: an answer and a verdict for each arm."""
+def as_csv(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
+    """A line for every question: an answer and a verdict for each arm, and in the last columns the settings."""
     arms = list(dict.fromkeys(arm for row in rows for arm in row["answers"]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["question", "expected", *(f"{arm}{part}" for arm in arms for part in ("", " right")), "kinds"])
+    writer.writerow(
+        ["question", "expected", *(f"{arm}{part}" for arm in arms for part in ("", " right")), "kinds", *about]
+    )
     for row in rows:
         cells = []
         for arm in arms:
             answer = row["answers"].get(arm, {"text": "", "right": None})
             cells += [_plain(answer["text"]), {True: "yes", False: "no", None: ""}[answer["right"]]]
-        writer.writerow([_plain(row["question"]), _plain(" | ".join(row["expected"])), *cells, "; ".join(kinds(row))])
+        made = [_plain(str(value)) for value in about.values()]
+        first = [_plain(row["question"]), _plain(" | ".join(row["expected"]))]
+        writer.writerow([*first, *cells, "; ".join(kinds(row)), *made])
     return out.getvalue()
 
 
@@ -38,7 +46,7 @@ def _plain(text: str) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
-def comparator(rows: Sequence[Row], first: str, second: str, source: str) -> str:
+def comparator(rows: Sequence[Row], first: str, second: str, source: str, about: Mapping[str, Any]) -> str:
     """The answers of two arms as an LLM Comparator file. Its format: github.com/PAIR-code/llm-comparator, README.
 
     The score is 1.5 if only ``first`` is right, -1.5 if only ``second`` is, and 0 otherwise: no judge was asked.
@@ -61,8 +69,9 @@ def comparator(rows: Sequence[Row], first: str, second: str, source: str) -> str
             }
         )
     fields = [{"name": "expected", "type": "string"}, {"name": "right", "type": "per_model_boolean"}]
+    made = "; ".join(f"{name}: {value}" for name, value in about.items())
     found = {
-        "metadata": {"source_path": source, "custom_fields_schema": fields},
+        "metadata": {"source_path": f"{source} ({made})", "custom_fields_schema": fields},
         "models": [{"name": first}, {"name": second}],
         "examples": examples,
     }

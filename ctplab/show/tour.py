@@ -17,6 +17,9 @@ from ctplab.show.shares import draw_recovery, draw_shares
 WIDTH = 92
 """Characters of an answer that are shown."""
 
+MOST = 8
+"""Points of a curve in a line of text."""
+
 NEXT = """
 Next:
   ctplab compare --full {name} --compressed {model} --prompt {prompt} "What is asparagus?"
@@ -26,8 +29,10 @@ Next:
 
 
 def curve_line(curve: list[dict[str, Any]]) -> str:
-    """``10: 5.904  20: 5.700``: validation NLL by step."""
-    return "  ".join(f"{s['step'] + 1}: {s['validation']:.3f}" for s in curve if s["validation"] is not None)
+    """``10: 5.904  20: 5.700``: validation NLL by step, the last one and about :data:`MOST` before it."""
+    found = [(s["step"] + 1, s["validation"]) for s in curve if s["validation"] is not None]
+    chosen = found[:: -max(1, len(found) // MOST)][::-1]
+    return "  ".join(f"{step}: {nll:.3f}" for step, nll in chosen)
 
 
 def answers_text(side_by_side: list[dict[str, Any]]) -> str:

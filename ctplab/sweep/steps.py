@@ -14,6 +14,7 @@ from ctplab.models.loading import load_tokenizer, local_folder
 from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.prefix import none
+from ctplab.runs.stale import mark_report
 from ctplab.runs.store import Store
 from ctplab.runs.study import Study
 from ctplab.sweep import log
@@ -108,6 +109,7 @@ def _compress(job: Job, progress: Progress) -> None:
     study = _study(job, _full(job), progress)
     study.store.make_way(cell.tag, study.made_from(cell.spec, windows))
     study.compressed(cell.spec, windows)
+    mark_report(study.store.root, study.store.model)  # a demo's levels may have moved
 
 
 def _learn(job: Job, progress: Progress) -> None:

@@ -7,8 +7,7 @@ from conftest import any_tiny
 
 import ctplab as ctp
 from ctplab.compression.rehearsal import flow_agrees, shares_weights
-from ctplab.compression.walk import blocks
-from ctplab.models.anatomy import eager_experts
+from ctplab.models.anatomy import blocks, eager_experts
 
 WINDOWS = torch.randint(3, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
 

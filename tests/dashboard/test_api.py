@@ -11,6 +11,7 @@ import pytest
 from gradio_client import Client
 
 import ctplab as ctp
+from ctplab.app import worth
 from ctplab.app.answers import Request, answer
 from ctplab.app.bench import ARMS, Bench, Chosen, Loaded
 from ctplab.formats.prompt_file import SavedPrompt
@@ -98,6 +99,20 @@ def test_four_clients_at_once_get_their_own_answers(fake):
     for word, job in zip(words, jobs, strict=True):
         expected = " ".join(f"{word}{i}" for i in range(6))
         assert [record["text"] for record in job.result(timeout=60)] == [expected] * 4
+
+
+def test_worths_of_rows_arrive_one_by_one_and_stop(real):
+    bench, chosen, stop = real.bench, real.bench.chosen(), threading.Event()
+    seen = []
+    for found in worth.measure(bench, chosen, "atlas-web", 2, 32, stop):
+        seen.append(len(found.rows))
+        if len(found.rows) == 2:
+            stop.set()
+    assert seen == [0, 1, 2]
+    arm, small = bench.arm("soft", chosen, "", 0)
+    text = ctp.corpus("atlas-web", small.tokenizer, 32).test
+    assert found.rows == tuple(ctp.row_worth(arm, text, rows=[0, 1], limit=2))
+    assert "atlas-web (test split), 2 windows of 32 tokens" in found.words()
 
 
 def test_stop_and_close_ask_no_further_token(fake):

@@ -10,6 +10,7 @@ from contrast import contrast
 from PIL import Image
 
 from ctplab.prompts.arms import USUAL
+from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.runs.store import sweep as sweep_file
 
 from .made_up import report
@@ -44,6 +45,16 @@ def plot(page, place):
     return height, lengths
 
 
+def pick(page, place, trace, point):
+    """Click a point of a plot, as plotly reports it."""
+    page.wait_for_function("(p) => document.querySelector(p + ' .js-plotly-plot').dataset.named", arg=place)
+    page.evaluate(
+        """([p, trace, point]) => { const plot = document.querySelector(p + ' .js-plotly-plot');
+        plot.emit('plotly_click', {points: [{customdata: plot.data[trace].customdata[point]}]}); }""",
+        [place, trace, point],
+    )
+
+
 def saved(page, button):
     with page.expect_download(timeout=SOON) as waiting:
         page.click(button)
@@ -76,7 +87,10 @@ def test_ask_and_look_closer(visit, real):
     records = [json.loads(line) for line in text.splitlines()]
     assert name.endswith(".jsonl") and [r["arm"] for r in records] == list(USUAL)
     assert records[0]["text"] == "Oklahoma" and records[0]["question"] == "Where is Tulsa?"
-    assert records[0]["sent"] == "Q: Where is Tulsa?\nA: " and records[0]["settings"]["seed"] == 0
+    assert records[0]["sent"] == "Q: Where is Tulsa?\nA: "
+    made = records[0]["settings"]
+    assert (made["temperature"], made["seed"], made["compressed"]) == (0, 0, real.bench.chosen().compressed)
+    assert made["prompt"] == real.bench.chosen().prompt and made["hard_prompt"] == PAPER_HARD_PROMPT
     name, text = saved(page, "#as-markdown")
     assert name.endswith(".md") and "| full | atlas | Oklahoma | yes |" in text
     assert page.evaluate(UNNAMED) == []
@@ -119,7 +133,7 @@ def test_many_questions_fill_a_table(visit, real):
 def test_a_job_is_its_owners(visit, real, text_file):
     mine, other = visit(real), visit(real)  # patience: a learning job and two pages share a busy machine
     tab(mine, "Train")
-    for place, value in (("tokens", 2), ("steps", 900), ("batch", 1), ("every", 900)):
+    for place, value in (("tokens", 2), ("steps", 150_000), ("batch", 1), ("every", 150_000)):  # never ends by itself
         mine.fill(f"#train-{place} input", str(value))
     mine.fill("#train-name textarea, #train-name input", "owned")
     mine.get_by_label("Text", exact=True).last.fill(f"file:{text_file}")
@@ -129,12 +143,11 @@ def test_a_job_is_its_owners(visit, real, text_file):
     other.wait_for_selector("#train-job .job:has-text('another visitor')", timeout=120_000)
     other.click("#train-stop")
     other.wait_for_selector(".toast-message-text:has-text('another visitor')", timeout=120_000)
-    assert not real.bench.jobs.latest("train").cancel.is_set()
+    (job,) = [job for job in real.bench.jobs.unfinished("train") if "owned" in job.title]
+    assert not job.cancel.is_set()
     mine.click("#train-stop")
-    end = time.monotonic() + 120
-    while not real.bench.jobs.latest("train").cancel.is_set():
-        assert time.monotonic() < end
-        mine.wait_for_timeout(200)
+    mine.wait_for_selector("#train-job [data-state=done]:has-text('owned')", timeout=120_000)
+    assert job.cancel.is_set() and "stopped by hand" in job.note
 
 
 def test_a_shared_link_restores_the_settings(visit, real):
@@ -142,6 +155,7 @@ def test_a_shared_link_restores_the_settings(visit, real):
     page.fill("#question textarea", "What is asparagus?")
     page.locator("#arms").get_by_label("bos").check()
     page.locator("#arms").get_by_label("hard").uncheck()
+    page.locator("#view").get_by_label("Surprisal").check()
     page.click("#share")
     page.wait_for_function("(document.querySelector('#link textarea, #link input') || {}).value?.startsWith('http')")
     link = page.locator("#link textarea, #link input").first.input_value()
@@ -149,6 +163,35 @@ def test_a_shared_link_restores_the_settings(visit, real):
     other.wait_for_function("document.querySelector('#question textarea').value === 'What is asparagus?'")
     assert other.locator("#arms").get_by_label("bos").is_checked()
     assert not other.locator("#arms").get_by_label("hard").is_checked()
+    other.wait_for_selector("#arm-bos .tok", timeout=SOON)  # it was run, and is seen as it was
+
+
+def test_what_was_done_is_kept_in_the_browser_and_set_again(visit, real):
+    page = visit(real)
+    page.fill("#question textarea", "What is asparagus?")
+    page.locator("#arms").get_by_label("bos").check()
+    generate(page)
+    tab(page, "Latency")
+    page.fill("#latency-tokens textarea, #latency-tokens input", "0, 4")
+    page.fill("#latency-repeats input", "1")
+    page.click("#latency")
+    page.wait_for_function("(document.querySelector('#speed .js-plotly-plot') || {data: []}).data.length === 3")
+    page.evaluate("sessionStorage.clear()")
+    page.goto(real.url)  # a new visit finds everything as it is at first
+    page.wait_for_function("document.querySelector('#question textarea')")
+    page.wait_for_function("document.querySelector('#question textarea').value === 'Where is Long Beach?'")
+    page.click("#history > button")
+    page.wait_for_selector("#past [data-testid=cell-1-1]")
+    assert page.locator("#past [data-testid=cell-0-1]").inner_text() == "latency"
+    assert "full: spring vegetable" in page.locator("#past [data-testid=cell-1-5]").inner_text()
+    page.locator("#past [data-testid=cell-0-2]").click()
+    page.wait_for_function("document.querySelector('#latency-repeats input')?.value === '1'")
+    page.locator("#past [data-testid=cell-1-2]").click()
+    page.wait_for_function("document.querySelector('#question textarea').value === 'What is asparagus?'")
+    assert page.get_by_role("tab", name="Compare").get_attribute("aria-selected") == "true"
+    assert page.locator("#arms").get_by_label("bos").is_checked()
+    page.click("#forget")
+    page.wait_for_function("!document.querySelector('#past [data-testid=cell-0-1]')?.innerText.trim()")
 
 
 def test_text_grows_and_stop_stops(visit, fake):
@@ -219,19 +262,31 @@ def test_prompt_tokens(visit, real):
     assert height > 200 and lengths[1:] == [3 * k, k, k]
     page.locator("#tokens [data-testid=cell-3-1]").click()
     page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 3')")
-    page.get_by_label("l2").check()
-    page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 0')")
+    page.get_by_label("l2").check()  # the row stays in view
+    page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 3')")
     page.fill("#word textarea, #word input", "California")
     page.locator("#word textarea, #word input").press("Enter")
     page.wait_for_function("document.querySelector('#map .js-plotly-plot').data.some((t) => t.name === 'your word')")
     assert "California" in page.locator("#nearby").inner_text()
+    page.click("#worth-box > button")
+    page.fill("#worth-windows input", "2")
+    page.get_by_label("Tokens a window").first.fill("32")
+    page.click("#worth-go")  # bars beside the rows, one after the other, until Stop
+    page.wait_for_function(
+        "document.querySelector('#worth-told').innerText.match(/[1-9]\\d* of \\d+ rows, measured on/)"
+    )
+    page.click("#worth-stop")
+    page.wait_for_function("document.querySelector('#worth-told').innerText.includes('Stopped')", timeout=SOON)
+    assert "2 windows of 32 tokens" in page.locator("#worth-told").inner_text()
+    assert float(page.locator("#tokens [data-testid=cell-0-6]").inner_text())
 
 
 def test_similarity(visit, real):
     page = visit(real)
     tab(page, "Similarity")
+    k = real.bench.prompt(real.bench.chosen().prompt).prefix.k
     height, lengths = plot(page, "#histogram")
-    assert height > 200 and lengths == [81] * 4
+    assert height > 200 and lengths == [81] * 4 + [k]
     box = page.locator("#bins input[type=number]")
     box.fill("40")
     box.press("Enter")
@@ -239,6 +294,16 @@ def test_similarity(visit, real):
     page.wait_for_function("document.querySelector('#histogram .js-plotly-plot').data[0].x.length === 41")
     page.get_by_label("Logarithmic counts").check()
     page.wait_for_function("document.querySelector('#histogram .js-plotly-plot').layout.yaxis.type === 'log'")
+    pick(page, "#histogram", 4, 5)
+    page.wait_for_function("document.querySelector('#histogram .js-plotly-plot').data.length === 6")
+    assert page.get_by_label("Row in view").input_value() == "5"
+    tab(page, "Prompt tokens")  # the same row is in view on the map and in the table
+    page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 5')")
+    page.wait_for_function("document.querySelector('#map .js-plotly-plot')?.data?.at(-1).marker.size[5] === 14")
+    pick(page, "#map", 3, 7)
+    page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 7')")
+    tab(page, "Similarity")
+    page.wait_for_function("document.querySelector('#histogram .js-plotly-plot').data.at(-1).name.startsWith('row 7')")
     name, text = saved(page, "#histogram-csv")
     rows = [line.split(",") for line in text.splitlines()]
     assert name.endswith(".csv") and rows[0] == ["from", "to", "soft", "init", "real", "random"] and len(rows) == 41

@@ -9,14 +9,17 @@ import pytest
 from contrast import contrast
 
 import ctplab as ctp
-from ctplab.app import curves, figures, latency, marks, results, similarity, tokens, views
+from ctplab.app import curves, figures, latency, marks, results, rowmap, similarity, views, worth
+from ctplab.app.bench import Chosen
 from ctplab.app.jobs import Job
 from ctplab.app.turns import Turns
 from ctplab.demo.embedded import CORPORA
+from ctplab.disk import write_json
 from ctplab.formats.checkpoint import read_manifest
 from ctplab.measure.latency import LatencyPoint
+from ctplab.measure.worth import RowWorth
 from ctplab.prompts.arms import COLOURS
-from ctplab.runs.stale import stale_levels, weights_id
+from ctplab.runs.stale import mark_report, stale_levels, weights_id
 from ctplab.show import colours
 
 from .made_up import report
@@ -34,7 +37,7 @@ def test_recovery_and_answers_show_the_report():
         assert trace.marker.color == COLOURS[name]
         assert [*trace.error_y.array, *trace.error_y.arrayminus] == pytest.approx([0.1] * 2 * len(CORPORA))
     (bars,) = results.questions(report()).data
-    assert list(bars.x) == ["full", "soft"] and list(bars.y) == [0.5, 0.5]
+    assert list(bars.y) == ["full", "soft"] and list(bars.x) == [0.5, 0.5]
     assert list(bars.marker.color) == [COLOURS["full"], COLOURS["soft"]]
 
 
@@ -108,10 +111,30 @@ def test_a_curve_stands_between_its_two_models():
 def test_a_histogram_shows_every_count():
     data = {"edges": [-1, 0, 1], "counts": {name: [1, i] for i, name in enumerate(colours.ROWS)}}
     data["mean"] = dict.fromkeys(colours.ROWS, 0.25)
-    drawn = similarity.draw(data, 100, log=True)
-    assert [list(trace.y) for trace in drawn.data] == [[1, i, i] for i in range(4)]  # the last step has a width too
-    assert [trace.line.color for trace in drawn.data] == list(colours.ROWS.values())
+    data["rows"] = {"low": [0.1, 0.2], "mean": [0.2, 0.3], "high": [0.3, 0.4]}
+    drawn = similarity.draw(data, 100, log=True, picked=1)
+    *sets, points, picked = drawn.data
+    assert [list(trace.y) for trace in sets] == [[1, i, i] for i in range(4)]  # the last step has a width too
+    assert [trace.line.color for trace in sets] == list(colours.ROWS.values())
     assert drawn.layout.yaxis.type == "log"
+    assert (list(points.x), list(points.customdata)) == ([0.2, 0.3], [0, 1])
+    assert (list(picked.x), list(picked.y)) == ([0.2, 0.3, 0.4], [1, 1, 1])
+    assert len(similarity.draw(data, 100, log=True, picked=2).data) == 5  # another prompt's row
+
+
+def test_worths_are_bars_in_the_colours_of_their_verdicts():
+    rows = [ctp.Interval(0.02, 0.01, 0.03), ctp.Interval(-0.01, -0.02, -0.005), ctp.Interval(0.001, -0.01, 0.01)]
+    chosen = Chosen("full", "small", "prompt")
+    found = worth.Worths("docs", chosen, 4, ctp.Interval(0.1, 0.0, 0.2), tuple(map(RowWorth, range(3), rows)))
+    drawn = {trace.name: trace for trace in worth.draw(found, picked=1).data}
+    assert {name: (list(bar.x), list(bar.y)) for name, bar in drawn.items()} == {
+        "helps (1)": ([0], [0.02]), "harms (1)": ([1], [-0.01]), "cannot tell (1)": ([2], [0.001])
+    }  # fmt: skip
+    assert drawn["helps (1)"].marker.color == colours.HELPS and drawn["harms (1)"].marker.color == colours.HURTS
+    values, styles = worth.column(found, chosen, 4)
+    assert values == [20.0, -10.0, 1.0, ""] and "100%" in styles[0] and "50%" in styles[1] and not styles[3]
+    assert worth.column(found, Chosen("full", "small", "another"), 4) == ([""] * 4, [""] * 4)
+    assert "3 of 4 rows, measured on docs" in found.words()
 
 
 def test_the_map_leads_from_start_to_end():
@@ -119,13 +142,13 @@ def test_the_map_leads_from_start_to_end():
         return {"ids": list(ids), "x": [float(i) for i in ids], "y": [2.0 * i for i in ids]}
 
     points = {"explained": [0.5, 0.25], "vocabulary": spots(1, 2, 3), "init": spots(1, 2), "learned": spots(3, 4)}
-    drawn = traces(tokens.draw_map(points | {"extra": spots(7)}, {1: "one", 2: "two", 3: "three", 7: "seven"}.get, 1))
+    drawn = traces(rowmap.draw_map(points | {"extra": spots(7)}, {1: "one", 2: "two", 3: "three", 7: "seven"}.get, 1))
     assert list(drawn["init → learned"].x) == [1.0, 3.0, None, 2.0, 4.0, None]
     assert list(drawn["init"].text) == ["row started as 'one'", "row started as 'two'"]
     assert list(drawn["your word"].text) == ["your token 'seven'"] and list(drawn["your word"].y) == [14.0]
     first, second = drawn["learned"].marker.size
     assert second > first and drawn["learned"].marker.color == COLOURS["soft"]
-    assert "your word" not in traces(tokens.draw_map(points | {"extra": spots()}, str))
+    assert "your word" not in traces(rowmap.draw_map(points | {"extra": spots()}, str))
 
 
 def test_differences_are_words_only_one_arm_says():
@@ -160,7 +183,23 @@ def test_levels_are_stale_if_their_weights_are_gone_or_others(tmp_path):
     assert "anew" in stale_levels(tmp_path, "atlas", made)["w3"]
 
 
-def test_crowded_labels_are_laid_out():
+def test_a_report_says_that_it_is_stale(tmp_path):
+    made, store = report(), ctp.Store(tmp_path, "atlas")
+    store.report().mkdir(parents=True)
+    assert mark_report(tmp_path, "atlas") == {}
+    write_json(made, store.report() / "demo.json")
+    path, text = store.report() / "report.md", "# ctplab demo\n\nIt closes half of the gap.\n\n## Levels\n"
+    path.write_text(text)
+    for _ in range(2):  # once is enough
+        assert set(mark_report(tmp_path, "atlas")) == {"w4", "w3"}
+        title, mark, *rest = path.read_text().split("\n\n")
+        assert (title, rest) == ("# ctplab demo", text.split("\n\n")[1:]) and "w4: its weights are gone" in mark
+    write_json({**made, "levels": {"full": made["levels"]["full"]}}, store.report() / "demo.json")
+    assert mark_report(tmp_path, "atlas") == {} and path.read_text() == text
+
+
+@pytest.mark.parametrize(("width", "height"), figures.INSIDE)
+def test_crowded_labels_are_laid_out(width, height):
     """Levels as close as those of the real demo: no label meets another."""
     made = report()
     real = {"full": (4.07e6, 1.74), "w4": (1.65e6, 1.75), "w3": (1.62e6, 1.91), "w2-g32": (1.58e6, 3.65),
@@ -173,8 +212,8 @@ def test_crowded_labels_are_laid_out():
     low, high = figure.layout.yaxis.range
     boxes = []
     for note in figure.layout.annotations:
-        x = figures.INSIDE[0] * (0.05 + 0.9 * (note.x - 1.58e6) / (4.07e6 - 1.58e6)) + note.ax
-        y = figures.INSIDE[1] * (high - note.y) / (high - low) + note.ay
+        x = width * (0.05 + 0.9 * (note.x - 1.58e6) / (4.07e6 - 1.58e6)) + note.ax
+        y = height * (high - note.y) / (high - low) + note.ay
         half = 3 * len(note.text)
         boxes.append((x - half, y - 7, x + half, y + 7))
     pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]

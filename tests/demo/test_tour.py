@@ -11,7 +11,7 @@ from conftest import tiny
 
 import ctplab as ctp
 from ctplab.demo import shipped, tour
-from ctplab.demo.asked import QUESTIONS, Asked
+from ctplab.demo.asked import QUESTIONS, side_by_side
 from ctplab.formats import prompt_file
 from ctplab.measure.transfer import TransferCell
 from ctplab.models.known import MODELS
@@ -30,7 +30,7 @@ FIGURES = ("levels", "curve", "recovery", "long-run", "questions", "transfer", "
 
 @pytest.fixture
 def small(monkeypatch, tmp_path, tokenizer):
-    """The tour's settings for a random model of width 32, with shipped prompts of its own."""
+    """A size for the tour on a random model of width 32, which has shipped prompts of its own."""
     model = tiny("llama")
     folder, ready = tmp_path / "instruct", tmp_path / "shipped"
     model.save_pretrained(folder)
@@ -46,14 +46,12 @@ def small(monkeypatch, tmp_path, tokenizer):
     monkeypatch.setattr(tour, "CORPORA", (LEARNED, OTHER))
     monkeypatch.setattr(tour, "TRANSFERRED", (OTHER,))
     monkeypatch.setenv("CTPLAB_DATA", str(tmp_path))
-    for name, value in {"SEQ_LEN": 48, "SAMPLES": 8, "WINDOWS": 4}.items():
-        monkeypatch.setattr(tour, name, value)
-    monkeypatch.setattr(tour, "PROMPT", replace(tour.PROMPT, tokens=8, steps=4, evaluate_every=2))
+    return tour.Size(48, 8, 4, replace(tour.CORES.prompt, tokens=8, steps=4, evaluate_every=2))
 
 
 def test_the_tour_writes_its_report_and_resumes(small, tmp_path):
     said = []
-    first = tour.run_tour(tmp_path / "runs", device="cpu", say=said.append, progress=silent)
+    first = tour.run_tour(tmp_path / "runs", size=small, device="cpu", say=said.append, progress=silent)
     (report,) = (tmp_path / "runs").glob("*/report/report.md")
     assert json.loads((report.parent / "demo.json").read_text()) == json.loads(json.dumps(first))
     for name in FIGURES:
@@ -72,7 +70,7 @@ def test_the_tour_writes_its_report_and_resumes(small, tmp_path):
     assert next(c.ppl for c in cells if c.source == "w3 shipped") == pytest.approx(shipped_ppl, abs=1e-3)  # rounded
     assert "ctplab learn" in said[-1]
 
-    again = tour.run_tour(tmp_path / "runs", device="cpu", say=said.append, progress=silent)
+    again = tour.run_tour(tmp_path / "runs", size=small, device="cpu", say=said.append, progress=silent)
     timed = ("seconds", "cpu_seconds")
     assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in first.items() if k not in timed}
     (folder,) = (tmp_path / "runs").glob("*/w3/prompts/tour")
@@ -85,9 +83,25 @@ def test_other_models_are_told_what_works(capsys):
     assert "demo runs on atlas and smollm2; for any other model there are" in refused(capsys, "demo", "--model", "gpt2")
 
 
-def test_an_answer_is_right_if_one_of_its_words_begins_as_accepted():
-    ice = Asked("What is frozen water called?", ("ice",))
-    assert ice.right("Frozen water is ICE.") and ice.right("Icebergs.") and not ice.right("A nice device.")
+def test_answers_are_judged_as_everywhere():
+    given = {"full": ["It lies in North Africa."], "soft": ["It lies in South America."]}
+    egypt = [question for question in QUESTIONS if "Egypt" in question.text]
+    (row,) = side_by_side(egypt, given)
+    assert row["arms"]["full"]["right"] and not row["arms"]["soft"]["right"]
+
+
+def test_a_curve_is_told_in_a_line_that_ends_with_its_end():
+    curve = [{"step": i, "validation": 6 - i / 1000 if (i + 1) % 50 == 0 else None} for i in range(1500)]
+    told = show.curve_line(curve)
+    assert told.endswith("1500: 4.501") and len(told.split("  ")) <= show.MOST + 4
+    assert show.curve_line(curve[:100]) == "50: 5.951  100: 5.901"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+def test_a_card_gets_the_long_run(small, monkeypatch, tmp_path):
+    monkeypatch.setattr(tour, "CARD", small)
+    found = tour.run_tour(tmp_path / "runs", device="cuda", say=lambda text: None, progress=silent)
+    assert len(found["prompt"]["curve"]) == small.prompt.steps and found["dtype"] == "bfloat16"
 
 
 def test_the_long_runs_table_has_what_was_measured():
@@ -105,10 +119,8 @@ def test_the_tour_of_smollm2_at_a_reduced_size(monkeypatch, tmp_path):
     ctp.get_model("smollm2")
     assert MODELS["smollm2"].folder.is_dir()
     monkeypatch.delenv("CTPLAB_DATA", raising=False)
-    for name, value in {"SAMPLES": 16, "SEQ_LEN": 128, "WINDOWS": 4}.items():
-        monkeypatch.setattr(tour, name, value)
-    monkeypatch.setattr(tour, "PROMPT", replace(tour.PROMPT, steps=4, evaluate_every=2, validation_windows=2))
-    found = tour.run_tour(tmp_path, device="cpu", progress=silent)
+    recipe = replace(tour.CORES.prompt, steps=4, evaluate_every=2, validation_windows=2)
+    found = tour.run_tour(tmp_path, size=tour.Size(128, 16, 4, recipe), device="cpu", progress=silent)
     shares = {arm: row["value"] for arm, row in found["recovery"]["docs"].items()}
     assert shares["soft"] > max(shares[arm] for arm in ("hard", "bos", "random", "init"))
     assert shares["soft"] > shares["from-nothing"]

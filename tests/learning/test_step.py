@@ -129,6 +129,34 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is(llama, web, monkeypatch):
     assert torch.equal(loss, gradient(torch.arange(4), 4))
 
 
+@pytest.mark.parametrize(("factor", "told"), [(1.0, None), (1.1, "a replay gives other numbers"), (float("nan"), "")])
+def test_a_recording_is_tried_before_it_is_used(factor, told, llama, web, monkeypatch):
+    """A stand-in for a card's graph, which is right or scales the gradient."""
+    gradient = made(llama, web)
+
+    class Replay:
+        def __init__(self, run, numbers, device, pool):
+            self.run = run
+
+        def __call__(self, numbers):
+            loss = self.run(numbers)
+            for p in gradient.learnable.parameters.values():
+                p.grad.mul_(factor)
+            return loss
+
+    monkeypatch.setattr(graph, "obstacle", lambda gradient: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(graph, "Graphed", Replay)
+    steps = graph.Steps([gradient])
+    loss = steps(0, torch.arange(20, 24), 4)
+    found = torch.cat([p.grad.flatten() for p in gradient.learnable.parameters.values()])
+    assert (steps.obstacle is None) if told is None else told in steps.obstacle
+    expected = run(gradient, torch.arange(20, 24))
+    n = gradient.text.ids.shape[1] - 1  # run counts all targets
+    torch.testing.assert_close(loss, expected[0] * n)
+    torch.testing.assert_close(found, expected[1] * n)
+
+
 def test_what_a_card_does_not_record(llama, web):
     gradient = made(llama, web)
     assert graph.obstacle(gradient) == "there is no card"

@@ -100,16 +100,19 @@ def test_flips_against_the_full_model():
 
 def test_files_for_others():
     rows = [row(True, False, True), row(True, True, False, ("=1+1", "x,y", 'say "z"'))]
-    assert [json.loads(line)["kinds"] for line in jsonl(rows).splitlines()] == [kinds(r) for r in rows]
-    read = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    about = {"prompt": "mine", "seed": 3}
+    assert [json.loads(line)["kinds"] for line in jsonl(rows, about).splitlines()] == [kinds(r) for r in rows]
+    read = list(csv.DictReader(io.StringIO(as_csv(rows, about))))
     assert read[0]["full"] == "a" and read[0]["compressed right"] == "no"
     assert read[1]["full"] == "'=1+1" and read[1]["soft"] == 'say "z"'
-    found = json.loads(comparator(rows, "compressed", "soft", "test"))
+    assert read[0]["prompt"] == "mine" and json.loads(jsonl(rows, about).splitlines()[0])["settings"] == about
+    found = json.loads(comparator(rows, "compressed", "soft", "test", about))
     assert [model["name"] for model in found["models"]] == ["compressed", "soft"]
     assert [example["score"] for example in found["examples"]] == [-1.5, 1.5]
     needed = {"input_text", "tags", "output_text_a", "output_text_b", "score", "individual_rater_scores"}
     assert all(needed <= set(example) for example in found["examples"])
     assert set(found["metadata"]) == {"source_path", "custom_fields_schema"}
+    assert found["metadata"]["source_path"] == "test (prompt: mine; seed: 3)"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import ctplab as ctp
 from ctplab.errors import InputError
 from ctplab.inspect.similarity import binned, nearness
-from ctplab.learning.loop import Step
+from ctplab.learning.learned import Step
 from ctplab.notebook import explore
 from ctplab.notebook.live import live_curve
 from ctplab.notebook.widgets import WIDGET, Explorer

@@ -5,9 +5,11 @@ import torch
 from contrast import contrast, rgb
 
 from ctplab.errors import InputError
+from ctplab.measure.attention_mass import AttentionMass
 from ctplab.measure.latency import LatencyPoint, Quartiles
 from ctplab.measure.stats import Interval
 from ctplab.measure.transfer import TransferCell
+from ctplab.measure.worth import RowWorth
 from ctplab.paper import figures, printed
 from ctplab.prompts.arms import COLOURS
 from ctplab.show import colours
@@ -17,6 +19,7 @@ from ctplab.show.latency import draw_latency
 from ctplab.show.learning import draw_curve, draw_saved
 from ctplab.show.matrices import draw_heat, draw_transfer
 from ctplab.show.nearness import draw_nearness
+from ctplab.show.rows import draw_worth
 from ctplab.show.shares import draw_questions, draw_recovery, draw_shares
 
 CELLS = [
@@ -51,6 +54,8 @@ ANSWERS = [
     for arm, answer in (("full", "It is in $Oklahoma$, " * 4), ("soft", "\x1e"))
 ]
 SHARES = {"soft": Interval(0.6, 0.5, 0.8), "k = 8": Interval(-0.1, -0.3, 0.2)}
+WORTH = [RowWorth(0, Interval(0.2, 0.1, 0.3)), RowWorth(1, Interval(-0.2, -0.3, -0.1))]
+MASS = AttentionMass(torch.tensor([[0.01, 0.2], [0.1, 0.0]]).double(), 0.05)
 RECORDS = [{"step": i, "loss": 3.0 - i, "validation": 2.0 if i else None} for i in range(2)]
 NEAR = {"edges": [-1, 0, 1], "counts": {name: [1, 3] for name in colours.ROWS}}
 NEAR["mean"] = dict.fromkeys(colours.ROWS, 0.25)
@@ -68,6 +73,7 @@ DRAWN = {
     "curve": lambda: draw_curve(RECORDS),
     "saved": lambda: draw_saved([1.0, 0.5], [0.5, -0.5], "t"),
     "nearness": lambda: draw_nearness(NEAR, ceiling=True),
+    "worth": lambda: draw_worth(WORTH, MASS),
     "beside the paper": lambda: figures.beside_the_paper("table4", ROWS),
     "by level": lambda: figures.by_level("figure3", LEVELS),
     "accuracies": lambda: figures.accuracies("table8", ACCURACIES),
@@ -113,6 +119,14 @@ def test_bars_end_at_the_values():
     assert [bar.get_height() for bar in axes.patches] == [0.6, -0.1]
     (axes,) = draw_questions(SHARES, SHARES).axes
     assert [bar.get_height() for bar in axes.patches] == [60.0, -10.0] * 2
+
+
+def test_worths_are_coloured_by_what_they_say():
+    bars, heat = draw_worth(WORTH, MASS).axes[:2]
+    assert [(each.lines[0].get_color(), list(each.lines[0].get_ydata())) for each in bars.containers] == [
+        (colours.HELPS, [0.2]), (colours.HURTS, [-0.2]),
+    ]  # fmt: skip
+    assert heat.images[0].get_array().shape == (2, 2) and len(draw_worth(WORTH).axes) == 1
 
 
 def test_whiskers_end_at_the_bounds():
