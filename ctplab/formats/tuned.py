@@ -9,8 +9,11 @@ What can change without a new byte:
 Codes are integers on a grid whose zero is an integer too, so nothing can be added to quantised weights without rounding
 them again: ``low-rank`` needs a pruned model. QA-LoRA (arXiv 2309.14717) pools A over each group, so that B·A adds one
 constant to a group, and puts that constant into the zero. Its zeros are real numbers. Ours are integers, as GPTQ's
-files and all kernels that read them want, so the constant would be rounded to whole steps of the grid. The sources: EfficientQAT (arXiv 2407.11062) for scales, PERP (arXiv
-2312.15230) for norms and for low-rank updates that keep a mask.
+files and all kernels that read them want, so the constant would be rounded to whole steps of the grid. Learned zeros
+fail alike: none moves by half a step.
+
+The sources: EfficientQAT (arXiv 2407.11062) for scales, PERP (arXiv 2312.15230) for norms and for low-rank updates that
+keep a mask.
 """
 
 from collections.abc import Callable, Mapping
