@@ -178,11 +178,9 @@ def test_changes_between_two_folders_are_those_that_were_folded(compressed, toke
         once, twice = (checkpoint.read_tensors(tmp_path / name / path.name) for name in ("first", "second"))
         for name, tensor in once.items():  # a factor is rounded to fp32, its product again to half precision
             torch.testing.assert_close(twice[name].float(), tensor.float(), rtol=2**-10, atol=1e-7)
-    (tmp_path / "other").mkdir()
-    other, report = ctp.compress(
-        tiny("llama"), torch.arange(96).view(2, 48), ctp.CompressionSpec(bits=3), progress=silent
-    )
-    ctp.save(other, tmp_path / "other", ctp.load_tokenizer("atlas"), report, "tiny")
+    windows = torch.arange(96).view(2, 48)
+    other, report = ctp.compress(tiny("llama"), windows, ctp.CompressionSpec(bits=3), progress=silent)
+    ctp.save(other, tmp_path / "other", tokenizer, report, "tiny")
     with pytest.raises(ctp.InputError, match="scales here, the changes"):
         fold(tmp_path / "other", tmp_path / "third", found, {"what": ["scales"]})
     with pytest.raises(ctp.InputError, match="other tensors"):
