@@ -136,7 +136,8 @@ def begin(
         if not result.stopped:
             state.unlink(missing_ok=True)
         job.result["name"] = bench.load_prompt(str(out))
-        job.note = f"{result.stopped + '; ' if result.stopped else ''}{job.note}, kept as {job.result['name']}"
+        kept = f"{job.note}, kept as {job.result['name']}"
+        job.note = "; ".join([*filter(None, [result.stopped]), kept, *result.warnings])
 
     return bench.jobs.start("train", f"learn {name} through {small.name}", work, owner)
 

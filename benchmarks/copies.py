@@ -113,7 +113,8 @@ def main() -> None:
         own, held = bench.closed(recipe, "own", bench.sources[:1]), bench.closed(recipe, "held", bench.held)
         found[recipe] = {"own": own, "held out": held}
         print(f"{recipe}: own {own.percent}, held out {held.percent}", flush=True)
-    print(table(["learned through", "own", "held out"], [[r, *(v.percent for v in f.values())] for r, f in found.items()]))
+    rows = [[recipe, *(share.percent for share in shares.values())] for recipe, shares in found.items()]
+    print(table(["learned through", "own", "held out"], rows))
     (bench.out / "copies.json").write_text(json.dumps(found, default=vars, indent=1) + "\n")
     plain = {int(recipe): row for recipe, row in found.items() if recipe.isdigit()}
     if plain:

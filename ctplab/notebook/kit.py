@@ -14,9 +14,11 @@ import ctplab as ctp
 from ctplab.atlas.questions import questions
 from ctplab.compression import grid, obs
 from ctplab.demo.embedded import ten_questions
+from ctplab.measure.chosen import behind
 from ctplab.measure.stats import mcnemar, wilson
 from ctplab.measure.tasks.closed_book import answers
 from ctplab.measure.verdicts import marked
+from ctplab.measure.worth import in_words as worth_in_words
 from ctplab.models.anatomy import as_matrix, blocks, linears
 from ctplab.notebook import explore
 from ctplab.notebook.claims import above, all_of, below, check, larger, more_right
@@ -31,6 +33,7 @@ from ctplab.show.healing import draw_distances
 from ctplab.show.learning import draw_curve
 from ctplab.show.matrices import draw_heat
 from ctplab.show.nearness import draw_nearness
+from ctplab.show.rows import draw_worth
 from ctplab.show.shares import draw_shares
 from ctplab.show.tables import arms_table, table
 
@@ -43,6 +46,7 @@ __all__ = [
     "answers",
     "arms_table",
     "as_matrix",
+    "behind",
     "below",
     "blocks",
     "check",
@@ -54,6 +58,7 @@ __all__ = [
     "draw_nearness",
     "draw_shares",
     "draw_weights",
+    "draw_worth",
     "explore",
     "gaps_table",
     "grid",
@@ -74,4 +79,5 @@ __all__ = [
     "ten_questions",
     "torch",
     "wilson",
+    "worth_in_words",
 ]  # fmt: skip

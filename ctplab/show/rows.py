@@ -25,7 +25,8 @@ def draw_worth(found: Sequence[RowWorth], mass: AttentionMass | None = None, tit
     axes.axhline(0, color="black", lw=0.8)
     axes.set(xlabel="row", ylabel="loss without it, nats a token")
     axes.set_title(title or "What each row is worth: rise of the loss without it, 95% intervals", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
+    axes.margins(y=0.2)  # the legend stands above the points
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper left")
     if mass is not None:
         _draw_mass(figure, panels[1][0], mass)
         panels[1][0].sharex(axes)

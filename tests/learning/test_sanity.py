@@ -44,12 +44,12 @@ def test_a_short_text_is_learned_by_heart(web, quiet):
     """Keys and values on four windows: the loop counts values, targets and readings, and warns."""
     model, _ = ctp.load(data_dir() / SHOWCASE)
     recipe = ctp.PromptSpec.kv_prefix(
-        tokens=8, steps=60, batch=2, lr=0.03, evaluate_every=4, validation_windows=8, warmup=2
+        tokens=8, steps=32, batch=2, lr=0.03, evaluate_every=4, validation_windows=8, warmup=2
     )
     short = replace(web.train, stream=web.train.stream[: 4 * 48])
     learned = ctp.learn_kv(model, short, web.validation, recipe, **quiet)
     assert learned.values == sum(t.numel() for pair in learned.prefix.kv for t in pair)
-    assert (learned.train_tokens, learned.epochs) == (4 * 47, 30.0)
+    assert (learned.train_tokens, learned.epochs) == (4 * 47, 16.0)
     size, curve = learned.warnings
     assert "learned values" in size and "by heart" in curve
     assert learned.best_validation == min(s.validation for s in learned.steps if s.validation is not None)
