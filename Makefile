@@ -49,7 +49,7 @@ bench: .venv/.dev .venv-llm-compressor/.ready .venv-gptqmodel/.ready
 	$(BIN)/python benchmarks/serve.py --peft
 	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/scale.py
-	$(BIN)/python benchmarks/compress.py --dtype bfloat16 --peers
+	$(BIN)/python benchmarks/compress.py --peers
 
 # Programs we check and measure against: each with an environment of its own (dependency groups in pyproject.toml).
 .venv-%/.ready: pyproject.toml

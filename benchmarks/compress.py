@@ -1,12 +1,14 @@
 """GPTQ, SparseGPT and joint compression of a 4-block LLaMA (768 / 2048) against llm-compressor and GPTQModel.
 
-    python benchmarks/compress.py [--dtype bfloat16] [--peers] [--device cuda] [--size 7b [--blocks 2]]
+    python benchmarks/compress.py [--peers] [--dtype bfloat16] [--products float32] [--size 7b [--blocks 2]]
+                                  [--device cuda]
 
 Each contender runs in its own process on the same model folder and tokens (64 x 512); ``--peers`` needs the
 environments of ``make bench``. Time is load + compress + save; memory is the process's peak (on a GPU, the card's).
 Loss is the squared output error per token, summed over layers, on the full model's inputs; ``output`` is the relative
 error of the logits, the joint effect of all layers. The floor is the time of the unavoidable matrix products of one
-pass at this machine's measured rate: the forward pass up to the last block's last input, and the Hessians.
+pass at this machine's measured rate in the format that ours multiplies in (see ``compression/products``): the forward
+pass up to the last block's last input, and the Hessians. The choice of the format is part of the time.
 
 llm-compressor fits the grid of every group to the original weights (our ``static_groups``) and solves a block on the
 dense block's activations; GPTQModel solves layer after layer (our ``true_sequential``, which takes one pass).
@@ -67,7 +69,7 @@ def make(folder: Path, dtype: torch.dtype, size: tuple[int, int, int, int]) -> N
     save_file({"ids": torch.randint(3, 2048, (WINDOWS, LENGTH))}, folder / "tokens.st")
 
 
-def ours(folder: Path, out: Path, settings: dict, device: str) -> None:
+def ours(folder: Path, out: Path, settings: dict, device: str, products: str | None) -> None:
     """Run one of our contenders, in a fresh process, and print its JSON line."""
     import ctplab as ctp
     from ctplab.progress import silent
@@ -77,15 +79,17 @@ def ours(folder: Path, out: Path, settings: dict, device: str) -> None:
     tokenizer = ctp.load_tokenizer(folder)
     began = time.perf_counter()
     spec = ctp.CompressionSpec(**settings)
-    ctp.compress_to(folder, out, tokenizer, ids, spec, dtype=dtype, device=device, progress=silent)
-    report(began, device)
+    manifest = ctp.compress_to(
+        folder, out, tokenizer, ids, spec, dtype=dtype, device=device, products=products, progress=silent
+    )
+    report(began, device, manifest["layers"][0]["products"])
 
 
-def report(began: float, device: str) -> None:
+def report(began: float, device: str, products: str) -> None:
     seconds = time.perf_counter() - began
     on_card = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None
     peak = on_card or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print("RESULT " + json.dumps({"seconds": seconds, "peak_mb": peak}), flush=True)
+    print("RESULT " + json.dumps({"seconds": seconds, "peak_mb": peak, "products": products}), flush=True)
 
 
 def run(command: list[str]) -> dict:
@@ -155,6 +159,7 @@ def machine(device: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--products", choices=("float32", "bfloat16"), help="what ours multiplies in (the faster)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--size", default="small", choices=tuple(SIZES))
     parser.add_argument("--blocks", type=int, help="fewer blocks than the size has")
@@ -164,7 +169,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.contender:
         folder, out, settings = options.contender
-        ours(Path(folder), Path(out), json.loads(settings), options.device)
+        ours(Path(folder), Path(out), json.loads(settings), options.device, options.products)
         return
     if options.peers and (options.device, options.size) != ("cpu", "small"):
         parser.error("--peers run on the CPU, at size small")
@@ -178,6 +183,7 @@ def main() -> None:
         for label, settings in OURS.items():
             out = outs[label] = Path(scratch) / label.replace(" ", "-")
             call = ["--device", options.device, "--contender", str(folder), str(out), json.dumps(settings)]
+            call += ["--products", options.products] if options.products else []
             results[label] = run([sys.executable, __file__, *call])
         for label, peer in PEERS.items() if options.peers else ():
             out = outs[label] = Path(scratch) / peer
@@ -185,6 +191,7 @@ def main() -> None:
             results[label] = run([str(python), str(HERE / "peers" / f"{peer}.py"), str(folder), str(out)])
         found = errors(folder, outs) if options.size == "small" else {}
     base = results[HEADLINE]["seconds"]
+    products = results[HEADLINE].get("products", options.dtype)
     where = "GPU" if options.device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"{options.dtype}, {where}, {width} / {mlp} x {blocks}, {WINDOWS} x {LENGTH} tokens")
     rates = {name: gemm_rate(getattr(torch, name), options.device) / 1e9 for name in ("float32", "bfloat16")}
@@ -198,12 +205,12 @@ def main() -> None:
         )
     tokens, matrices = WINDOWS * LENGTH, 4 * width * width + 3 * width * mlp
     attention = 2 * LENGTH * width  # causal: half of all pairs
-    rate = gemm_rate(dtype, options.device)
+    rate = rates[products] * 1e9
     forward = tokens * (blocks * (2 * matrices + attention) - 2 * width * mlp) / rate
     hessians = blocks * tokens * (3 * width * width + mlp * mlp) / rate  # symmetric: half
     floor = forward + hessians
     print(
-        f"floor: {forward:.1f} s forward + {hessians:.1f} s Hessians = {floor:.1f} s; "
+        f"floor in {products}: {forward:.1f} s forward + {hessians:.1f} s Hessians = {floor:.1f} s; "
         f"ours takes {base / floor:.2f} times that"
     )
 

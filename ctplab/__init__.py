@@ -34,6 +34,7 @@ from ctplab.learning.keys_values import learn_kv as learn_kv
 from ctplab.learning.lora import Adapter as LoraAdapter
 from ctplab.learning.lora import learn_lora as learn_lora
 from ctplab.learning.recompute import recompute as recompute
+from ctplab.learning.redraw import Redraw as Redraw
 from ctplab.learning.rows import learn as learn
 from ctplab.learning.rows import learn_steps as learn_steps
 from ctplab.learning.saving import save_prompt as save_prompt
@@ -43,6 +44,7 @@ from ctplab.measure.attention_mass import attention_mass as attention_mass
 from ctplab.measure.candidates import rank_hard_prompts as rank_hard_prompts
 from ctplab.measure.chosen import choose as choose
 from ctplab.measure.chosen import chosen as chosen
+from ctplab.measure.distance import weight_distance as weight_distance
 from ctplab.measure.fidelity import Fidelity as Fidelity
 from ctplab.measure.fidelity import fidelity as fidelity
 from ctplab.measure.latency import latency as latency
@@ -69,8 +71,12 @@ from ctplab.prompts.prefix import Prefix as Prefix
 from ctplab.prompts.prefix import hard as hard_prompt
 from ctplab.runs.controls import recover_with_controls as recover_with_controls
 from ctplab.runs.copies import recompress as recompress
+from ctplab.runs.pace import paces as paces
 from ctplab.runs.store import Store as Store
 from ctplab.runs.study import Study as Study
+from ctplab.runs.variants import Making as Making
+from ctplab.runs.variants import Variant as Variant
+from ctplab.runs.variants import vary as vary
 from ctplab.scores import Score as Score
 from ctplab.scores import WindowScores as WindowScores
 from ctplab.specs import CompressionSpec as CompressionSpec

@@ -181,6 +181,8 @@ class PromptSpec(_Json):
     """Pieces that a batch is split into, to save memory; the gradient is still that of the whole batch."""
     hidden: float = 0.0
     """Weight of the distance to the full model's last hidden states; 1 - hidden weighs the objective above."""
+    noise: float = 0.0
+    """Size of the noise on the compressed weights in every step, in units of each matrix's rounding error."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "steps", "batch", "accumulate", "evaluate_every", "validation_windows", "patience"):
@@ -189,6 +191,7 @@ class PromptSpec(_Json):
         _check_sizes(self)
         _check(self.lr > 0 and self.clip > 0, "lr and clip must be positive")
         _check(self.warmup >= 0 and self.weight_decay >= 0, "warmup and weight_decay must not be negative")
+        _check(self.noise >= 0, f"noise must not be negative, not {self.noise}")
         _check(0 <= self.kl <= 1, f"kl must be in [0, 1], not {self.kl}")
         _check(0 <= self.hidden <= 1, f"hidden must be in [0, 1], not {self.hidden}")
         _check(self.accumulate <= self.batch, f"a batch of {self.batch} has no {self.accumulate} pieces")
@@ -200,10 +203,15 @@ class PromptSpec(_Json):
         """Whether the loss asks the full model."""
         return self.kl > 0 or self.hidden > 0
 
+    @property
+    def needs_full(self) -> bool:
+        """Whether learning needs the full model: as a teacher, or to know the size of the rounding error."""
+        return self.taught or self.noise > 0
+
     def to_json(self) -> dict[str, Any]:
-        """A plain dict. It names ``hidden`` only if that is used, so that recipes in older files stay equal."""
+        """A plain dict. It names ``hidden`` and ``noise`` only if used, so that recipes in older files stay equal."""
         found = super().to_json()
-        return found if self.hidden else {key: value for key, value in found.items() if key != "hidden"}
+        return {key: value for key, value in found.items() if value or key not in ("hidden", "noise")}
 
     @classmethod
     def paper(cls) -> "PromptSpec":

@@ -1,5 +1,6 @@
-"""The GPU benchmark as a program: each section on tiny shapes on the CPU, and one line on a machine without a card."""
+"""Benchmarks as programs: the GPU's, each section on tiny shapes on the CPU; and prompts on copies they never saw."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,3 +24,16 @@ def test_without_a_card_it_says_so_in_one_line():
     done = subprocess.run([sys.executable, PROGRAM], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("no GPU here: nothing to measure")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_copies_that_a_prompt_never_saw(tmp_path):
+    """All kinds of recipes, and the second run only prints."""
+    few = ["--texts", "atlas-news", "--steps", "2", "--windows", "2", "--tokens", "4", "--seq-len", "48"]
+    recipes = ["1", "2", "1+noise=0.5+redraw=1"]
+    command = [sys.executable, PROGRAM.parent / "copies.py", *few, "--recipes", *recipes, "--out", tmp_path]
+    first, second = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr[-500:]
+    assert first.stdout == second.stdout and "1+noise=0.5+redraw=1: own" in first.stdout
+    assert set(json.loads((tmp_path / "copies.json").read_text())) == set(recipes)
+    assert (tmp_path / "copies.png").exists() and "learn:" not in second.stderr

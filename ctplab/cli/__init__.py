@@ -27,6 +27,7 @@ from ctplab.cli import (
     learn,
     lens,
     memory,
+    pace,
     recover,
     reproduce,
     score,
@@ -40,7 +41,7 @@ from ctplab.cli.shared import Parser, in_flags, note
 from ctplab.errors import InputError, Interrupted
 
 COMMANDS = (
-    demo, get, compress, info, learn, tune, hard, score, latency, recover, transfer, memory, inspect, worth, cut,
+    demo, get, compress, info, learn, tune, hard, score, latency, recover, transfer, pace, memory, inspect, worth, cut,
     choose, lens, generate, compare, export, import_, reproduce, sweep, app,
 )  # fmt: skip
 """In the order of ``ctplab --help``."""

@@ -9,6 +9,7 @@ import ctplab as ctp
 from ctplab.cli.numbers import at_least, real
 from ctplab.cli.shared import add_command, finish, in_flags, note, say, seq_len
 from ctplab.compression.walk import PRODUCTS
+from ctplab.models import Tokenizer
 from ctplab.models.loading import local_folder, skeleton
 from ctplab.runs.stale import mark_report
 from ctplab.text.corpora import MOST_SAMPLES
@@ -21,6 +22,9 @@ def compress(options: argparse.Namespace) -> None:
     folder = local_folder(options.model)
     tokenizer = ctp.load_tokenizer(folder)
     length = seq_len(skeleton(folder), options.seq_len)
+    if options.vary is not None:
+        vary(options, spec, tokenizer, length)
+        return
     windows = ctp.corpus(options.calibration, tokenizer, length).train.sample(options.samples, options.seed)
     settings: dict[str, Any] = {name: getattr(options, name) for name in ("device", "dtype", "batch", "products")}
     manifest = ctp.compress_to(options.model, out, tokenizer, windows, spec, **settings)
@@ -38,6 +42,22 @@ def compress(options: argparse.Namespace) -> None:
     for warning in manifest["warnings"]:
         note(in_flags(warning, options.parser.flags))
     finish(options, {"out": str(out), **{key: manifest[key] for key in keys}})
+
+
+def vary(options: argparse.Namespace, spec: ctp.CompressionSpec, tokenizer: Tokenizer, length: int) -> None:
+    """Make the copies of --vary: --out holds a folder for each, and ``same`` for the model as the options say."""
+    tell, made = say(options), []
+
+    def told(variant: ctp.Variant, manifest: dict[str, Any]) -> None:
+        tell(f"{variant.name}: {manifest['tag']}, {manifest['bytes'] / 1e6:.2f} MB, {manifest['seconds']:.1f} s")
+        keys = ("tag", "seconds", "bytes", "bits_per_weight", "warnings")
+        about = {"name": variant.name, "out": str(Path(options.out) / variant.name), "changed": dict(variant.changed)}
+        made.append({**about, **{key: manifest[key] for key in keys}})
+
+    making = ctp.Making(spec, options.calibration, options.samples, length, options.seed, options.dtype)
+    how: dict[str, Any] = {name: getattr(options, name) for name in ("device", "batch", "products")}
+    ctp.vary(options.model, Path(options.out), tokenizer, making, options.vary, tell=told, **how)
+    finish(options, {"out": options.out, "copies": made})
 
 
 def register(commands: Any) -> None:
@@ -64,4 +84,9 @@ def register(commands: Any) -> None:
     sub.add_argument(
         "--seq-len", type=at_least(0), default=0, help="tokens a window (default: 1024, or what the model takes)"
     )
+    sub.add_argument(
+        "--vary", nargs="+", metavar="WHAT",
+        help="more copies, each changed in one thing: seed, dtype, text=docs, samples=64, act_order, damp=0.1, bits=4, "
+        "bits=none+sparsity=0.5 ...; OUT/same is the model itself, OUT/seed and so on are the others",
+    )  # fmt: skip
     sub.add_argument("--out", required=True, metavar="DIR")

@@ -38,8 +38,8 @@ def recipe(options: argparse.Namespace) -> ctp.PromptSpec:
     init = "text" if options.init_text else "prompt" if options.init_prompt else options.init
     changes = {
         name: getattr(options, name)
-        for name in ("tokens", "steps", "batch", "lr", "patience", "accumulate", "seed")
-        if getattr(options, name) is not None
+        for name in ("tokens", "steps", "batch", "lr", "patience", "accumulate", "seed", "noise")
+        if getattr(options, name, None) is not None
     }
     if init is not None:
         changes |= {"init": init, "init_text": options.init_text}
@@ -49,6 +49,8 @@ def recipe(options: argparse.Namespace) -> ctp.PromptSpec:
     if spec.taught and not options.teacher:
         what = "the KL objective" if kl else "--hidden"
         raise InputError(f"{what} needs --teacher MODEL, the uncompressed model")
+    if spec.noise and not options.teacher:
+        raise InputError("noise is measured by the rounding error: it needs --teacher MODEL, the uncompressed model")
     if options.teacher_cache and not options.teacher:
         raise InputError("--teacher-cache needs --teacher MODEL")
     if options.teacher_cache and spec.hidden:
@@ -69,19 +71,32 @@ def teacher_of(options: argparse.Namespace, train: ctp.Split) -> Any:
     return found
 
 
-def recompressed(options: argparse.Namespace, folder: Path) -> list[str]:
-    """Make the copies that --recompress asks for, as the first MODEL was made; returns their folders."""
+def copying(options: argparse.Namespace, what: str) -> tuple[str, ctp.CompressionSpec, list[ctp.Split]]:
+    """How the first MODEL was made: its base, its settings, and texts to calibrate more copies on."""
     manifest = manifest_of(options.model[0])
     if not manifest:
-        raise InputError(f"--recompress makes more copies of a compressed model, which {options.model[0]} is not")
+        raise InputError(f"{what} makes more copies of a compressed model, which {options.model[0]} is not")
     base = options.teacher or manifest["base"]
     tokenizer = ctp.load_tokenizer(local_folder(base))
     length = options.seq_len or 256
     texts = [ctp.corpus(name, tokenizer, length).train for name in options.calibration or [options.corpus]]
-    spec, n = ctp.CompressionSpec.from_json(manifest["spec"]), options.recompress
+    return base, ctp.CompressionSpec.from_json(manifest["spec"]), texts
+
+
+def recompressed(options: argparse.Namespace, folder: Path) -> list[str]:
+    """Make the copies that --recompress asks for; returns their folders."""
+    base, spec, texts = copying(options, "--recompress")
+    tokenizer, n = ctp.load_tokenizer(local_folder(base)), options.recompress
     how: dict[str, Any] = {"samples": options.samples, "seed": options.seed + 1}
     made = ctp.recompress(base, folder, tokenizer, texts, spec, n, device=options.device, dtype=options.dtype, **how)
     return [str(copy) for copy in made]
+
+
+def redrawn(options: argparse.Namespace) -> ctp.Redraw:
+    """The model that --redraw compresses anew as learning goes, with other windows than those of --recompress."""
+    base, spec, texts = copying(options, "--redraw")
+    how: dict[str, Any] = {"samples": options.samples, "seed": options.seed + 1 + (options.recompress or 0)}
+    return ctp.Redraw(load_model(options, base)[0], texts, spec, every=options.redraw, **how)
 
 
 def learn(options: argparse.Namespace) -> None:
@@ -96,15 +111,17 @@ def learn(options: argparse.Namespace) -> None:
         raise InputError("the models have different tokenizers: one prompt cannot be learned on them")
     wanted = options.seq_len or (1024 if options.preset == "paper" else 0)
     text = ctp.corpus(options.corpus, tokenizer, seq_len(models[0], wanted, spec.tokens), loss=options.loss)
+    redraw = redrawn(options) if options.redraw else None
     learned = ctp.learn(
         models,
         text.train,
         text.validation,
         spec,
         tokenizer=tokenizer,
-        teacher=teacher_of(options, text.train) if spec.taught else None,
+        teacher=teacher_of(options, text.train) if spec.needs_full else None,
         earlier=ctp.load_prompt(options.init_prompt).rows()[0] if options.init_prompt else None,
         state=out / "state.safetensors",
+        redraw=redraw,
     )
     if not parallel.is_main():
         return
@@ -122,6 +139,7 @@ def learn(options: argparse.Namespace) -> None:
         corpus_fingerprint=text.train.fingerprint,
         seq_len=text.seq_len,
         init_prompt=options.init_prompt,
+        drawn=redraw.draws(len(learned.steps) // (len(models) + 1)) if redraw else 0,
     )
     score = learned.validation
     result = {
@@ -185,7 +203,15 @@ def register(commands: Any) -> None:
         "--recompress", type=at_least(1), metavar="N",
         help="compress MODEL's base N times more to its level, and learn on all of them: a prompt for other copies too",
     )  # fmt: skip
-    corpora_option(sub, "--calibration", about="for --recompress: texts that its copies are calibrated on, in turn")
+    sub.add_argument(
+        "--redraw", type=at_least(1), metavar="N",
+        help="one more copy takes its turn, and is compressed anew after every N turns",
+    )  # fmt: skip
+    sub.add_argument(
+        "--noise", type=real, metavar="S",
+        help="noise on the weights in every step, S times as large as their rounding error (needs --teacher)",
+    )  # fmt: skip
+    corpora_option(sub, "--calibration", about="texts that these copies are calibrated on, in turn")
     sub.add_argument("--samples", type=at_least(1, MOST_SAMPLES), default=64, help="calibration windows of the copies")
     sub.add_argument("--recompute", action="store_true", help="compute blocks again in the backward pass: less memory")
     sub.add_argument("--packed", action="store_true", help="run from packed weights: less memory, slower")

@@ -16,6 +16,7 @@ from ctplab.cli.shared import (
     load_model,
     loss_option,
     manifest_of,
+    note,
     say,
     start_option,
     window_options,
@@ -28,6 +29,7 @@ from ctplab.models import Model, Tokenizer
 from ctplab.progress import bar
 from ctplab.prompts.arms import check_dtypes
 from ctplab.show import tables
+from ctplab.show.gaps import gaps_table
 
 C = TypeVar("C", TransferCell, TaskCell)
 
@@ -51,6 +53,8 @@ def transfer(options: argparse.Namespace) -> None:
         ctp.Target(_name(model, options.targets), home(manifest_of(model) or {"base": model}), partial(load, model))
         for model in options.targets
     ]
+    known: dict[str, Any] = {"full": load(options.full)[0] if options.full else None}
+    known["learned_on"] = [load_model(options, name, packed=True)[0] for name in options.sources]
     more: dict[str, Any] = {"batch": options.batch, "force": options.force, "progress": bar}
     if options.out:
         check_is_json(Path(options.out))
@@ -59,12 +63,16 @@ def transfer(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"seq_len": options.seq_len, "start": options.start, "cells": [], "task_cells": []}
     if options.corpora:
         windows: dict[str, Any] = {"seq_len": options.seq_len, "limit": options.windows or None}
-        found = ctp.transfer(sources, targets, options.corpora, loss=options.loss, **more, **windows)
+        found = ctp.transfer(sources, targets, options.corpora, loss=options.loss, **more, **windows, **known)
         cells = [_in_flags(cell, options) for cell in found]
         result["cells"] = [cell.to_json() for cell in cells]
+        for name in sources:
+            if options.sources and all(cell.distance is None for cell in cells if cell.source == name):
+                note(f"{name} was learned on none of --sources, so there is no distance from its weights")
         for name in options.corpora:
             tell(f"{name}: perplexity, and the change in nats a token against no prompt [95%]")
-            tell(tables.matrix_table([cell for cell in cells if cell.corpus == name]))
+            mine = [cell for cell in cells if cell.corpus == name]
+            tell(gaps_table(mine) if options.full or options.sources else tables.matrix_table(mine))
     if tasks:
         found = ctp.transfer_tasks(
             sources,
@@ -104,6 +112,13 @@ def register(commands: Any) -> None:
     sub = add_command(commands, "transfer", transfer, "prompts of one model on others: the source x target matrix")
     sub.add_argument("--prompts", required=True, nargs="+", metavar="DIR")
     sub.add_argument("--targets", required=True, nargs="+", metavar="MODEL")
+    sub.add_argument(
+        "--full", metavar="MODEL", help="the uncompressed model: shows the share of the gap that is closed"
+    )
+    sub.add_argument(
+        "--sources", nargs="+", default=[], metavar="MODEL",
+        help="models that the prompts were learned on: shows how far the targets' weights are from theirs",
+    )  # fmt: skip
     corpora_option(sub, "--corpora")
     loss_option(sub)
     sub.add_argument("--tasks", default="", help="atlas, lm-eval's by name, or YAML files, separated by commas")

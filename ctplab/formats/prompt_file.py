@@ -3,6 +3,7 @@
 prompt.safetensors   E (k, d) and, if known, init (k, d); or key.0, value.0, ... (1, heads, k, head_dim) per layer
 prompt.json          base, tokenizer and corpus with their fingerprints, compression tag, recipe, scores, versions;
                      ``copies``: fingerprints of the very weights that it was learned through;
+                     ``drawn``: how many more copies were compressed as learning went, and not kept;
                      ``cut``: which rows of a longer prompt these are, if it is one that was cut
 
 :func:`attach` checks that a prompt fits a model before anything is computed with it.
@@ -138,6 +139,8 @@ def _check_manifest(info: dict[str, Any]) -> None:
         raise ValueError(f"schema {info.get('schema')!r} is not {SCHEMA}, which this ctplab reads")
     if not isinstance(info.get("copies", []), list) or any(type(c) is not str for c in info.get("copies", [])):
         raise ValueError("copies is no list of fingerprints")
+    if type(info.get("drawn", 0)) is not int or info.get("drawn", 0) < 0:
+        raise ValueError(f"drawn is {info['drawn']!r}, no number of copies")
     for key in ("k", "width"):
         if type(info.get(key)) is not int or info[key] < 1:
             raise ValueError(f"{key} is {info.get(key)!r}, not a positive number")
@@ -214,7 +217,7 @@ def attach(
             "level often does harm"
         )
     elif info.get("copies") and copy_fingerprint(model) not in info["copies"]:
-        notes.append(_other_copy(len(info["copies"])))
+        notes.append(_other_copy(len(info["copies"]) + info.get("drawn", 0)))
     if info.get("claimed"):
         notes.append(f"where the prompt comes from was {info['claimed']}, not recorded when it was learned")
     return notes

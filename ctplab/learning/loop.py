@@ -25,9 +25,11 @@ from ctplab.learning import schedule
 from ctplab.learning.graph import Steps
 from ctplab.learning.learned import Learned, Step
 from ctplab.learning.objective import nll
+from ctplab.learning.redraw import Redraw
 from ctplab.learning.state import load_state, save_state
 from ctplab.learning.step import Gradient, Learnable
 from ctplab.learning.teacher import MemoryTeacher, Teacher, TopKTeacher
+from ctplab.learning.turns import Turns
 from ctplab.learning.windows import Windows
 from ctplab.models import Model
 from ctplab.models.anatomy import check_context, check_ids, embeddings
@@ -98,12 +100,15 @@ def take_steps(
     *,
     teacher: Model | Teacher | None = None,
     state: Path | None = None,
+    redraw: Redraw | None = None,
 ) -> Iterator[Step]:
     """Learn step by step; ``result`` always holds the best so far. Several models take turns, one step each.
 
+    ``redraw``: one more model that takes its turn, and no part in validation.
     ``state``: the loop saves to this file at every validation and resumes from it. A resumed run gives the same curve.
     Raises InputError if recipe, text and models do not fit together.
     """
+    turns = Turns(models, redraw, teacher, spec)
     if not spec.taught:
         teacher = None
     elif teacher is not None and not isinstance(teacher, Teacher):
@@ -125,9 +130,10 @@ def take_steps(
         "start": tensor_fingerprint(*parameters.values()),
         "model": [weights_fingerprint(model) for model in models],
         "teacher": None if teacher is None else teacher.fingerprint,
+        **turns.identity,
     }
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=spec.lr, weight_decay=spec.weight_decay)
-    cuts = [halves(model) for model in models]
+    cuts = [halves(model) for model in turns.models]
     if spec.hidden > 0 and isinstance(teacher, MemoryTeacher):
         _check_states(cuts, teacher)
     first = 0
@@ -140,7 +146,7 @@ def take_steps(
         result.before = record.get("before", math.inf)
     else:
         best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
-        result.before = result.best_validation = _validate(learnable, cuts, held_out, spec.batch)
+        result.before = result.best_validation = _validate(learnable, cuts[: len(models)], held_out, spec.batch)
     parallel.wait()  # no process writes the state before all have read it
     if isinstance(teacher, TopKTeacher):
         teacher = teacher.near(device)
@@ -157,8 +163,9 @@ def take_steps(
             return
         lr = optimizer.param_groups[0]["lr"] = schedule.rate(spec, step)
         n_targets = max(1, text.targets_of(numbers))
-        with _seeded((spec.seed + 1) * 1_000_003 + step, device) if learnable.random else nullcontext():
-            loss = gradient(step % len(cuts), parallel.share(numbers), n_targets)
+        seeded = _seeded((spec.seed + 1) * 1_000_003 + step, device) if learnable.random else nullcontext()
+        with turns.on(step) as number, seeded:
+            loss = gradient(number, parallel.share(numbers), n_targets)
         parallel.add_up([loss, *(p.grad for p in parameters.values() if p.grad is not None)])
         norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), spec.clip)
         optimizer.step()
@@ -172,7 +179,7 @@ def take_steps(
         lost = None if all(finite) else unread[finite.index(False)][0]
         measured = None
         if lost is None and plan.due(step):
-            measured = _validate(learnable, cuts, held_out, spec.batch)
+            measured = _validate(learnable, cuts[: len(models)], held_out, spec.batch)
             if measured < result.best_validation:
                 result.best_validation, result.best_step = measured, step + 1
                 best = {name: p.detach().cpu().clone() for name, p in parameters.items()}

@@ -9,12 +9,14 @@ concatenation, at a fraction of its cost. With several θ̃ one E is learned for
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ctplab.errors import InputError
 from ctplab.learning.learned import Learned, Step
 from ctplab.learning.loop import finish, take_steps
+from ctplab.learning.redraw import Redraw
 from ctplab.learning.teacher import Teacher
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
@@ -99,6 +101,7 @@ def learn_steps(
     teacher: Model | Teacher | None = None,
     earlier: Prefix | None = None,
     state: Path | None = None,
+    redraw: Redraw | None = None,
     result: Learned[Prefix] | None = None,
 ) -> Iterator[Step]:
     """Learn step by step; ``result`` (make one with :func:`start`) always holds the best prompt so far.
@@ -106,14 +109,15 @@ def learn_steps(
     ``model``: one model, or a list of models that take turns, one step each, and validate by their mean. ``teacher``:
     the full model, or its cached log-probabilities. ``earlier``: the prompt that the init 'prompt' starts from.
     ``state``: learning saves to this file at every validation and resumes from it. A resumed run gives the same curve.
+    ``redraw``: one more model, compressed anew as learning goes, that takes its turn and no part in validation.
     """
     models = model if isinstance(model, list) else [model]
     if not models:
         raise InputError("give at least one model to learn on")
     result = result or start(models, spec, tokenizer, train, earlier)
-    yield from take_steps(
-        Rows(result.initial, models[0]), models, train, validation, spec, result, teacher=teacher, state=state
-    )
+    rows = Rows(result.initial, models[0])
+    how: dict[str, Any] = {"teacher": teacher, "state": state, "redraw": redraw}
+    yield from take_steps(rows, models, train, validation, spec, result, **how)
 
 
 def learn(
@@ -126,9 +130,10 @@ def learn(
     teacher: Model | Teacher | None = None,
     earlier: Prefix | None = None,
     state: Path | None = None,
+    redraw: Redraw | None = None,
     progress: Progress = bar,
 ) -> Learned[Prefix]:
     """Learn a prompt to the end (see :func:`learn_steps`). An interrupt (Ctrl-C) ends it early and keeps the best."""
     result = start(model, spec, tokenizer, train, earlier)
-    steps = learn_steps(model, train, validation, spec, teacher=teacher, state=state, result=result)
+    steps = learn_steps(model, train, validation, spec, teacher=teacher, state=state, result=result, redraw=redraw)
     return finish(steps, result, spec, progress)

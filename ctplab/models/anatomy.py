@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ctplab.errors import InputError
@@ -52,6 +54,21 @@ def as_matrix(layer: nn.Module) -> Tensor:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight if isinstance(layer, nn.Linear) else weight.T
+
+
+def block_matrices(model: Model) -> Iterator[Tensor]:
+    """The blocks' weights of at least two dimensions, in order, linears as (out, in); packed ones are unpacked here."""
+    from transformers.pytorch_utils import Conv1D
+
+    for _, block in blocks(model):
+        for module in block.modules():
+            packed: Any = module
+            if hasattr(module, "dense"):
+                yield packed.dense(torch.float32)
+            elif isinstance(module, nn.Linear | Conv1D):
+                yield as_matrix(module)
+            else:
+                yield from (p for p in module.parameters(recurse=False) if p.ndim > 1)
 
 
 def weight_matrix(module: nn.Module, unit: str) -> Tensor:

@@ -4,6 +4,7 @@ A script names what it needs (``import ctplab as ctp``); this list is for the no
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ from ctplab.paper import printed as paper
 from ctplab.prompts import prefix
 from ctplab.prompts.wordings import WORDINGS
 from ctplab.show.compression import draw_levels, draw_weights
+from ctplab.show.gaps import gaps_table
+from ctplab.show.healing import draw_distances
 from ctplab.show.learning import draw_curve
 from ctplab.show.matrices import draw_heat
 from ctplab.show.nearness import draw_nearness
@@ -49,6 +52,7 @@ __all__ = [
     "check",
     "ctp",
     "draw_curve",
+    "draw_distances",
     "draw_heat",
     "draw_levels",
     "draw_nearness",
@@ -56,6 +60,7 @@ __all__ = [
     "draw_weights",
     "draw_worth",
     "explore",
+    "gaps_table",
     "grid",
     "larger",
     "linears",
@@ -65,6 +70,7 @@ __all__ = [
     "more_right",
     "obs",
     "paper",
+    "partial",
     "prefix",
     "questions",
     "replace",

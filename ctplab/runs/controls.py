@@ -63,6 +63,7 @@ def recipe_of(saved: SavedPrompt, tokenizer: Tokenizer) -> tuple[PromptSpec, Spl
     for length in lengths:
         train = replace(text.train, seq_len=length)
         if train.fingerprint == info.get("corpus_fingerprint"):
+            spec = replace(spec, noise=0.0)  # the controls have no rounding error to be noisy about
             return spec, train, replace(text.validation, seq_len=length)
     raise InputError(f"{info['corpus']} is not the same text here as where the prompt was learned")
 

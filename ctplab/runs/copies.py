@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctplab.formats.streaming import compress_to
+from ctplab.learning.redraw import calibration
 from ctplab.models import Tokenizer
 from ctplab.specs import CompressionSpec
 from ctplab.text.corpora import Split
@@ -34,6 +35,5 @@ def recompress(
     """
     folders = [out / str(i) for i in range(n)]
     for i, folder in enumerate(folders):
-        windows = texts[i % len(texts)].sample(samples if i % 2 == 0 else max(1, samples // 2), seed + i)
-        compress_to(base, folder, tokenizer, windows, spec, **settings)
+        compress_to(base, folder, tokenizer, calibration(texts, i, samples, seed), spec, **settings)
     return folders

@@ -87,7 +87,7 @@ class Study:
         ``how``: ``learn`` for rows, ``learn_kv`` for keys and values. ``earlier``: what the init 'prompt' starts from.
         """
         folder = self.store.prompt(self.folder(tag), name)
-        teacher = self.full if spec.taught else None
+        teacher = self.full if spec.needs_full else None
         learned_from = {
             "corpus_fingerprint": train.fingerprint,
             "weights_fingerprint": "-".join(map(weights_fingerprint, [model, teacher] if teacher else [model])),
@@ -131,7 +131,7 @@ class Study:
             "corpus": [train.fingerprint, validation.fingerprint],
             "model": weights_fingerprint(model),
         }
-        teacher = self.full if spec.taught else None
+        teacher = self.full if spec.needs_full else None
         if teacher is not None:
             made_from["teacher"] = weights_fingerprint(teacher)
         adapter = lora.Adapter(model, LoraSpec(), spec.seed)

@@ -116,7 +116,7 @@ def _learn(job: Job, progress: Progress) -> None:
     cell = job.cell
     assert cell.recipe is not None and cell.corpus is not None
     model = _model_of(job)
-    base = _full(job) if cell.recipe.taught else model  # needed as the teacher only
+    base = _full(job) if cell.recipe.needs_full else model
     train, validation = (_split(job, cell.corpus, split) for split in ("train", "validation"))
     _study(job, base, progress).prompt(cell.tag, cell.folder, model, train, validation, cell.recipe)
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from commands import refused, run, run_json
 from conftest import tiny
 
 import ctplab as ctp
@@ -71,6 +72,47 @@ def test_a_prompt_for_several_copies_of_a_level(folder, capsys):
     assert "--recompress makes more copies of a compressed model" in capsys.readouterr().err
 
 
+def test_copies_that_differ_in_one_thing_and_a_prompt_on_them(folder, capsys):
+    """The first copy is home; every cell has its share of the gap and its distance from home."""
+    text = f"file:{folder / 'train.txt'}"
+    many = ("compress", folder / "model", "--bits", "2", "--samples", "4", "--seq-len", "40", "--calibration", text)
+    made = run_json(capsys, *many, "--vary", "seed", "damp=0.1", "--out", folder / "copies")["copies"]
+    changed = [("same", {}), ("seed", {"seed": 1}), ("damp-0.1", {"damp": 0.1})]
+    assert [(copy["name"], copy["changed"]) for copy in made] == changed
+    folders = [copy["out"] for copy in made]
+    assert learn(folder, folders[0], *SHORT, "--out", str(folder / "home")) == 0
+    capsys.readouterr()
+    command = ("transfer", "--prompts", folder / "home", "--targets", *folders, "--corpora", text, "--seq-len", "40")
+    command += ("--full", folder / "model", "--sources", folders[0], "--windows", "2")
+    cells = [cell for cell in run_json(capsys, *command)["cells"] if cell["source"] == "home"]
+    assert [cell["diagonal"] for cell in cells] == [True, False, False]
+    assert [cell["distance"]["in_errors"] > 0 for cell in cells] == [False, True, True]
+    assert all({"value", "low", "high"} == set(cell["recovery"]) for cell in cells)
+    code, out, _ = run(capsys, *command)
+    assert code == 0 and "weights apart by" in out and "0.00 errors, alike 1.00" in out
+    _, _, told = run(capsys, *command[:-3], folders[1], *command[-2:])
+    assert "home was learned on none of --sources" in told
+    assert "nothing that copies can differ in" in refused(capsys, *many, "--vary", "luck", "--out", folder / "x")
+
+
+def test_noise_and_copies_drawn_as_learning_goes(folder, capsys):
+    """The file counts the copies that were not kept, and so does the warning."""
+    text = f"file:{folder / 'train.txt'}"
+    options = ("--samples", "6", "--calibration", text)
+    compress = ("compress", str(folder / "model"), "--bits", "3", *options, "--seq-len", "40")
+    assert main([*compress, "--out", str(folder / "w3n")]) == 0
+    drawn = (*SHORT, *options, "--redraw", "2", "--noise", "0.5", "--teacher", str(folder / "model"))
+    assert learn(folder, str(folder / "w3n"), *drawn, "--out", str(folder / "drawn")) == 0
+    saved = ctp.load_prompt(folder / "drawn")
+    assert saved.info["drawn"] == 2 and len(saved.info["copies"]) == 1 and saved.info["spec"]["noise"] == 0.5
+    model, tokenizer = ctp.load(folder / "model", device="cpu")
+    (note,) = ctp.attach(saved, model, tokenizer)
+    assert "through 3 other compressions" in note
+    capsys.readouterr()
+    assert learn(folder, *SHORT, "--redraw", "2", "--out", str(folder / "y")) == 2
+    assert "--redraw makes more copies of a compressed model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -79,6 +121,8 @@ def test_a_prompt_for_several_copies_of_a_level(folder, capsys):
         (("--kl-weight", "2"), "kl must be in [0, 1]"),
         (("--init", "frequent", "--init-text", "x"), "give one of --init"),
         (("--teacher-cache", "x"), "--teacher-cache needs --teacher"),
+        (("--noise", "1"), "it needs --teacher MODEL"),
+        (("--noise", "-1", "--teacher", "x"), "noise must not be negative"),
         (("--patience", "0"), "--patience: must be at least 1"),
         (("--init-prompt", "nowhere"), "no finished prompt"),
     ],

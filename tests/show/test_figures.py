@@ -6,7 +6,9 @@ from contrast import contrast, rgb
 
 from ctplab.errors import InputError
 from ctplab.measure.attention_mass import AttentionMass
+from ctplab.measure.distance import Distance
 from ctplab.measure.latency import LatencyPoint, Quartiles
+from ctplab.measure.pace import pace
 from ctplab.measure.stats import Interval
 from ctplab.measure.transfer import TransferCell
 from ctplab.measure.worth import RowWorth
@@ -15,6 +17,7 @@ from ctplab.prompts.arms import COLOURS
 from ctplab.show import colours
 from ctplab.show.axes import save, whiskers
 from ctplab.show.compression import draw_levels, draw_weights
+from ctplab.show.healing import draw_distances, draw_pace, draw_sources
 from ctplab.show.latency import draw_latency
 from ctplab.show.learning import draw_curve, draw_saved
 from ctplab.show.matrices import draw_heat, draw_transfer
@@ -22,12 +25,15 @@ from ctplab.show.nearness import draw_nearness
 from ctplab.show.rows import draw_worth
 from ctplab.show.shares import draw_questions, draw_recovery, draw_shares
 
+SHARE = Interval(0.3, 0.2, 0.35)
 CELLS = [
     TransferCell("none", "w4", "x", False, 10.0, 10),
     TransferCell("none", "w3", "x", False, 20.0, 10),
     TransferCell("w3", "w4", "x", False, 9.0, 10, Interval(-0.1, -0.2, 0.0)),
     TransferCell("w3", "w3", "x", True, refused="another tokenizer"),
 ]
+FAR = TransferCell("w3", "w4", "x", False, 9.0, 10, Interval(-0.1, -0.2, 0.0), SHARE, Distance(0.1, 0.1, 1.2, 0.25))
+PACES = [pace("warm", [(0, 3.0), (10, 2.5)], 4.0, 2.0), pace("cold", [(0, 4.0), (10, 3.5)], 4.0, 2.0)]
 POINTS = [
     LatencyPoint("dense", way, k, 1, 64, 8, Quartiles(5.0 + k, 4.0, 200.0), Quartiles(50, 40, 60))
     for way, k in (("none", 0), ("concatenated", 25), ("compiled", 25))
@@ -63,6 +69,9 @@ BYTES = {"w4": {"bytes": 1e6, "ppl": {"x": 2.5}}, "s50": {"bytes": 3e6, "ppl": {
 FULL = {"bytes": 4e6, "ppl": {"x": 2.0}}
 DRAWN = {
     "transfer": lambda: draw_transfer(CELLS),
+    "distances": lambda: draw_distances([*CELLS, FAR], "t"),
+    "sources": lambda: draw_sources({"held out": {1: SHARE, 8: SHARE}, "own": {1: SHARE}}, "t"),
+    "pace": lambda: draw_pace(PACES),
     "heat": lambda: draw_heat({"w4": {"x": 0.5, "y": -1.0}}, "t", higher_is_better=True),
     "latency": lambda: draw_latency(POINTS),
     "shares": lambda: draw_shares(SHARES, "t"),
@@ -105,6 +114,20 @@ def test_a_curve_shows_its_records():
     assert (list(left.lines[0].get_xdata()), list(left.lines[0].get_ydata())) == ([1, 2], [3.0, 2.0])
     assert (list(right.lines[0].get_xdata()), list(right.lines[0].get_ydata())) == ([2], [2.0])
     assert right.lines[0].get_color() == COLOURS["soft"]
+
+
+def test_cells_stand_at_their_distance_and_refused_ones_nowhere():
+    (axes,) = draw_distances([*CELLS, FAR], "t").axes
+    ((line, _, _),) = axes.containers
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.25], [30.0])
+    assert [text.get_text() for text in axes.texts] == ["w4"]
+
+
+def test_paces_and_sources_show_percents():
+    (axes,) = draw_pace(PACES).axes
+    assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[50.0, 75.0], [0.0, 25.0]]
+    (axes,) = draw_sources({"held out": {1: SHARE, 8: SHARE}}, "t").axes
+    assert list(axes.containers[0][0].get_ydata()) == [30.0, 30.0] and list(axes.get_xticks()) == [1, 8]
 
 
 def test_levels_stand_at_their_true_bytes():

@@ -14,7 +14,7 @@ from ctplab.errors import InputError
 from ctplab.formats.prompt_file import SavedPrompt, attach
 from ctplab.measure.stats import Interval
 from ctplab.measure.tasks.evaluate import Paired, compare, kept_tasks
-from ctplab.measure.transfer import Target, check_names, home
+from ctplab.measure.transfer import Target, at_home, check_names
 from ctplab.progress import Progress, silent
 from ctplab.prompts import prefix
 from ctplab.prompts.arms import Arm
@@ -75,7 +75,7 @@ def transfer_tasks(
                 n = len(alone.marks[alone.main])
                 cells.append(TaskCell("none", target.name, part, False, alone.main, alone.share, n))
             for source, saved in sources.items():
-                diagonal = home(saved.info) == target.home
+                diagonal = at_home(saved, target, model)
                 try:
                     attach(saved, model, tokenizer, force=force)
                     found = ask(f"{source}--{target.name}--{task}", Arm(source, model, saved.prefix))
