@@ -110,7 +110,7 @@ def _measure(arm: Arm, windows: Tensor, masks: Tensor | None, batch: int, progre
             raise error if isinstance(error, InputError) else _unseen(model) from None
         if len(watch.sums) != len(kv):
             raise _unseen(model)
-        sums += torch.stack(watch.sums).cpu()
+        sums += torch.stack([each.cpu() for each in watch.sums])  # a model may lie on several cards
     places = torch.arange(windows.shape[1], dtype=torch.float64)
     even = (counts.sum(0) / (k + places + 1)).sum() / counts.sum()
     return AttentionMass(sums / counts.sum(), float(even))
@@ -140,13 +140,14 @@ class _Layers:
         query = query.unflatten(1, (groups, heads // groups))  # (B, groups, heads a group, n, width)
         keys, values = (x[:, :, None].float() for x in (key, value))
         total = torch.zeros(self.k, dtype=torch.float64, device=query.device)
+        counts = self.counts.to(query.device)
         step = max(1, SCORES // (batch * heads * seen))
         for first in range(0, n, step):
             some = slice(first, min(n, first + step))
             scores = query[:, :, :, some].float() @ keys.transpose(-1, -2) * scale  # (B, groups, heads, some, seen)
             weights = (scores + _hidden(mask, some, n, seen, scores.device)).softmax(-1)
             shares = weights[..., : self.k].mean((1, 2), dtype=torch.float64)  # (B, some, k)
-            total += shares[self.counts[:, some]].sum(0)
+            total += shares[counts[:, some]].sum(0)
             if first == 0:
                 self._check((weights @ values).flatten(1, 2).transpose(1, 2), out[:, some])
         self.sums.append(total)
