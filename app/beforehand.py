@@ -11,14 +11,15 @@ from ctplab.models.anatomy import as_matrix, blocks, linears
 from ctplab.prompts import prefix
 
 PROBE = 4  # windows that really run
+GRID = 24  # bits of a scale and a zero
 PASSES = 2  # of every window through every block: one for the Hessians, one with the new weights
-SLOWER = 4  # times: the solver's products against a forward pass's
+SLOWER = 2  # times: the solver's products against a forward pass's
 
 
 def stored_bits(spec: ctp.CompressionSpec, columns: int) -> float:
     """Bits that a weight of a matrix with so many columns takes: its code if it is kept, the mask, scale and zero."""
     codes = (spec.bits or 16) * (1 - spec.sparsity) + (1 if spec.sparsity else 0)
-    return codes + ((16 + spec.bits) / (spec.group_size or columns) if spec.bits else 0)
+    return codes + (GRID / (spec.group_size or columns) if spec.bits else 0)
 
 
 def expected(bench: Bench, name: str, spec: ctp.CompressionSpec, corpus: str, samples: Any, seq_len: Any) -> str:

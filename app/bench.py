@@ -128,6 +128,19 @@ class Bench:
         """Compressed models first."""
         return sorted(self.models, key=lambda name: self.models[name].tag == "full")
 
+    def companions(self, full: str) -> Chosen:
+        """A full model with a compressed one made from it, and a prompt that fits, as far as they are loaded."""
+        made = [
+            name for name, loaded in self.models.items() if loaded.about.get("base") == full and loaded.tag != "full"
+        ]
+        small = made[0] if made else full
+        return Chosen(full, small, self.prompt_for(Chosen(full, small, "")))
+
+    def prompt_for(self, chosen: Chosen) -> str:
+        """The chosen prompt if it fits the compressed model, else the first that does; empty if none does."""
+        names = [name for name in (chosen.prompt, *self.prompts) if name in self.prompts]
+        return next((name for name in names if self.fit(replace(chosen, prompt=name))[0]), "")
+
     def default_arms(self, chosen: Chosen) -> list[str]:
         """The usual arms that can run with what is loaded."""
         if chosen.full == chosen.compressed:

@@ -13,6 +13,7 @@ from ctplab.app.closer import look
 from ctplab.app.header import Header
 from ctplab.app.history import Form
 from ctplab.app.share import link_of
+from ctplab.app.suited import suited
 from ctplab.app.toast import plain_errors
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.text.reading import STARTS
@@ -59,7 +60,14 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
                 list(STARTS), value="auto", label="Start token in front of the text",
                 info="the same for every arm; auto: as the tokenizer does", elem_id="start", min_width=160,
             )  # fmt: skip
-            length = gr.Slider(4, 160, 24, step=4, label="Longest answer (tokens)", elem_id="length")
+            length = gr.Slider(
+                4,
+                160,
+                suited(bench, bench.chosen().full).answer,
+                step=4,
+                label="Longest answer (tokens)",
+                elem_id="length",
+            )
             temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: always the likeliest token")
             top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p")
             penalty = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty")
@@ -67,6 +75,9 @@ def build(bench: Bench, header: Header) -> list[gr.components.Component]:
     with mode:
         many.build(bench, header, arms, hard, raw, first)
     header.past.modes |= {"question": (modes, "one"), "questions": (modes, "many")}
+    header.on_another_model(
+        lambda name: [bench.default_arms(bench.companions(name)), suited(bench, name).answer], [arms, length]
+    )
     answers, asked = gr.State([]), gr.State({})
     form: Form = {
         "question": question, "arms": arms, "hard_prompt": hard, "ask": ask, "temperature": temperature, "top_p": top_p,

@@ -9,14 +9,14 @@ import gradio as gr
 import ctplab as ctp
 from ctplab.app import limits, recipes
 from ctplab.app.beforehand import expected
-from ctplab.app.bench import LONG, PRIVATE, Bench
+from ctplab.app.bench import LONG, PRIVATE, Bench, Chosen
 from ctplab.app.guard import owner
 from ctplab.app.header import Header, renew
 from ctplab.app.history import Form
 from ctplab.app.jobs import Job
 from ctplab.app.share import lead
 from ctplab.app.suited import compress_values, suited
-from ctplab.app.toast import plain_errors
+from ctplab.app.toast import in_page, plain_errors
 from ctplab.app.views import size
 from ctplab.disk import slug, write_json
 from ctplab.formats.checkpoint import MANIFEST, read_manifest
@@ -106,7 +106,7 @@ def summary(manifest: dict[str, Any]) -> str:
         f"{manifest['model_bits_per_weight']:.2f} bits over all weights, embeddings included. "
         f"{manifest['seconds']:.1f} s."
     ]
-    return "\n\n".join(lines + [f"⚠ {warning}" for warning in manifest["warnings"]])
+    return "\n\n".join(lines + [f"⚠ {in_page(warning)}" for warning in manifest["warnings"]])
 
 
 def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
@@ -169,12 +169,14 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             bench.jobs.mine("compress", owner(request)).cancel.set()
         gr.Info("Stopping at the next block; finished blocks are kept, and the same settings go on from there.")
 
-    def chosen(request: gr.Request) -> Any:
+    def chosen(request: gr.Request, full: str, prompt: str | None) -> tuple[Any, Any]:
         done = bench.jobs.done("compress", owner(request))
         if not done:
             raise gr.Error("You have compressed nothing yet: press Compress, and wait until it is done.")
-        gr.Info(f"{done[0].result['name']} is the compressed model now.")
-        return gr.update(choices=bench.compressed_names(), value=done[0].result["name"])
+        name = done[0].result["name"]
+        gr.Info(f"{name} is the compressed model now.")
+        prompt = bench.prompt_for(Chosen(full, name, prompt or ""))
+        return gr.update(choices=bench.compressed_names(), value=name), gr.update(value=prompt or None)
 
     def title(told: dict[str, Any]) -> str:
         tag = spec_of(*list(told.values())[4:10]).tag
@@ -194,4 +196,6 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     )  # fmt: skip
     cancel.click(cancelled, **PRIVATE)
     for button, place in ((use, "compare"), (onward, "train")):
-        lead(button.click(chosen, None, header.compressed, **PRIVATE), header.tabs, place)
+        picked = button.click(chosen, [header.full, header.prompt], [header.compressed, header.prompt], **PRIVATE)
+        header.uses.append(picked)
+        lead(picked, header.tabs, place)

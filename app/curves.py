@@ -65,6 +65,7 @@ def told(job: Job | None) -> str:
             "the validation windows (the best prompt so far; no interval, and the windows also choose it: the tab "
             "Results and <code>ctplab recover</code> measure it on text that nothing chose).</p>"
         )
+    lines += [f"<p>⚠ {escape(warning)}</p>" for warning in job.result.get("warnings", ())]
     if job.said:
         rows = "".join(f"<tr><td>{step}</td><td>{escape(text) or '(empty)'}</td></tr>" for step, text in job.said[-12:])
         lines.append(

@@ -1,7 +1,7 @@
 """The header: model card, prompt with its compatibility badge, device and seed; and loading more of each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -30,6 +30,8 @@ class Header:
     """What was done in this browser; tabs add what they start."""
     loads: list[Any]
     """Events after which the full model may be another."""
+    uses: list[Any]
+    """Events that choose what was made just now, to be used in Compare."""
     tabs: gr.Tabs | None = None
     """The page's tabs, for buttons that lead from one to another."""
 
@@ -137,23 +139,20 @@ def build(bench: Bench) -> Header:
                 for name, model in MODELS.items()
             }
     row = gr.State(None)
-    header = Header(full, compressed, prompt, seed, box, row, history.build(), [])
+    header = Header(full, compressed, prompt, seed, box, row, history.build(), [], [])
 
     def redraw(full: str, compressed: str, prompt: str | None) -> str:
         with plain_errors():
             return card(bench, Chosen(full, compressed, prompt or ""))
 
-    def load_model(source: str, full: str, compressed: str) -> tuple[Any, Any]:
+    def load_model(source: str, full: str, prompt: str | None) -> tuple[Any, Any, Any]:
         with plain_errors():
             name = bench.load_model(source)
         whole = bench.model(name).tag == "full"
-        return (
-            gr.update(choices=bench.full_names(), value=name if whole else full),
-            gr.update(choices=bench.compressed_names(), value=compressed if whole else name),
-        )
+        return listed(bench, bench.companions(name)) if whole else renew(bench, full, name, prompt)
 
     def get(name: str) -> Any:
-        def fetched(compressed: str, bar: Any = gr.Progress()) -> tuple[Any, Any, str]:  # noqa: B008
+        def fetched(bar: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
             def progress(items: Any, *, total: int | None = None, label: str = "") -> Any:
                 yield from bar.tqdm(items, total=total, desc=label)
 
@@ -161,8 +160,7 @@ def build(bench: Bench) -> Header:
                 ctp.get_model(name, progress=progress)
                 loaded = bench.load_model(name)
             gr.Info(f"{loaded} is the full model now. Next: compress it.")
-            full = gr.update(choices=bench.full_names(), value=loaded)
-            return full, gr.update(choices=bench.compressed_names(), value=compressed), offered(MODELS[name])
+            return *listed(bench, bench.companions(loaded)), offered(MODELS[name])
 
         return fetched
 
@@ -173,11 +171,15 @@ def build(bench: Bench) -> Header:
     for component in header.chosen:
         component.change(redraw, header.chosen, box, show_progress="hidden", queue=False, **PRIVATE)
     prompt.change(lambda: None, None, row, show_progress="hidden", queue=False, **PRIVATE)
-    loaded = add_model.click(load_model, [source, full, compressed], [full, compressed], **DEVICE, **PRIVATE)
+    full.input(
+        lambda name: listed(bench, bench.companions(name)), full, header.chosen, show_progress="hidden", queue=False,
+        **PRIVATE,
+    )  # fmt: skip
+    loaded = add_model.click(load_model, [source, full, prompt], header.chosen, **DEVICE, **PRIVATE)
     header.loads.append(loaded)
     add_prompt.click(load_prompt, folder, prompt, **PRIVATE)
     for model, button in offers.items():
-        got = button.click(get(model.name), compressed, [full, compressed, button], **LONG, **PRIVATE)
+        got = button.click(get(model.name), None, [*header.chosen, button], **LONG, **PRIVATE)
         header.loads.append(got)
     return header
 
@@ -185,6 +187,11 @@ def build(bench: Bench) -> Header:
 def renew(bench: Bench, full: str, compressed: str, prompt: str | None) -> tuple[Any, Any, Any]:
     """The three lists as they are now, for page loads and finished jobs; what is chosen stays chosen."""
     first = bench.chosen(full, compressed, prompt or "")
+    return listed(bench, first if prompt else replace(first, prompt=bench.prompt_for(first)))
+
+
+def listed(bench: Bench, first: Chosen) -> tuple[Any, Any, Any]:
+    """The three lists as they are now, with what is chosen in each."""
     return (
         gr.update(choices=bench.full_names(), value=first.full),
         gr.update(choices=bench.compressed_names(), value=first.compressed),

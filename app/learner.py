@@ -135,6 +135,7 @@ def begin(
         )  # fmt: skip
         if not result.stopped:
             state.unlink(missing_ok=True)
+        job.result["warnings"] = result.warnings
         job.result["name"] = bench.load_prompt(str(out))
         kept = f"{job.note}, kept as {job.result['name']}"
         job.note = "; ".join([*filter(None, [result.stopped]), kept, *result.warnings])

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from ctplab.app import api, compare, compress, header, latency, results, share, similarity, tokens, train
-from ctplab.app.bench import PRIVATE, Bench
+from ctplab.app.bench import PRIVATE, Bench, Chosen
 
 TABS = {
     "Prompt tokens": tokens.build,
@@ -28,6 +28,10 @@ def build(bench: Bench) -> gr.Blocks:
             "# ctplab\nWhat compression costs a language model, and what a soft prompt brings back.", elem_id="title"
         )
         head = header.build(bench)
+
+        def runnable(full: str, compressed: str, prompt: str | None) -> list[str]:
+            return bench.default_arms(Chosen(full, compressed, prompt or ""))
+
         with gr.Tabs(elem_id="tabs") as tabs:
             head = replace(head, tabs=tabs)
             with gr.Tab("Compare", id="compare"):
@@ -35,6 +39,8 @@ def build(bench: Bench) -> gr.Blocks:
             for title, build_tab in TABS.items():
                 with gr.Tab(title, id=title.lower().replace(" ", "-")) as tab:
                     build_tab(bench, head, tab)
+        for event in head.uses:
+            event.success(runnable, head.chosen, restored[1], show_progress="hidden", queue=False, **PRIVATE)
         head.past.lay_out(page, bench, tabs)
         api.build(bench)
 

@@ -30,7 +30,7 @@ def map_of(bench: Bench, chosen: Chosen, word: str, picked: int | None) -> go.Fi
 def draw_map(points: dict[str, Any], spell: Callable[[int], str], picked: int | None = None) -> go.Figure:
     """Vocabulary, untrained rows and learned rows on two principal axes, with arrows from init to learned.
 
-    ``points`` from ``inspect.similarity.project``; ``spell`` writes a token id; the row ``picked`` is larger.
+    ``points`` from ``inspect.similarity.project``; ``spell`` writes a token id; the row ``picked`` has a ring.
     """
     x, y = (f"axis {i + 1} ({100 * share:.0f}% of the variance)" for i, share in enumerate(points["explained"]))
     figure = figures.blank(520, x, y)
@@ -60,12 +60,14 @@ def draw_map(points: dict[str, Any], spell: Callable[[int], str], picked: int | 
         marker={"symbol": "arrow", "angleref": "previous", "size": heads, "color": colour("soft")},
     )  # fmt: skip
     scatter("init", "init", names(start["ids"], "row started as"), color=colour("init"), size=6)
-    chosen = [i == picked for i in range(len(end["x"]))]
-    scatter("learned", "learned", [f"learned row {i}" for i in range(len(chosen))], color=colour("soft"),
-            size=[14 if on else 7 for on in chosen],
-            line={"color": figures.PICKED, "width": [3 if on else 0 for on in chosen]})  # fmt: skip
-    if picked is not None and picked < len(chosen):
-        figure.add_annotation(x=end["x"][picked], y=end["y"][picked], text=f"row {picked}", showarrow=False, yshift=14)
+    k = len(end["x"])
+    scatter("learned", "learned", [f"learned row {i}" for i in range(k)], color=colour("soft"), size=7)
+    if picked is not None and picked < k:
+        figure.add_scatter(
+            x=[end["x"][picked]], y=[end["y"][picked]], text=[f"row {picked}"], textposition="top center",
+            mode="markers+text", name=f"row {picked}", showlegend=False, hoverinfo="skip", customdata=[picked],
+            marker={"symbol": "circle-open", "size": 16, "color": figures.PICKED, "line": {"width": 3}},
+        )  # fmt: skip
     if points["extra"]["x"]:
         scatter(
             "your word",

@@ -20,6 +20,10 @@ class Suited:
     batch: int
     steps: int
     every: int
+    lr: float
+    kl: float
+    answer: int
+    """Tokens of a longest answer."""
     scored: int
     """Windows for a measurement that scores once for each row."""
 
@@ -28,11 +32,11 @@ def suited(bench: Bench, name: str) -> Suited:
     """For the model called ``name``: the embedded world's text for the embedded model, general English for others."""
     model = bench.model(name)
     if bench.is_embedded(name):
-        return Suited("atlas-web", 128, 128, 16, 200, 20, 32)
+        return Suited("atlas-web", 128, 128, 16, 200, 20, 0.1, 1.0, 24, 32)
     corpus = "c4" if os.environ.get("CTPLAB_DATA") else "docs"
     if sum(part.numel() for part in model.model.parameters()) < SMALL:
-        return Suited(corpus, 128, 128, 16, 200, 20, 32)
-    return Suited(corpus, 256, 64, 4, 40, 10, 4)  # as the tour of SmolLM2: minutes on two cores
+        return Suited(corpus, 128, 128, 16, 200, 20, 0.1, 1.0, 48, 32)
+    return Suited(corpus, 256, 64, 4, 40, 10, 0.03, 0.0, 48, 4)  # as the tour of SmolLM2: minutes on two cores
 
 
 def compress_values(found: Suited) -> list[Any]:
@@ -41,8 +45,8 @@ def compress_values(found: Suited) -> list[Any]:
 
 
 def train_values(found: Suited) -> list[Any]:
-    """Text, tokens a window, steps, batch, validate every."""
-    return [found.corpus, found.seq_len, found.steps, found.batch, found.every]
+    """Text, tokens a window, steps, batch, validate every, learning rate, weight of the KL."""
+    return [found.corpus, found.seq_len, found.steps, found.batch, found.every, found.lr, found.kl]
 
 
 def worth_values(found: Suited) -> list[Any]:

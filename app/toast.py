@@ -13,6 +13,7 @@ WORDS = (
     (r"\b[Ss]equence length\b", "'Tokens a window'"),
     (r"\bport=|\bseed=|\bdtype='\w+'|\bdevice='\w+'|\bforce=True", "the server's options"),
     (r"\bsamples=", "'Windows'"),
+    (r"\bseq_len=", "'Tokens a window'"),
     (r"\bmax_new_tokens\b", "'Longest answer'"),
 )
 """What the library's messages call a setting, and the control of the page that sets it."""

@@ -41,8 +41,8 @@ def table(
     """The records as a Dataframe value; the row ``picked`` is marked. ``worths``: values and styles of that column."""
     values, bars = worths or ([""] * len(found), [""] * len(found))
     data = [
-        [r["row"], listed(r["nearest"][:SHOWN]), round(r["norm"], 3), repr(r["init"]) if r["init"] is not None else "",
-         "" if r["init_rank"] is None else r["init_rank"], round(r["drift"], 3), value]
+        [r["row"], listed(r["nearest"][:SHOWN]), round(r["norm"], 2), repr(r["init"]) if r["init"] is not None else "",
+         "" if r["init_rank"] is None else r["init_rank"], round(r["drift"], 2), value]
         for r, value in zip(found, values, strict=True)
     ]  # fmt: skip
     marked = f"background-color: {figures.faint(figures.PICKED, 0.25)}"
@@ -65,10 +65,10 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         special = gr.Checkbox(True, label="Without special tokens", info="such as <s> and </s>", elem_id="special")
         unused = gr.Checkbox(True, label="Without unused rows", info="rows no token has", elem_id="unused")
     with gr.Row():
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=3, min_width=720):
             overview = gr.Dataframe(
                 headers=HEADERS, label="Learned rows (click one)", elem_id="tokens", interactive=False, max_height=520,
-                column_widths=["7%", "40%", "10%", "14%", "9%", "9%", "11%"], wrap=True,
+                column_widths=[52, 410, 84, 110, 84, 70, 80], wrap=True,
             )  # fmt: skip
         with gr.Column(scale=1, min_width=280):
             neighbours = gr.Dataframe(

@@ -49,8 +49,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         steps = gr.Number(first.steps, label="Steps", precision=0, minimum=1, elem_id="train-steps", min_width=90)
         batch = gr.Number(first.batch, label="Batch", precision=0, minimum=1, elem_id="train-batch", min_width=90)
     with gr.Row():
-        lr = gr.Number(0.1, label="Learning rate", minimum=0, min_width=90)
-        kl = gr.Slider(0, 1, 1, step=0.1, label="Weight of the KL to the full model", min_width=240)
+        lr = gr.Number(first.lr, label="Learning rate", minimum=0, min_width=90)
+        kl = gr.Slider(0, 1, first.kl, step=0.1, label="Weight of the KL to the full model", min_width=240)
         init = gr.Dropdown(["vocab-random", "vocab-first"], value="vocab-random", label="Start from", min_width=190)
         every = gr.Number(
             first.every, label="Validate every", precision=0, minimum=1, elem_id="train-every", min_width=90
@@ -121,12 +121,14 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         found = suited(bench, model)
         return [suggested(32, found.corpus), *train_values(found)]
 
-    header.on_another_model(settings, [name, corpus, seq_len, steps, batch, every])
+    header.on_another_model(settings, [name, corpus, seq_len, steps, batch, every, lr, kl])
     guess.click(probe, [header.full, header.compressed, corpus, seq_len, *recipe], told, **LONG, **PRIVATE)
     gr.Timer(2.0).tick(
         poll, [shown, *header.chosen], [status, plot, says, shown, *header.chosen], queue=False,
         show_progress="hidden", **PRIVATE,
     )  # fmt: skip
     stop.click(stopped, **PRIVATE)
-    lead(use.click(chosen, None, header.prompt, **PRIVATE), header.tabs, "compare")
+    used = use.click(chosen, None, header.prompt, **PRIVATE)
+    header.uses.append(used)
+    lead(used, header.tabs, "compare")
     tab.select(lambda: unfinished(bench.runs), None, told, queue=False, show_progress="hidden", **PRIVATE)

@@ -3,6 +3,7 @@
     python benchmarks/learn.py            all sections
     python benchmarks/learn.py step       milliseconds per step: ours, PEFT's, plain concatenation (interleaved rounds)
     python benchmarks/learn.py memory     peak memory of a step, each method in its own process
+    python benchmarks/learn.py arms       steps of everything that can be learned, beside a prompt's
     python benchmarks/learn.py recipes    validation NLL on the embedded model after the same wall time
 
 All methods share model, tokens, loss and gradient. Milliseconds depend on the machine: read the ratios.
@@ -24,12 +25,20 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import ctplab as ctp
+from ctplab.demo.embedded import SHOWCASE
+from ctplab.disk import data_dir
+from ctplab.learning.keys_values import KeysValues, as_keys_and_values
 from ctplab.learning.objective import mixed_loss
-from ctplab.learning.rows import learn_steps, start
+from ctplab.learning.rows import Rows, learn_steps, start
+from ctplab.learning.step import Gradient, Learnable
+from ctplab.learning.tuned import Tuned
+from ctplab.learning.windows import Windows
+from ctplab.models import Model
 from ctplab.models.anatomy import embed
 from ctplab.progress import silent
 from ctplab.prompts.compiled import compile_rows
 from ctplab.prompts.head import halves
+from ctplab.prompts.prefix import random_rows
 
 K, WIDTH, LAYERS, VOCABULARY = 100, 256, 4, 16_384
 INNER = 688
@@ -145,6 +154,44 @@ def peak(method: str, batch: int, length: int) -> None:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
+def arms(rounds: int) -> None:
+    """One gradient of each arm on the embedded compressed model, and how long it takes beside a prompt's."""
+    folder, spec, k = data_dir() / SHOWCASE, ctp.PromptSpec(tokens=64, batch=8), 64
+    learnables: dict[str, Callable[[Model], Learnable]] = {
+        "soft": lambda model: Rows(start(model, spec).initial, model),
+        "keys and values": lambda model: KeysValues(
+            as_keys_and_values(model, random_rows(model, k), "kv"), model
+        ),
+        "scales": lambda model: Tuned(model, folder, ["scales"]),
+        "norms": lambda model: Tuned(model, folder, ["norms"]),
+        "scales+norms": lambda model: Tuned(model, folder, ["scales", "norms"]),
+        "scales+norms+soft": lambda model: Tuned(
+            model, folder, ["scales", "norms"], prompt=start(model, spec).initial
+        ),
+        "lora": lambda model: ctp.LoraAdapter(model, ctp.LoraSpec()),
+    }  # fmt: skip
+    gradients = {}
+    for name, make in learnables.items():
+        model, tokenizer = ctp.load(folder, device="cpu", dtype="float32")
+        learnable = make(model)
+        for p in learnable.parameters.values():
+            p.grad = torch.zeros_like(p)
+        train = ctp.corpus("atlas-web", tokenizer, seq_len=128).train
+        text = Windows.of(train, torch.device("cpu"), 64)
+        gradients[name] = Gradient.of(learnable, halves(model), text, spec, None)
+    times: dict[str, list[float]] = {name: [] for name in gradients}
+    for turn in range(rounds + 1):
+        numbers = torch.arange(8 * turn, 8 * turn + 8) % 64
+        for name, gradient in gradients.items():
+            began = time.perf_counter()
+            gradient(numbers, 8 * 127)
+            times[name].append(1000 * (time.perf_counter() - began))
+    middle = {name: statistics.median(values[1:]) for name, values in times.items()}
+    for name, ms in middle.items():
+        size = sum(p.numel() for p in gradients[name].learnable.parameters.values())
+        print(f"arms  {name}: {size:,} numbers, {ms:.0f} ms a step of 8 x 128, {ms / middle['soft']:.2f}x a prompt's")
+
+
 def memory() -> None:
     for batch, length in SHAPES:
         found = {}
@@ -189,7 +236,7 @@ def recipes(seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", nargs="?", choices=("step", "memory", "recipes", "peak"))
+    parser.add_argument("section", nargs="?", choices=("step", "arms", "memory", "recipes", "peak"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=60, help="of each recipe")
     parser.add_argument("--method", choices=METHODS)
@@ -200,6 +247,8 @@ def main() -> None:
         return
     if options.section in (None, "step"):
         step(options.rounds)
+    if options.section in (None, "arms"):
+        arms(options.rounds)
     if options.section in (None, "memory"):
         memory()
     if options.section in (None, "recipes"):

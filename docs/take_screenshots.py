@@ -19,6 +19,17 @@ def ask(page: Page, question: str) -> None:
     page.wait_for_timeout(1500)
 
 
+def worths(page: Page) -> None:
+    """Measure what each row is worth, and put one in view."""
+    page.click("#worth-box > button")
+    page.click("#worth-go")
+    page.wait_for_function(
+        'document.querySelector("#worth-told").innerText.includes("The whole prompt")', timeout=600_000
+    )
+    page.locator("#tokens [data-testid=cell-3-1]").click()
+    page.wait_for_timeout(4000)
+
+
 def main(address: str) -> None:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
@@ -61,6 +72,8 @@ def main(address: str) -> None:
             page.get_by_role("tab", name=name).click()
             page.wait_for_selector(sign)
             page.wait_for_timeout(2500)
+            if name == "Prompt tokens":
+                worths(page)
             shot(page, name.lower().replace(" ", "-"), whole=True)
         page = opened(390, 844)
         ask(page, "Where is Long Beach?")

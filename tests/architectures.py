@@ -208,9 +208,9 @@ def compressed(model: Any, folder: Path, tokenizer: Any) -> None:
     seen: dict[str, torch.Tensor] = {}
     solve = walk._solve
 
-    def watched(matrices: Any, hessian: Any, spec: Any) -> Any:
+    def watched(matrices: Any, hessian: Any, *rest: Any) -> Any:
         seen[next(iter(matrices))] = hessian.matrix.clone()
-        return solve(matrices, hessian, spec)
+        return solve(matrices, hessian, *rest)
 
     walk._solve = watched
     try:

@@ -1,25 +1,28 @@
 """``tune``: what a compressed model can change without a new byte."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
 from ctplab import parallel
 from ctplab.cli.learn import prompt_options, recipe, recipe_options, teacher_of
-from ctplab.cli.shared import add_command, at_least, finish, load_model, note, say, seq_len
+from ctplab.cli.shared import add_command, at_least, finish, load_model, manifest_of, note, say, seq_len
 from ctplab.errors import InputError
-from ctplab.formats.checkpoint import read_manifest
-from ctplab.formats.tuned import KINDS, PROMPT, SOFT, fold, tuned_from
+from ctplab.formats.tuned import KINDS, MANIFEST, SOFT, changes_between, fold, tuned_from
 from ctplab.learning.rows import initial_rows
+from ctplab.learning.saving import save_tuned
 from ctplab.models.fingerprints import weights_fingerprint
 from ctplab.models.loading import resolve
 from ctplab.progress import bar
 
+TOLD = ("steps", "best_step", "validation")
+
 
 def tune(options: argparse.Namespace) -> None:
     """Learn the changes, and write a folder of the same bytes; the same command goes on where it stopped."""
+    if options.like:
+        return like(options)
     spec, out, folder = recipe(options), Path(options.out), Path(resolve(options.model))
     what = list(dict.fromkeys(filter(None, options.what.split(","))))
     kinds = [kind for kind in what if kind != SOFT]
@@ -40,7 +43,7 @@ def tune(options: argparse.Namespace) -> None:
         if {key: before.get(key) for key in made_from} != made_from:
             raise InputError(f"{out} holds a model that was tuned otherwise: choose another --out")
         note(f"{out} is there already, tuned as this command says")
-        finish(options, {"out": str(out)} | {key: before[key] for key in ("steps", "best_step", "validation")})
+        finish(options, {"out": str(out)} | {key: before[key] for key in TOLD})
         return
     state = out.with_name(f"{out.name}.state.safetensors")
     learned = ctp.learn_tuned(
@@ -53,26 +56,12 @@ def tune(options: argparse.Namespace) -> None:
         note(f"{learned.stopped}; the same command goes on")
         raise KeyboardInterrupt
     score = learned.validation
-    about = {
-        "steps": len(learned.steps),
-        "best_step": learned.best_step,
-        "validation": {"nll": score.nll, "n_tokens": score.n_tokens, "ppl": score.ppl},
-    }
-    curve = [vars(step) for step in learned.steps]
-
-    def with_prompt(new: Path) -> None:
-        """Write the prompt beside the weights that it was learned with."""
-        changed, _ = load_model(options, str(new))
-        manifest = read_manifest(new)
-        rows = replace(learned, prefix=learned.prefix.prefix, initial=prompt)
-        ctp.save_prompt(
-            rows, new / PROMPT, spec, changed, tokenizer, base=manifest["base"], tag=manifest["tag"],
-            corpus=options.corpus, loss="all" if text.train.mask is None else "answers",
-            corpus_fingerprint=text.train.fingerprint, seq_len=text.seq_len,
-        )  # fmt: skip
-
-    more = {"also": with_prompt} if k else {}
-    manifest = fold(folder, out, learned.prefix.tensors, made_from | about | {"curve": curve}, **more)
+    manifest = save_tuned(
+        learned, folder, out, made_from, spec, model, tokenizer, corpus=options.corpus,
+        loss="all" if text.train.mask is None else "answers", corpus_fingerprint=text.train.fingerprint,
+        seq_len=text.seq_len,
+    )  # fmt: skip
+    about = {key: manifest["tuned"][key] for key in TOLD}
     state.unlink(missing_ok=True)
     told = f"best at step {learned.best_step}: validation ppl {score.ppl:.2f}, {manifest['bytes']} bytes as before"
     say(options)(f"{told} -> {out}")
@@ -83,6 +72,21 @@ def tune(options: argparse.Namespace) -> None:
     finish(options, {"out": str(out), "tag": manifest["tag"], "bytes": manifest["bytes"], **about})
 
 
+def like(options: argparse.Namespace) -> None:
+    """Carry another copy's scales and norms over to MODEL."""
+    folder, out, other = Path(resolve(options.model)), Path(options.out), Path(options.like)
+    made_from = manifest_of(options.like).get("tuned")
+    if made_from is None:
+        raise InputError(f"{other} is no model that 'ctplab tune' made")
+    source = Path(resolve(str(made_from.get("from", ""))))
+    if not (source / MANIFEST).exists():
+        raise InputError(f"{other} was tuned from {source}, which is not here: its factors are found by comparing them")
+    changes = changes_between(source, other)
+    manifest = fold(folder, out, changes, {"what": made_from["what"], "from": options.model, "like": options.like})
+    say(options)(f"{len(changes)} changes of {other}, {manifest['bytes']} bytes as before -> {out}")
+    finish(options, {"out": str(out), "tag": manifest["tag"], "bytes": manifest["bytes"]})
+
+
 def register(commands: Any) -> None:
     """Add the command."""
     about = "a compressed model's scales, norms or kept values: the same bytes; resumes"
@@ -91,6 +95,10 @@ def register(commands: Any) -> None:
     sub.add_argument(
         "--what", default="scales,norms",
         help=f"{', '.join((*KINDS, SOFT))}, separated by commas (scales,norms); soft: a prompt learned with the others",
+    )  # fmt: skip
+    sub.add_argument(
+        "--like", metavar="DIR",
+        help="learn nothing: put what this tuned model learned on MODEL, another compression of the same base",
     )  # fmt: skip
     sub.add_argument("--rank", type=at_least(1), default=8, help="of low-rank updates, for pruned models (8)")
     recipe_options(sub)

@@ -7,8 +7,13 @@ What can change without a new byte:
     low-rank   B·A is added to the kept values of a pruned matrix; zeros stay zeros
 
 Codes are integers on a grid whose zero is an integer too, so nothing can be added to quantised weights without rounding
-them again: ``low-rank`` needs a pruned model. The sources: EfficientQAT (arXiv 2407.11062) for scales, PERP (arXiv
-2312.15230) for norms and for low-rank updates that keep a mask.
+them again: ``low-rank`` needs a pruned model. QA-LoRA (arXiv 2309.14717) pools A over each group, so that B·A adds one
+constant to a group, and puts that constant into the zero. Its zeros are real numbers. Ours are integers, as GPTQ's
+files and all kernels that read them want, so the constant would be rounded to whole steps of the grid. Learned zeros
+fail alike: none moves by half a step.
+
+The sources: EfficientQAT (arXiv 2407.11062) for scales, PERP (arXiv 2312.15230) for norms and for low-rank updates that
+keep a mask.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,11 +53,17 @@ def grids(folder: Path) -> dict[str, dict[str, Tensor]]:
     return found
 
 
+def _shape(x: Tensor) -> str:
+    return " x ".join(map(str, x.shape))
+
+
 def changed_parts(unit: str, parts: dict[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One packed matrix with its changes folded in. Every part keeps its dtype and shape."""
     parts, m = dict(parts), changes.get(f"scale:{unit}")
     if "scale" in parts:
         if m is not None:
+            if m.shape != parts["scale"].shape:
+                raise InputError(f"{unit} has {_shape(parts['scale'])} scales here, the changes {_shape(m)}")
             parts["scale"] = (parts["scale"].float() * m).to(parts["scale"].dtype)
         return parts
     rows, columns = parts["shape"].tolist()
@@ -105,6 +116,29 @@ def fold(
         write_json(manifest, new / MANIFEST)
         also(new)
     return manifest
+
+
+def changes_between(before: Path, after: Path) -> dict[str, Tensor]:
+    """What turned the compressed folder ``before`` into the tuned one ``after``, to fold into another compression.
+
+    Scales come as factors, norms as they are. A grid whose scale is 0 keeps it: its factor is 1. Raises InputError if
+    the folders hold other matrices, or if kept values of a pruned one were changed, which suit their own codes only.
+    """
+    found = dict[str, Tensor]()
+    for path in block_files(before):
+        old, new = (checkpoint.read_tensors(folder / path.name) for folder in (before, after))
+        if {name: t.shape for name, t in old.items()} != {name: t.shape for name, t in new.items()}:
+            raise InputError(f"{after} was not tuned from {before}: they hold other tensors")
+        for name, tensor in old.items():
+            unit, packed, part = name.partition("::")
+            if part == "scale":
+                first, last = tensor.float(), new[name].float()
+                found[f"scale:{unit}"] = torch.where(first == 0, torch.ones(()), last / first)
+            elif not packed and not torch.equal(tensor, new[name]):
+                found[f"norm:{name}"] = new[name].float()
+            elif not torch.equal(tensor, new[name]):
+                raise InputError(f"{after} has other {part} of {unit} than {before}: only scales and norms carry over")
+    return found
 
 
 def tuned_from(out: Path) -> dict[str, Any] | None:

@@ -1,11 +1,15 @@
-"""Save a learned prompt with its recipe and its learning curve."""
+"""Save what was learned with its recipe and its learning curve: a prompt, or a tuned model with its prompt."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ctplab.formats import checkpoint, loading, tuned
 from ctplab.formats.prompt_file import made_for, write
 from ctplab.learning.learned import Learned
+from ctplab.learning.tuned import Changes
 from ctplab.models import Model, Tokenizer
+from ctplab.models.anatomy import embeddings
 from ctplab.models.fingerprints import copy_fingerprint
 from ctplab.specs import PromptSpec
 
@@ -31,3 +35,40 @@ def save_prompt(
         "curve": [vars(step) for step in learned.steps],
     }
     return write(learned.prefix, learned.initial, info, out)
+
+
+def save_tuned(
+    learned: Learned[Changes],
+    source: Path,
+    out: Path,
+    made_from: dict[str, Any],
+    spec: PromptSpec,
+    model: Model,
+    tokenizer: Tokenizer,
+    **provenance: Any,
+) -> dict[str, Any]:
+    """Fold the best changes of ``learned`` into the new folder ``out``, and return its manifest.
+
+    ``source``: the compressed folder that ``model`` was loaded from. ``made_from``: what decides the result, with the
+    list ``what``. A prompt that was learned with them goes into ``out/prompt``, with ``provenance``. Raises InputError
+    as :func:`ctplab.formats.tuned.fold`.
+    """
+    score, changes = learned.validation, learned.prefix
+    about = {
+        "steps": len(learned.steps),
+        "best_step": learned.best_step,
+        "validation": {"nll": score.nll, "n_tokens": score.n_tokens, "ppl": score.ppl},
+        "curve": [vars(step) for step in learned.steps],
+    }
+
+    def with_prompt(new: Path) -> None:
+        if changes.prefix is None:
+            return
+        weight = embeddings(model)
+        changed, _ = loading.load(new, device=str(weight.device), dtype=str(weight.dtype).removeprefix("torch."))
+        manifest = checkpoint.read_manifest(new)
+        rows = replace(learned, prefix=changes.prefix, initial=learned.initial.prefix)
+        more = {"base": manifest["base"], "tag": manifest["tag"], **provenance}
+        save_prompt(rows, new / tuned.PROMPT, spec, changed, tokenizer, **more)
+
+    return tuned.fold(source, out, changes.tensors, made_from | about, with_prompt)

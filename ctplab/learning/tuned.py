@@ -213,8 +213,8 @@ def learn_tuned(
     """
     tuned = Tuned(model, folder, what, rank, spec.seed, prompt)
     try:
-        initial = tuned.frozen(dict(tuned.parameters))
-        result = Learned(initial, initial)
+        first = {name: p.detach() for name, p in tuned.parameters.items()}
+        result = Learned(tuned.frozen(first), tuned.frozen(first))
         steps: Any = take_steps(tuned, [model], train, validation, spec, result, teacher=teacher, state=state)
         return finish(steps, result, spec, progress)
     finally:

@@ -15,6 +15,7 @@ from ctplab.atlas.questions import questions
 from ctplab.compression import grid, obs
 from ctplab.demo.embedded import ten_questions
 from ctplab.measure.chosen import behind
+from ctplab.measure.cost import costs
 from ctplab.measure.stats import mcnemar, wilson
 from ctplab.measure.tasks.closed_book import answers
 from ctplab.measure.verdicts import marked
@@ -34,8 +35,8 @@ from ctplab.show.learning import draw_curve
 from ctplab.show.matrices import draw_heat
 from ctplab.show.nearness import draw_nearness
 from ctplab.show.rows import draw_worth
-from ctplab.show.shares import draw_shares
-from ctplab.show.tables import arms_table, table
+from ctplab.show.shares import draw_recovery, draw_shares
+from ctplab.show.tables import arms_table, fidelity_table, table
 
 __all__ = [
     "WORDINGS",
@@ -50,16 +51,19 @@ __all__ = [
     "below",
     "blocks",
     "check",
+    "costs",
     "ctp",
     "draw_curve",
     "draw_distances",
     "draw_heat",
     "draw_levels",
     "draw_nearness",
+    "draw_recovery",
     "draw_shares",
     "draw_weights",
     "draw_worth",
     "explore",
+    "fidelity_table",
     "gaps_table",
     "grid",
     "larger",

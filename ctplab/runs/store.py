@@ -4,6 +4,7 @@
                                              if weights of another calibration or model lie there already
     prompts/<name>/                          a prompt folder; ``state.safetensors`` while it is learned
     adapters/<name>/                         a LoRA adapter, likewise
+    tuned/<name>/                            the model with tuned scales, norms or kept values, likewise
     exports/<name>/                          the model with a prompt in its vocabulary, for other programs
     scores/<arm>--<corpus>.json              results, each written as soon as it is known
     tasks/<arm>--<task>.json                 marks question by question, likewise
@@ -95,6 +96,10 @@ class Store:
     def prompt_state(self, tag: str, name: str) -> Path:
         """File that learning resumes from."""
         return self.prompt(tag, name) / "state.safetensors"
+
+    def tuned(self, tag: str, name: str) -> Path:
+        """Folder of the model ``tag`` with tuned scales, norms or kept values."""
+        return self._home / tag / "tuned" / slug(name)
 
     def adapter(self, tag: str, name: str) -> Path:
         """Folder of a LoRA adapter learned on the model ``tag``."""

@@ -1,6 +1,7 @@
 """The pipeline compress -> learn -> measure. Every step is kept on disk and can be resumed."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,17 +11,19 @@ from torch import Tensor
 from ctplab.atlas.questions import Question
 from ctplab.compression import walk
 from ctplab.disk import kept_at, once, write_json
-from ctplab.formats import checkpoint, loading, prompt_file
+from ctplab.formats import checkpoint, loading, prompt_file, tuned
 from ctplab.learning import lora, rows
 from ctplab.learning.learned import Learned
-from ctplab.learning.saving import save_prompt
+from ctplab.learning.saving import save_prompt, save_tuned
+from ctplab.learning.tuned import learn_tuned
 from ctplab.measure.perplexity import window_scores
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.models import Model, Tokenizer
+from ctplab.models.anatomy import embeddings
 from ctplab.models.fingerprints import tensor_fingerprint, text_fingerprint, weights_fingerprint
 from ctplab.progress import Progress
 from ctplab.prompts.arms import Arm
-from ctplab.prompts.prefix import Prefix
+from ctplab.prompts.prefix import Prefix, none
 from ctplab.runs.store import Store
 from ctplab.scores import WindowScores
 from ctplab.specs import CompressionSpec, LoraSpec, PromptSpec
@@ -118,6 +121,47 @@ class Study:
         save_prompt(learned, folder, spec, model, self.tokenizer, **provenance)
         state.unlink(missing_ok=True)
         return prompt_file.load(folder)
+
+    def tuned(
+        self,
+        tag: str,
+        model: Model,
+        what: Sequence[str],
+        train: Split,
+        validation: Split,
+        spec: PromptSpec,
+        *,
+        prompt: Prefix | None = None,
+    ) -> Arm:
+        """The arm of ``model`` with what is tuned, kinds of ``formats.tuned.KINDS``. Kept and resumed like a prompt.
+
+        ``model``: what :meth:`compressed` returned for ``tag``. ``prompt``: rows that are learned in the same loop.
+        """
+        teacher = self.full if spec.taught else None
+        made_from = {
+            "what": [*what, *([tuned.SOFT] if prompt else [])],
+            "spec": spec.to_json(),
+            "corpus": [train.fingerprint, validation.fingerprint],
+            "start": None if prompt is None else tensor_fingerprint(prompt.rows),
+            "weights_fingerprint": "-".join(map(weights_fingerprint, [model, teacher] if teacher else [model])),
+        }
+        name = "+".join(made_from["what"])
+        folder = self.store.tuned(self.folder(tag), f"{name}-{text_fingerprint(json.dumps(made_from))[:8]}")
+        if tuned.tuned_from(folder) is None:
+            state = folder.with_name(f"{folder.name}.state.safetensors")
+            source = self.store.compressed(self.folder(tag))
+            learned = learn_tuned(
+                model, source, what, train, validation, spec, prompt=prompt, teacher=teacher, state=state,
+                progress=self.progress,
+            )  # fmt: skip
+            _go_on(learned)
+            about = {"corpus": train.name, "corpus_fingerprint": train.fingerprint, "seq_len": train.seq_len}
+            save_tuned(learned, source, folder, made_from, spec, model, self.tokenizer, **about)
+            state.unlink(missing_ok=True)
+        weight = embeddings(model)
+        found, _ = loading.load(folder, device=str(weight.device), dtype=str(weight.dtype).removeprefix("torch."))
+        rows = prompt_file.load(folder / tuned.PROMPT).prefix if prompt else none(found)
+        return Arm(name, found, rows)
 
     @contextmanager
     def adapted(

@@ -176,6 +176,8 @@ def test_what_was_done_is_kept_in_the_browser_and_set_again(visit, real):
     page.fill("#latency-repeats input", "1")
     page.click("#latency")
     page.wait_for_function("(document.querySelector('#speed .js-plotly-plot') || {data: []}).data.length === 3")
+    page.click("#history > button")
+    page.wait_for_selector("#past [data-testid=cell-1-1]")  # both are kept
     page.evaluate("sessionStorage.clear()")
     page.goto(real.url)  # a new visit finds everything as it is at first
     page.wait_for_function("document.querySelector('#question textarea')")
@@ -299,7 +301,7 @@ def test_similarity(visit, real):
     assert page.get_by_label("Row in view").input_value() == "5"
     tab(page, "Prompt tokens")  # the same row is in view on the map and in the table
     page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 5')")
-    page.wait_for_function("document.querySelector('#map .js-plotly-plot')?.data?.at(-1).marker.size[5] === 14")
+    page.wait_for_function("document.querySelector('#map .js-plotly-plot')?.data?.at(-1).name === 'row 5'")
     pick(page, "#map", 3, 7)
     page.wait_for_function("document.querySelector('#neighbours').innerText.includes('row 7')")
     tab(page, "Similarity")
@@ -315,6 +317,8 @@ def test_compress_then_use_it(visit, real, text_file):
     page.fill("#samples input", "4")
     page.get_by_label("Calibration text").fill(f"file:{text_file}")
     page.get_by_label("Calibration text").press("Enter")
+    page.click("#compress-estimate")
+    page.wait_for_function("document.querySelector('#compress-told').innerText.match(/About .* MB on disk/)")
     page.click("#compress")
     page.wait_for_selector("#compress-job [data-state=done]", timeout=60_000)
     page.wait_for_function("document.querySelector('#layers').innerText.includes('q_proj')")
@@ -342,6 +346,7 @@ def test_train_reload_and_use_it(visit, real, text_file):
     page.wait_for_function("document.querySelector('#card').innerText.includes('tiny')")
     assert page.get_by_role("tab", name="Compare").get_attribute("aria-selected") == "true"
     generate(page)
+    assert page.locator("#arms").get_by_label("soft", exact=True).is_checked()
     assert page.locator("#arm-soft .text").count() == 1 and "failed" not in page.locator("#arm-soft").inner_text()
 
 

@@ -41,6 +41,14 @@ def test_recovery_and_answers_show_the_report():
     assert list(bars.marker.color) == [COLOURS["full"], COLOURS["soft"]]
 
 
+def test_closeness_to_the_full_model_is_listed_if_it_was_measured():
+    made, one = report(), {"value": 0.25, "low": 0.2, "high": 0.3}
+    assert results.fidelity(made, "docs")["data"] == []  # a report of an earlier version
+    made["fidelity"] = {"docs": {"soft": dict.fromkeys(("mean", "median", "p99", "same_top"), one)}}
+    assert results.fidelity(made, "docs")["data"] == [["soft", *["0.250 [0.200, 0.300]"] * 3, "25.0 [20.0, 30.0]%"]]
+    assert results.fidelity(made, "atlas-web")["data"] == []
+
+
 def test_levels_stand_at_their_true_bytes():
     made = report()
     made["levels"]["w4"] = {**made["levels"]["w4"], "bytes": 600_000, "ppl": {"docs": 2.5}}
@@ -146,8 +154,9 @@ def test_the_map_leads_from_start_to_end():
     assert list(drawn["init → learned"].x) == [1.0, 3.0, None, 2.0, 4.0, None]
     assert list(drawn["init"].text) == ["row started as 'one'", "row started as 'two'"]
     assert list(drawn["your word"].text) == ["your token 'seven'"] and list(drawn["your word"].y) == [14.0]
-    first, second = drawn["learned"].marker.size
-    assert second > first and drawn["learned"].marker.color == COLOURS["soft"]
+    assert drawn["learned"].marker.color == COLOURS["soft"]
+    ring = drawn["row 1"]
+    assert (list(ring.x), list(ring.y)) == ([drawn["learned"].x[1]], [drawn["learned"].y[1]])
     assert "your word" not in traces(rowmap.draw_map(points | {"extra": spots()}, str))
 
 

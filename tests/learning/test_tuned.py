@@ -8,8 +8,9 @@ from conftest import tiny
 import ctplab as ctp
 from ctplab.disk import data_dir
 from ctplab.formats import checkpoint
-from ctplab.formats.tuned import fold
+from ctplab.formats.tuned import changes_between, fold
 from ctplab.learning.tuned import Tuned
+from ctplab.progress import silent
 from ctplab.prompts import prefix
 
 SPEC = ctp.PromptSpec(steps=8, batch=4, lr=0.03, warmup=2, evaluate_every=4, validation_windows=4)
@@ -134,6 +135,9 @@ def test_the_command_writes_a_folder_once(capsys, tmp_path):
     assert run_json(capsys, *command)["validation"] == found["validation"]  # done already
     assert "tuned otherwise" in refused(capsys, *command, "--what", "norms")
     assert "is no tuned model" in refused(capsys, *command[:-1], home)
+    likewise = ("tune", home, "--like", out, "--out", tmp_path / "likewise")
+    assert run_json(capsys, *likewise)["bytes"] == found["bytes"]
+    assert "no model that 'ctplab tune' made" in refused(capsys, *likewise[:2], "--like", home, "--out", tmp_path / "x")
     assert run_json(capsys, "score", out, "--windows", "2", "--seq-len", "32")["corpora"]["atlas-web"]["ppl"] > 1
     recover = ("recover", "--full", "atlas", "--compressed", home, "--prompt", data_dir() / "prompt", "--skip")
     recover += ("full+own,lora", "--windows", "2", "--seq-len", "32", "--out", tmp_path / "runs", "--tuned")
@@ -155,6 +159,46 @@ def test_a_prompt_learned_with_the_changes_is_what_lies_beside_them(compressed, 
     found = ctp.perplexity(ctp.Arm("x", changed, learned.prefix.prefix), web.validation.windows[:4])
     # scales are stored in half precision, 2^-11 relative
     assert found.nll / found.n_tokens == pytest.approx(learned.best_validation, rel=STORED)
+
+
+def test_changes_between_two_folders_are_those_that_were_folded(compressed, tokenizer, tmp_path):
+    folder, model = compressed(tiny("llama"), LEVELS["w3-g8"][0])
+    tuned = Tuned(model, folder, ("scales", "norms"))
+    with torch.no_grad():
+        for p in tuned.parameters.values():
+            p += torch.randn(p.shape, generator=torch.Generator().manual_seed(4)) / 2
+    changes = tuned.frozen(dict(tuned.parameters)).tensors
+    fold(folder, tmp_path / "first", changes, {"what": ["scales", "norms"]})
+    found = changes_between(folder, tmp_path / "first")
+    assert set(found) == set(changes)
+    for name, change in changes.items():
+        torch.testing.assert_close(found[name], change, rtol=2**-9, atol=1e-4)  # scales and norms in half precision
+    fold(folder, tmp_path / "second", found, {"what": ["scales", "norms"]})
+    for path in (tmp_path / "first").glob("*.safetensors"):
+        once, twice = (checkpoint.read_tensors(tmp_path / name / path.name) for name in ("first", "second"))
+        for name, tensor in once.items():  # a factor is rounded to fp32, its product again to half precision
+            torch.testing.assert_close(twice[name].float(), tensor.float(), rtol=2**-10, atol=1e-7)
+    windows = torch.arange(96).view(2, 48)
+    other, report = ctp.compress(tiny("llama"), windows, ctp.CompressionSpec(bits=3), progress=silent)
+    ctp.save(other, tmp_path / "other", tokenizer, report, "tiny")
+    with pytest.raises(ctp.InputError, match="scales here, the changes"):
+        fold(tmp_path / "other", tmp_path / "third", found, {"what": ["scales"]})
+    with pytest.raises(ctp.InputError, match="other tensors"):
+        changes_between(tmp_path / "other", tmp_path / "first")
+
+
+def test_a_study_keeps_what_it_tuned(web, tokenizer, tmp_path, monkeypatch):
+    full = tiny("llama")
+    study = ctp.Study(ctp.Store(tmp_path, "tiny"), full, tokenizer, silent)
+    small, _ = study.compressed(LEVELS["w3-g8"][0], web.train.sample(8))
+    settings = ("w3-g8", small, ("scales",), web.train, web.validation, SPEC)
+    start = prefix.random_rows(small, 3, name="init")
+    made = [study.tuned(*settings), study.tuned(*settings, prompt=start)]
+    assert [arm.name for arm in made] == ["scales", "scales+soft"] and [arm.prefix.k for arm in made] == [0, 3]
+    monkeypatch.setattr("ctplab.runs.study.learn_tuned", lambda *_, **__: pytest.fail("learned twice"))
+    again = [study.tuned(*settings), study.tuned(*settings, prompt=start)]
+    assert [arm.fingerprint for arm in again] == [arm.fingerprint for arm in made]
+    assert made[0].fingerprint != ctp.Arm("x", small, prefix.none(small)).fingerprint
 
 
 def test_prompts_and_tuned_models_together_on_the_command_line(capsys, tmp_path):
