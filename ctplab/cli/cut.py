@@ -23,7 +23,7 @@ from ctplab.show import row_tables
 def cut(options: argparse.Namespace) -> None:
     """Write a prompt for every length and way; score all on the test split. The rows are chosen on the validation."""
     saved, out = ctp.load_prompt(options.prompt), Path(options.out)
-    lengths, ways = numbers(options.keep), list(filter(None, options.by.split(",")))
+    lengths, ways = numbers(options.keep, "--keep"), list(filter(None, options.by.split(",")))
     if not ways or not set(ways) <= set(WAYS):
         raise InputError(f"--by takes {', '.join(WAYS)}, not {options.by!r}")
     if not all(0 < n < saved.prefix.k for n in lengths):

@@ -35,12 +35,12 @@ def latency(options: argparse.Namespace) -> None:
     finish(options, [asdict(point) | {"dtype": dtype} for point in points])
 
 
-def numbers(text: str) -> list[int]:
-    """``0,25,50`` as whole numbers."""
+def numbers(text: str, what: str = "tokens") -> list[int]:
+    """``0,25,50`` as whole numbers; ``what`` they are, for the message."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"tokens must be whole numbers separated by commas, not {text!r}") from None
+        raise InputError(f"{what} must be whole numbers separated by commas, not {text!r}") from None
 
 
 def register(commands: Any) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
+from ctplab.cli.latency import numbers
 from ctplab.cli.shared import (
     Parser,
     add_command,
@@ -29,6 +30,9 @@ from ctplab.show import axes, row_tables, rows
 def worth(options: argparse.Namespace) -> None:
     """Leave out every row once; with --out a stopped command goes on where it stopped."""
     saved = ctp.load_prompt(options.prompt)
+    some = None if options.rows is None else numbers(options.rows, "--rows")
+    if some is not None and not all(0 <= row < saved.prefix.k for row in some):
+        raise InputError(f"--rows takes numbers from 0 to {saved.prefix.k - 1}")
     model, tokenizer = load_model(options, options.model)
     attach(options, options.model, saved, model, tokenizer)
     length = seq_len(model, options.seq_len, saved.prefix.k)
@@ -39,8 +43,8 @@ def worth(options: argparse.Namespace) -> None:
     alone = ctp.window_scores(ctp.Arm("none", model, none(model)), text, name="none", **how)
     gain = ctp.change(alone, ctp.window_scores(arm, text, name="whole", **how), seed=options.seed)
     mass = attention(arm, text, how)
-    found = list(ctp.row_worth(arm, text, seed=options.seed, **how))
-    words = in_words(found, gain)
+    found = list(ctp.row_worth(arm, text, rows=some, seed=options.seed, **how))
+    words = in_words(found, gain if some is None else None)
     tell = say(options)
     tell(row_tables.worth_table(found, mass))
     for line in words:
@@ -78,5 +82,6 @@ def register(commands: Any) -> None:
     about = "what each row of a prompt is worth: the loss without it, and the attention on it"
     sub = add_command(commands, "worth", worth, about)
     prompt_options(sub)
+    sub.add_argument("--rows", metavar="N,N", help="leave out these only (default: each)")
     sub.add_argument("--out", metavar="DIR", help="keep every row's scores there; run again to go on")
     sub.add_argument("--figure", metavar="FILE", help="a picture: .png, .pdf or .svg")

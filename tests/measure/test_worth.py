@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from commands import run, run_json
+from commands import refused, run, run_json
 from conftest import FAMILIES, GROUPED, MORE_FAMILIES, SHAPE, any_tiny, from_config
 from transformers import MistralConfig
 
@@ -160,3 +160,7 @@ def test_on_the_command_line(capsys, tmp_path):
     assert len(list((tmp_path / "kept").glob("without-*.json"))) == 3
     code, out, _ = run(capsys, "worth", prompt, "--model", small, *few, "--figure", tmp_path / "rows.png")
     assert code == 0 and found["words"][0] in out and (tmp_path / "rows.png").stat().st_size > 1000
+    some = run_json(capsys, "worth", prompt, "--model", small, *few, "--rows", "2,0")
+    assert [row["worth"] for row in some["rows"]] == [found["rows"][i]["worth"] for i in (2, 0)]
+    assert len(some["words"]) == 1  # what all rows add up to is not known
+    assert "from 0 to 2" in refused(capsys, "worth", prompt, "--model", small, *few, "--rows", "3")
