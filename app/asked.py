@@ -11,11 +11,13 @@ from ctplab.app import limits
 from ctplab.app.bench import ARMS, Bench, Chosen
 from ctplab.app.jobs import Job
 from ctplab.disk import Compute, write_json
+from ctplab.measure.on_answers import on_answers
 from ctplab.measure.outcomes import KINDS, kinds, summary, verdict_words
 from ctplab.measure.question_set import as_json, ask
 from ctplab.measure.tasks.as_questions import questions_of
 from ctplab.models.fingerprints import text_fingerprint
 from ctplab.progress import Progress
+from ctplab.show.tables import share
 from ctplab.text import questions
 from ctplab.text.questions import Asked
 from ctplab.text.reading import STARTS
@@ -127,9 +129,25 @@ def start(bench: Bench, chosen: Chosen, wanted: Wanted, owner: str) -> Job:
         job.result.update(rows=as_json(found, []), chosen=chosen, wanted=wanted)
         for rows in blocks(bench, chosen, wanted, found, job.counted):
             job.result["rows"] = rows
+        if "full" in wanted.arms and len(wanted.arms) > 1:
+            job.result["close"] = closeness(bench, chosen, wanted, job.result["rows"], job.counted)
         job.note = "kept: asking again only computes what is new"
 
     return bench.jobs.start("ask", f"ask {len(found)} questions ({wanted.name})", work, owner)
+
+
+def closeness(
+    bench: Bench, chosen: Chosen, wanted: Wanted, rows: list[dict[str, Any]], progress: Progress
+) -> dict[str, Any]:
+    """How close every arm is to the full model on its own answers; empty if it answered nothing."""
+    keep = ctp.kept_in(bench.store(chosen).questions(bench.model(chosen.compressed).name, wanted.name))
+    how: dict[str, Any] = {"raw": wanted.raw, "start": wanted.start, "keep": keep, "progress": progress}
+    with bench.turns.turn():
+        made = [bench.arm(name, chosen, wanted.hard_prompt, wanted.seed) for name in wanted.arms]
+        if not any(row["answers"].get("full", {}).get("text", "").strip() for row in rows):
+            return {}
+        found = on_answers([arm for arm, _ in made], made[0][1].tokenizer, rows, **how)
+    return {name: value.summary() for name, value in found.items()}
 
 
 def table(rows: list[dict[str, Any]], kind: str, arms: tuple[str, ...]) -> dict[str, Any]:
@@ -144,8 +162,8 @@ def table(rows: list[dict[str, Any]], kind: str, arms: tuple[str, ...]) -> dict[
     return {"headers": ["no.", "question", "expected", *arms], "data": data}
 
 
-def counted(rows: list[dict[str, Any]]) -> str:
-    """Counts, shares and paired differences as HTML."""
+def counted(rows: list[dict[str, Any]], close: dict[str, Any] | None = None) -> str:
+    """Counts, shares, paired differences, flips, and closeness to the full model if it is known, as HTML."""
     found = summary(rows)
     if not found["answered"]:
         return '<p class="hint">Counts appear with the first answered questions.</p>'
@@ -159,6 +177,16 @@ def counted(rows: list[dict[str, Any]]) -> str:
         f"<td>{d['won']} : {d['lost']}</td><td>{d['p']:.2g}</td><td>{verdict_words(d)}</td></tr>"
         for name, d in found["differences"].items()
     )
+    flips = "".join(
+        f"<tr><th>{escape(arm)}</th><td>{f['lost']}</td><td>{f['won']}</td><td>{f['n']}</td><td>{f['p']:.2g}</td></tr>"
+        for arm, f in found["flips"].items()
+    )
+    near = "".join(
+        f"<tr><th>{escape(arm)}</th>"
+        f"{''.join(f'<td>{ctp.Interval(**told[key])}</td>' for key in ('mean', 'median', 'p99'))}"
+        f"<td>{share(ctp.Interval(**told['same_top']))}%</td></tr>"
+        for arm, told in (close or {}).items()
+    )
     kinds_ = " · ".join(f"{kind}: <strong>{count}</strong>" for kind, count in found["counts"].items())
     parts = [f"<p>{found['answered']} of {found['asked']} answered · {kinds_}</p>"]
     if shares:
@@ -166,6 +194,12 @@ def counted(rows: list[dict[str, Any]]) -> str:
     if differences:
         heads = "<tr><th>difference</th><th>[95%]</th><th>won : lost</th><th>p</th><th>so</th></tr>"
         parts.append(f"<table>{heads}{differences}</table>")
+    if flips:
+        heads = "<tr><th>against full</th><th>right to wrong</th><th>wrong to right</th><th>of</th><th>p</th></tr>"
+        parts.append(f"<table>{heads}{flips}</table>")
+    if near:
+        heads = "<tr><th>on the full model's answers</th><th>mean KL [95%]</th><th>median</th><th>99th percentile</th>"
+        parts.append(f"<table>{heads}<th>same first choice</th></tr>{near}</table>")
     return f'<div class="counts">{"".join(parts)}</div>'
 
 

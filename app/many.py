@@ -119,7 +119,12 @@ def build(
             return [gr.skip()] * 4
         found = job.result.get("rows", [])
         names = job.result["wanted"].arms if "wanted" in job.result else ()
-        return [job.html(owner(request)), asked.counted(found), asked.table(found, kind, names), now]
+        return [
+            job.html(owner(request)),
+            asked.counted(found, job.result.get("close")),
+            asked.table(found, kind, names),
+            now,
+        ]
 
     def cancel_many(request: gr.Request) -> None:
         with plain_errors():

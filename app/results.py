@@ -9,18 +9,16 @@ import gradio as gr
 import plotly.graph_objects as go
 
 import ctplab as ctp
-from ctplab.app import figures, sweeps
+from ctplab.app import figures, nearness, sweeps
 from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.header import Header
 from ctplab.app.views import size
 from ctplab.paper.printed import TABLES
 from ctplab.runs.stale import mark_report, stale_levels
 from ctplab.show.colours import HELPS, HURTS, colour
-from ctplab.show.tables import share
 
 STALE = "⚠ "
 NOTHING = "No demo yet in `{runs}`. Run `ctplab demo --out {runs}` (some minutes), then open this tab again."
-CLOSE = ["arm", "mean KL [95%]", "median", "99th percentile", "same first choice"]
 FILES = ["arm", "file", "windows", "tokens", "summed NLL", "windows' fingerprint"]
 NOMINAL_BITS = {"3-bit": 3.0, "50% + 4-bit": 2.0}
 SOFT = ("soft", "learned on C4")
@@ -155,16 +153,6 @@ def questions(result: dict[str, Any]) -> go.Figure:
     return figure
 
 
-def fidelity(result: dict[str, Any], corpus: str) -> dict[str, Any]:
-    """How close each arm's predictions are to the full model's, as a Dataframe value; empty for older reports."""
-    near = result.get("fidelity", {}).get(corpus, {})
-    data = []
-    for arm, told in near.items():
-        kl = [str(ctp.Interval(**told[key])) for key in ("mean", "median", "p99")]
-        data.append([arm, *kl, f"{share(ctp.Interval(**told['same_top']))}%"])
-    return {"headers": CLOSE, "data": data}
-
-
 def heat(result: dict[str, Any], old: Collection[str] = ()) -> dict[str, Any]:
     """The transfer matrix as coloured cells: green where the prompt helps, orange-red where it hurts."""
     corpora = list(next(iter(result["transfer"].values())))
@@ -212,8 +200,12 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             shares = gr.Plot(label="Recovery and its controls, 95% intervals", elem_id="recovery", min_width=320)
             exact = gr.Plot(label="Closed-book questions, 95% intervals", elem_id="exact", min_width=320)
         close = gr.Dataframe(
-            headers=CLOSE, label="How close to the full model: KL in nats a token, and the same first choice",
+            headers=nearness.CLOSE, label="How close to the full model: KL in nats a token, and the same first choice",
             elem_id="close", interactive=False, wrap=True, visible=False,
+        )  # fmt: skip
+        flips = gr.Dataframe(
+            headers=nearness.FLIPS, label="Closed-book answers that turned, against the full model (McNemar's p)",
+            elem_id="flips", interactive=False, wrap=True, visible=False,
         )  # fmt: skip
         gr.Markdown(
             "**Transfer**: perplexity without → with the prompt (* learned there; green helps, orange-red hurts)."
@@ -227,7 +219,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         name = name if name in names else (names[0] if names else None)
         result = read(bench.runs, name)
         if result is None:
-            return [NOTHING.format(runs=bench.runs), gr.update(visible=False), *[gr.skip()] * 8]
+            return [NOTHING.format(runs=bench.runs), gr.update(visible=False), *[gr.skip()] * 9]
         corpora = list(result["perplexity"])
         corpus = corpus if corpus in corpora else result["learned_on"]
         full = result["levels"]["full"]
@@ -241,11 +233,12 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         if old:
             words += "\n\n" + STALE + "**Stale**: " + "; ".join(f"{tag}: {reason}" for tag, reason in old.items())
             words += ". Run `ctplab demo` again for numbers on the weights that lie there now."
-        near = fidelity(result, corpus)
+        near, turned = nearness.close(result, corpus), nearness.turned(result)
         return [
             words, gr.update(visible=True), gr.update(choices=names, value=name),
             gr.update(choices=corpora, value=corpus), price(result, corpus), beside_the_paper(result, corpus),
             recovery(result), questions(result), heat(result, old), gr.update(value=near, visible=bool(near["data"])),
+            gr.update(value=turned, visible=bool(turned["data"])),
         ]  # fmt: skip
 
     def pick(event: gr.SelectData, name: str | None) -> Any:
@@ -259,8 +252,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
 
     gr.on(
         [tab.select, run.input, corpus.input], refresh, [run, corpus],
-        [told, box, run, corpus, levels, paper, shares, exact, matrix, close], show_progress="hidden", queue=False,
-        **PRIVATE,
+        [told, box, run, corpus, levels, paper, shares, exact, matrix, close, flips], show_progress="hidden",
+        queue=False, **PRIVATE,
     )  # fmt: skip
     matrix.select(pick, run, files, queue=False, show_progress="hidden", **PRIVATE)
     sweeps.build(bench, tab)

@@ -5,26 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
-from ctplab.atlas.questions import FORM
 from ctplab.cli.shared import compared_arms, finish, say
-from ctplab.disk import Keep, compute_always, write_text
+from ctplab.disk import compute_always, write_text
 from ctplab.errors import InputError
+from ctplab.measure.on_answers import on_answers
 from ctplab.measure.outcomes import summary, verdict_words
 from ctplab.measure.question_set import as_json, ask
 from ctplab.measure.stats import Interval
 from ctplab.measure.tasks.as_questions import questions_of
-from ctplab.models import Tokenizer
 from ctplab.progress import bar
 from ctplab.show import tables
 from ctplab.show.question_files import as_csv, comparator, jsonl
 from ctplab.show.tables import table
 from ctplab.text import questions
-from ctplab.text.answered import answered
 from ctplab.text.questions import Asked
-from ctplab.text.reading import chats, start_of
+from ctplab.text.reading import start_of
 
 DEFAULT_TOKENS = 24
-BATCH = 16
 
 
 def asked_of(options: argparse.Namespace) -> list[Asked]:
@@ -79,7 +76,8 @@ def compare_many(options: argparse.Namespace) -> None:
     if found["flips"]:
         tell("\n" + tables.flips_table(found["flips"]))
     if options.fidelity:
-        close = on_answers(arms, tokenizer, rows, options, keep)
+        how: dict[str, Any] = {"raw": options.raw, "start": options.start, "keep": keep, "progress": bar}
+        close = on_answers(arms, tokenizer, rows, **how)
         found["fidelity"] = {name: value.summary() for name, value in close.items()}
         tell("\nOn the full model's answers:\n" + tables.fidelity_table(found["fidelity"]))
     tell("\n" + table(["kind", "questions"], [[kind, str(count)] for kind, count in found["counts"].items()]))
@@ -87,20 +85,3 @@ def compare_many(options: argparse.Namespace) -> None:
         write_text(writers[path.suffix](rows), path)
         tell(f"Wrote {path}")
     finish(options, {**found, "start": start, "dtype": dtype, "rows": rows})
-
-
-def on_answers(
-    arms: list[ctp.Arm], tokenizer: Tokenizer, rows: list[dict[str, Any]], options: argparse.Namespace, keep: Keep
-) -> dict[str, ctp.Fidelity]:
-    """How close every arm's distributions are to the full model's, token by token of the full model's own answers."""
-    turn = chats(tokenizer, options.raw)
-    texts = [row["question"].strip() if turn else FORM.format(question=row["question"].strip()) for row in rows]
-    said = [row["answers"]["full"]["text"] for row in rows]
-    split = answered(tokenizer, texts, said, raw=not turn, start=options.start)
-    full = next(arm for arm in arms if arm.name == "full")
-    settings: dict[str, Any] = {"batch": BATCH, "keep": keep, "progress": bar}
-    return {
-        arm.name: ctp.fidelity(arm, full, split, name=f"{arm.name}--against", **settings)
-        for arm in arms
-        if arm is not full
-    }

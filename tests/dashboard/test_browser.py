@@ -119,6 +119,7 @@ def test_many_questions_fill_a_table(visit, real):
     page.click("#many-go")
     page.wait_for_selector("#many-job [data-state=done]", timeout=60_000)
     page.wait_for_function("document.querySelector('#many-counts').innerText.includes('2 of 2 answered')")
+    page.wait_for_function("document.querySelector('#many-counts').innerText.includes('on the full model\\'s answers')")
     page.locator("#many-rows [data-testid=cell-0-1]").click()
     page.wait_for_selector("#many-cards #arm-full", timeout=SOON)
     assert "Oklahoma" in page.locator("#many-cards #arm-full").inner_text()

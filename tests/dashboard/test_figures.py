@@ -9,7 +9,7 @@ import pytest
 from contrast import contrast
 
 import ctplab as ctp
-from ctplab.app import curves, figures, latency, marks, results, rowmap, similarity, views, worth
+from ctplab.app import curves, figures, latency, marks, nearness, results, rowmap, similarity, views, worth
 from ctplab.app.bench import Chosen
 from ctplab.app.jobs import Job
 from ctplab.app.turns import Turns
@@ -43,10 +43,13 @@ def test_recovery_and_answers_show_the_report():
 
 def test_closeness_to_the_full_model_is_listed_if_it_was_measured():
     made, one = report(), {"value": 0.25, "low": 0.2, "high": 0.3}
-    assert results.fidelity(made, "docs")["data"] == []  # a report of an earlier version
+    assert nearness.close(made, "docs")["data"] == []  # a report of an earlier version
     made["fidelity"] = {"docs": {"soft": dict.fromkeys(("mean", "median", "p99", "same_top"), one)}}
-    assert results.fidelity(made, "docs")["data"] == [["soft", *["0.250 [0.200, 0.300]"] * 3, "25.0 [20.0, 30.0]%"]]
-    assert results.fidelity(made, "atlas-web")["data"] == []
+    assert nearness.close(made, "docs")["data"] == [["soft", *["0.250 [0.200, 0.300]"] * 3, "25.0 [20.0, 30.0]%"]]
+    assert nearness.close(made, "atlas-web")["data"] == []
+    assert nearness.turned(made)["data"] == []
+    made["flips"] = {"compressed": {"lost": 9, "won": 1, "n": 40, "p": 0.02}}
+    assert nearness.turned(made)["data"] == [["compressed", 9, 1, 40, "0.02"]]
 
 
 def test_levels_stand_at_their_true_bytes():
