@@ -17,7 +17,7 @@ from ctplab.measure.question_set import as_json, ask
 from ctplab.measure.tasks.as_questions import questions_of
 from ctplab.models.fingerprints import text_fingerprint
 from ctplab.progress import Progress
-from ctplab.show.tables import share
+from ctplab.show.tables import p_text, share
 from ctplab.text import questions
 from ctplab.text.questions import Asked
 from ctplab.text.reading import STARTS
@@ -174,11 +174,11 @@ def counted(rows: list[dict[str, Any]], close: dict[str, Any] | None = None) -> 
     )
     differences = "".join(
         f"<tr><th>{escape(name)}</th><td>{100 * d['value']:+.0f}% [{100 * d['low']:+.0f}, {100 * d['high']:+.0f}]</td>"
-        f"<td>{d['won']} : {d['lost']}</td><td>{d['p']:.2g}</td><td>{verdict_words(d)}</td></tr>"
+        f"<td>{d['won']} : {d['lost']}</td><td>{p_text(d['p'])}</td><td>{verdict_words(d)}</td></tr>"
         for name, d in found["differences"].items()
     )
     flips = "".join(
-        f"<tr><th>{escape(arm)}</th><td>{f['lost']}</td><td>{f['won']}</td><td>{f['n']}</td><td>{f['p']:.2g}</td></tr>"
+        f"<tr><th>{escape(arm)}</th><td>{f['lost']}</td><td>{f['won']}</td><td>{f['n']}</td><td>{p_text(f['p'])}</td></tr>"
         for arm, f in found["flips"].items()
     )
     near = "".join(

@@ -3,7 +3,7 @@
 from typing import Any
 
 import ctplab as ctp
-from ctplab.show.tables import share
+from ctplab.show.tables import p_text, share
 
 CLOSE = ["arm", "mean KL [95%]", "median", "99th percentile", "same first choice"]
 FLIPS = ["arm", "right to wrong", "wrong to right", "of", "p"]
@@ -22,5 +22,5 @@ def close(result: dict[str, Any], corpus: str) -> dict[str, Any]:
 def turned(result: dict[str, Any]) -> dict[str, Any]:
     """Answers that an arm has wrong and the full model right, and the other way round; empty for older reports."""
     found = result.get("flips", {})
-    data = [[arm, f["lost"], f["won"], f["n"], f"{f['p']:.2g}"] for arm, f in found.items()]
+    data = [[arm, f["lost"], f["won"], f["n"], p_text(f["p"])] for arm, f in found.items()]
     return {"headers": FLIPS, "data": data}

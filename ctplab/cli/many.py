@@ -67,7 +67,7 @@ def compare_many(options: argparse.Namespace) -> None:
     if shares:
         tell(table([f"arm (start: {start})", "right [95%]", "judged"], shares))
     differences = [
-        [name, Interval(d["value"], d["low"], d["high"]).percent, f"{d['won']}:{d['lost']}", f"{d['p']:.2g}",
+        [name, Interval(d["value"], d["low"], d["high"]).percent, f"{d['won']}:{d['lost']}", tables.p_text(d["p"]),
          verdict_words(d)]
         for name, d in found["differences"].items()
     ]  # fmt: skip

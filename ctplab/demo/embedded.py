@@ -153,7 +153,7 @@ def run_demo(
     say(f"\n   How close the answers stay to the full model's, on {LEARNED_ON}, and answers that changed")
     say(report.fidelity_table(near[LEARNED_ON]))
     changed = flips(right_or_not)
-    say(report.flips_table(changed))
+    say("\n" + report.flips_table(changed))
 
     say("\n5. Transfer: the same prompt on the other levels")
     transfer: dict[str, dict] = {}

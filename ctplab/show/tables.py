@@ -98,9 +98,14 @@ def fidelity_table(found: Mapping[str, Fidelity | dict[str, Any]]) -> str:
     return table(["against full", "mean KL [95%]", "median", "99th percentile", "same first choice"], rows)
 
 
+def p_text(p: float) -> str:
+    """A p value to two digits; one that is too small for a number says so."""
+    return f"{p:.2g}" if p > 1e-300 else "< 1e-300"
+
+
 def flips_table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Answers of every arm that the full model has right and it has wrong, and the other way round."""
-    rows = [[arm, str(f["lost"]), str(f["won"]), str(f["n"]), f"{f['p']:.2g}"] for arm, f in found.items()]
+    rows = [[arm, str(f["lost"]), str(f["won"]), str(f["n"]), p_text(f["p"])] for arm, f in found.items()]
     return table(["against full", "right to wrong", "wrong to right", "of", "p"], rows)
 
 

@@ -57,3 +57,7 @@ def test_right_answers_are_written_alike():
     assert report.questions_table(exact).count("25.0 [20.0, 31.0]") == 3
     row = {"level": "w4", "method": "soft", "task": "piqa", "metric": "acc", "printed": None}
     assert "25.0 [20.0, 31.0]" in tables.accuracy_table([row | {"ours": {"value": 0.25, "low": 0.2, "high": 0.31}}])
+
+
+def test_a_p_value_is_never_zero():
+    assert [tables.p_text(p) for p in (1.0, 0.02, 4.4e-196, 0.0)] == ["1", "0.02", "4.4e-196", "< 1e-300"]
