@@ -81,7 +81,7 @@ def score(options: argparse.Namespace) -> None:
         for name, found in result["flips"].items():
             tell(
                 f"{arm.name} on {name}: of {found['n']} questions {found['lost']} that the full model has right are "
-                f"wrong, {found['won']} that it has wrong are right (McNemar's p {found['p']:.2g})"
+                f"wrong, {found['won']} that it has wrong are right (McNemar's p {tables.p_text(found['p'])})"
             )
     finish(options, result)
 

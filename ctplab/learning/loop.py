@@ -163,7 +163,7 @@ def take_steps(
             return
         lr = optimizer.param_groups[0]["lr"] = schedule.rate(spec, step)
         n_targets = max(1, text.targets_of(numbers))
-        seeded = _seeded((spec.seed + 1) * 1_000_003 + step, device) if learnable.random else nullcontext()
+        seeded = _seeded(schedule.seed_of(spec, step), device) if learnable.random else nullcontext()
         with turns.on(step) as number, seeded:
             loss = gradient(number, parallel.share(numbers), n_targets)
         parallel.add_up([loss, *(p.grad for p in parameters.values() if p.grad is not None)])

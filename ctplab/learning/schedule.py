@@ -21,6 +21,11 @@ def rate(spec: PromptSpec, step: int) -> float:
     return spec.lr * (spec.steps - step) / max(1, spec.steps - spec.warmup)
 
 
+def seed_of(spec: PromptSpec, step: int) -> int:
+    """The seed of a step's own random numbers (dropout, noise), so that a resumed run draws the same."""
+    return (spec.seed + 1) * 1_000_003 + step
+
+
 def batches(n: int, spec: PromptSpec, first: int) -> Iterator[Tensor]:
     """Yield window numbers (batch,) for each step from ``first`` on. Every epoch is a new permutation of n windows."""
     per_epoch = max(1, n // spec.batch)

@@ -12,6 +12,7 @@ from typing import Any
 from ctplab.errors import InputError
 from ctplab.learning.noise import error_sizes, noisy
 from ctplab.learning.redraw import Redraw
+from ctplab.learning.schedule import seed_of
 from ctplab.models import Model
 from ctplab.specs import PromptSpec
 
@@ -43,5 +44,5 @@ class Turns:
             yield number
             return
         scaled = [self._spec.noise * size for size in self._sizes[number]]
-        with noisy(self.models[number], scaled, (self._spec.seed + 1) * 1_000_003 + step):
+        with noisy(self.models[number], scaled, seed_of(self._spec, step)):
             yield number

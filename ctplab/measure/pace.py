@@ -9,7 +9,7 @@ Learning keeps the best rows so far, so a share counts as reached from the first
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ctplab.errors import InputError
@@ -44,9 +44,3 @@ def pace(name: str, looks: Iterable[tuple[int, float]], compressed: float, full:
     if not points:
         raise InputError(f"{name} has no learning curve")
     return Pace(name, points)
-
-
-def saved_steps(fast: Pace, slow: Pace, shares: Sequence[float]) -> list[int | None]:
-    """How many steps earlier ``fast`` reaches each share than ``slow`` does; None if one of them never does."""
-    reached = [(fast.steps_to(share), slow.steps_to(share)) for share in shares]
-    return [None if mine is None or its is None else its - mine for mine, its in reached]

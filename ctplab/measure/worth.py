@@ -67,7 +67,8 @@ def row_worth(
 
 
 def in_words(found: Sequence[RowWorth], gain: Interval | None = None) -> list[str]:
-    """State what the worths say. ``gain``: the fall of the NLL a target by the whole prompt."""
+    """State what the worths say. ``gain``: the fall of the NLL a target by the whole prompt, if ``found`` has all
+    of its rows."""
     verdicts = [row.verdict for row in found]
     chance = len(found) / 40
     lines = [
@@ -80,6 +81,12 @@ def in_words(found: Sequence[RowWorth], gain: Interval | None = None) -> list[st
         lines.append(
             f"The whole prompt wins {gain.value:.4f} nats a token [{gain.low:.4f}, {gain.high:.4f}]; the rows' worths "
             f"add up to {total:.4f}. "
-            + ("Rows stand in for each other." if total < gain.low else "Rows need each other.")
+            + (
+                "Rows stand in for each other."
+                if total < gain.low
+                else "Rows need each other."
+                if total > gain.high
+                else "Whether rows stand in for each other or need each other cannot be told."
+            )
         )
     return lines

@@ -137,7 +137,7 @@ def task_matrix_table(cells: Sequence[TaskCell]) -> str:
 
     def text(cell: TaskCell) -> str:
         right, paired = "" if cell.share is None else share(cell.share), cell.against_none
-        return right if paired is None else f"{right}  {100 * paired.difference.value:+.1f}, p {paired.p:.2g}"
+        return right if paired is None else f"{right}  {100 * paired.difference.value:+.1f}, p {p_text(paired.p)}"
 
     return _matrix(cells, text)
 
@@ -208,7 +208,7 @@ def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
         paired = row.get("against_none")
         printed = "-" if row["printed"] is None else f"{100 * row['printed']:.1f} ± {100 * row['printed_stderr']:.1f}"
         ours = share(Interval(**row["ours"]))
-        against = "-" if paired is None else f"{_bounds(paired['difference'])}, p {paired['p']:.2g}"
+        against = "-" if paired is None else f"{_bounds(paired['difference'])}, p {p_text(paired['p'])}"
         body.append([row["level"], row["method"], row["task"], row["metric"], printed, ours, against])
     header = ["level", "prompt", "task", "metric", "printed, %", "ours, % [95%]", "against none [95%], McNemar"]
     return table(header, body)

@@ -8,7 +8,7 @@ from commands import refused, run_json
 
 import ctplab as ctp
 from ctplab.atlas.registers import document
-from ctplab.measure.pace import pace, saved_steps
+from ctplab.measure.pace import pace
 from ctplab.models.fingerprints import copy_fingerprint
 
 COLD = [(0, 4.0), (10, 3.5), (20, 3.0), (30, 3.2)]
@@ -20,7 +20,6 @@ def test_shares_and_steps_by_hand():
     assert [cold.steps_to(share) for share in (0.1, 0.25, 0.3, 0.5, 0.6)] == [10, 10, 20, 20, None]
     warm = pace("warm", [(0, 3.4), (10, 2.9)], compressed=4.0, full=2.0)
     assert warm.steps_to(0.25) == 0 and cold.best == 0.5
-    assert saved_steps(warm, cold, [0.25, 0.5, 0.6]) == [10, 10, None]
 
 
 def test_order_and_a_worse_start_do_not_matter():

@@ -147,6 +147,8 @@ def test_words_count_what_chance_would_give():
     lines = in_words(rows, ctp.Interval(0.5, 0.4, 0.6))
     assert lines[0].startswith("Of 2 rows 1 help, 0 harm, and of 1 one cannot tell.")
     assert lines[1].endswith("Rows stand in for each other.")
+    for gain, told in ((0.2, "cannot be told."), (0.05, "Rows need each other.")):  # the worths add up to 0.2
+        assert in_words(rows, ctp.Interval(gain, gain - 0.05, gain + 0.05))[1].endswith(told)
 
 
 def test_on_the_command_line(capsys, tmp_path):
