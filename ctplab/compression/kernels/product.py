@@ -1,6 +1,6 @@
 """x Wᵀ of a few tokens with packed weights, in one Triton kernel: it reads the packed bits and no dense matrix.
 
-A program computes some outputs for all tokens. It walks along the columns, unpacks a tile of weights, and multiplies.
+A program computes some outputs for some tokens. It walks along the columns, decodes a tile of weights, and multiplies.
 For many tokens a dense copy and the library's product are faster: the copy then costs little beside the product.
 """
 
@@ -9,69 +9,52 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ctplab.compression.kernels.unpacking import code_at, kept_at
+from ctplab.compression.kernels.unpacking import Matrix, decoded
 
 TOKENS = 16
-"""The largest number of tokens: one tile of a tensor core. Not measured yet."""
-OUTPUTS, COLUMNS = 32, 128  # of W, a program and a step
+"""The largest number of tokens. Not measured yet."""
+ROWS = {1: 4, 2: 4, 4: 4, 8: 2}  # rows of W a program, by its tokens: each thread keeps a sum for each pair
+WARPS = 4
 
 
 @triton.jit
 def _product(
-    X, Out, Codes, Scale, Zero, Group, Mask, Starts, Values, tokens, rows, columns, groups, size,
-    BITS: tl.constexpr, MASKED: tl.constexpr, ORDERED: tl.constexpr,
-    T: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    X, Out, Codes, Scale, Zero, Group, Mask, Starts, tokens, rows, width, groups,
+    BITS: tl.constexpr, MASKED: tl.constexpr, SIZE: tl.constexpr, E: tl.constexpr, R: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of R rows of W. See ``unpacking`` for the other arguments."""
-    t = tl.arange(0, T)
+    """Outputs of R rows of W for T tokens. See ``unpacking`` for the other arguments.
+
+    It multiplies eights in registers: tensor cores would need the weights in another order, and the decoding takes
+    longer than the multiplication. A group's scale multiplies the sum of an eight, not its weights.
+    """
     r = (tl.program_id(0) * R + tl.arange(0, R)).to(tl.int64)
-    own = r < rows
-    total = tl.zeros((T, R), tl.float32)
-    if MASKED:
-        seen = tl.load(Starts + r, mask=own, other=0)
-    for first in range(0, columns, C):
-        c = first + tl.arange(0, C)
-        ok = own[:, None] & (c < columns)[None, :]
-        place = r[:, None] * columns + c[None, :]
-        kept = ok
-        if MASKED:
-            bits = kept_at(Mask, place, ok)
-            place = seen[:, None] + tl.cumsum(bits, 1) - 1
-            seen += tl.sum(bits, 1)
-            kept = bits > 0
-        if BITS == 0:
-            w = tl.load(Values + place, mask=kept, other=0.0).to(tl.float32)
-        else:
-            if ORDERED:
-                g = c // size
-            else:
-                g = tl.load(Group + c, mask=c < columns, other=0)
-            at = r[:, None] * groups + g[None, :]
-            scale = tl.load(Scale + at, mask=ok, other=0.0).to(tl.float32)
-            zero = tl.load(Zero + at, mask=ok, other=0).to(tl.float32)
-            w = tl.where(kept, scale * (code_at(Codes, place, kept, BITS).to(tl.float32) - zero), 0.0)
-        x = tl.load(
-            X + t[:, None] * columns + c[None, :], mask=(t < tokens)[:, None] & (c < columns)[None, :], other=0.0
-        )
-        total = tl.dot(x, tl.trans(w.to(x.dtype)), total, input_precision="ieee")
-    where = t[:, None] * rows + r[None, :]
-    tl.store(Out + where, total.to(Out.dtype.element_ty), mask=(t < tokens)[:, None] & own[None, :])
-
-
-def product(
-    x: Tensor, parts: dict[str, Tensor], bits: int | None, shape: tuple[int, int], starts: Tensor | None
-) -> Tensor:
-    """x (tokens, in) -> (tokens, out), for at most ``TOKENS`` tokens; sums in fp32. ``starts``: as for ``dense``."""
-    (tokens, columns), rows = x.shape, shape[0]
-    any_part = next(part for name, part in parts.items() if name != "shape")
-    out = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
-    groups = parts["scale"].shape[1] if "scale" in parts else 1
-    names = ("codes", "scale", "zero", "group", "mask")
-    with torch.cuda.device_of(out):  # Triton launches on the current card
-        _product[(triton.cdiv(rows, OUTPUTS),)](
-            x.contiguous(), out, *(parts.get(name, any_part) for name in names), any_part if starts is None else starts,
-            parts.get("values", any_part), tokens, rows, columns, groups, columns // groups,
-            BITS=0 if "values" in parts else bits, MASKED="mask" in parts, ORDERED="group" not in parts,
-            T=TOKENS, R=OUTPUTS, C=COLUMNS,
+    t = tl.program_id(1) * T + tl.arange(0, T)
+    total = tl.zeros((T, R, E), tl.float32)
+    for tile in range(0, tl.cdiv(width, E)):
+        scale, steps = decoded(
+            Codes, Scale, Zero, Group, Mask, Starts, r, r < rows, tile, width, groups, BITS, MASKED, SIZE, E
         )  # fmt: skip
+        e = (tile * E + tl.arange(0, E))[None, None, :, None]
+        # A load of four dimensions: all eight numbers of an eight then come to lie in one thread, in both factors.
+        at = (t * width * 8)[:, None, None, None] + e * 8 + tl.arange(0, 8)[None, None, None, :]
+        x = tl.load(X + at, mask=(t < tokens)[:, None, None, None] & (e < width), other=0.0).to(tl.float32)
+        if SIZE < 0:  # ANY_GROUPS: a scale for each weight
+            total += tl.sum((scale * steps)[None, :, :, :] * x, 3)
+        else:
+            total += tl.sum(steps[None, :, :, :] * x, 3) * tl.reshape(scale, (1, scale.shape[0], scale.shape[1]))
+    at = t[:, None] * rows + r[None, :]
+    tl.store(Out + at, tl.sum(total, 2).to(Out.dtype.element_ty), mask=(t < tokens)[:, None] & (r < rows)[None, :])
+
+
+def product(x: Tensor, matrix: Matrix) -> Tensor:
+    """x (..., in), at most fp32 -> (..., out), for at most ``TOKENS`` tokens; sums in fp32."""
+    rows, width, _ = matrix.sizes
+    tokens = x.numel() // (width * 8)
+    t = 1 if tokens == 1 else 2 if tokens == 2 else 4 if tokens <= 4 else 8
+    out = x.new_empty(*x.shape[:-1], rows)
+    grid = (-(-rows // ROWS[t]), -(-tokens // t))
+    with torch.cuda.device_of(out):  # Triton launches on the current card
+        _product[grid](
+            x.contiguous(), out, *matrix.tensors, tokens, *matrix.sizes, **matrix.kind, R=ROWS[t], T=t, num_warps=WARPS
+        )
     return out
