@@ -34,10 +34,11 @@ def _product(
         scale, steps = decoded(
             Codes, Scale, Zero, Group, Mask, Starts, r, r < rows, tile, width, groups, BITS, MASKED, SIZE, E
         )  # fmt: skip
-        e = (tile * E + tl.arange(0, E))[None, None, :, None]
-        # A load of four dimensions: all eight numbers of an eight then come to lie in one thread, in both factors.
-        at = (t * width * 8)[:, None, None, None] + e * 8 + tl.arange(0, 8)[None, None, None, :]
-        x = tl.load(X + at, mask=(t < tokens)[:, None, None, None] & (e < width), other=0.0).to(tl.float32)
+        c = tile * E * 8 + tl.arange(0, E * 8)
+        x = tl.load(
+            X + (t * width * 8)[:, None] + c[None, :], mask=(t < tokens)[:, None] & (c < width * 8)[None, :], other=0.0
+        )
+        x = tl.reshape(x.to(tl.float32), (T, 1, E, 8))
         if SIZE < 0:  # ANY_GROUPS: a scale for each weight
             total += tl.sum((scale * steps)[None, :, :, :] * x, 3)
         else:

@@ -126,9 +126,9 @@ def _dense(
     scale, steps = decoded(
         Codes, Scale, Zero, Group, Mask, Starts, r, r < rows, tile, width, groups, BITS, MASKED, SIZE, E
     )  # fmt: skip
-    e = tile * E + tl.arange(0, E)
-    at = (r * width * 8)[:, None, None] + (e * 8)[None, :, None] + tl.arange(0, 8)[None, None, :]
-    tl.store(Out + at, (scale * steps).to(Out.dtype.element_ty), mask=(r < rows)[:, None, None] & (e < width)[None, :, None])
+    c = tile * E * 8 + tl.arange(0, E * 8)
+    w = tl.reshape((scale * steps).to(Out.dtype.element_ty), (R, E * 8))
+    tl.store(Out + (r * width * 8)[:, None] + c[None, :], w, mask=(r < rows)[:, None] & (c < width * 8)[None, :])
 
 
 @dataclass(frozen=True)
