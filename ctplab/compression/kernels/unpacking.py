@@ -155,7 +155,7 @@ def matrix(parts: dict[str, Tensor], bits: int | None, shape: tuple[int, int]) -
             size, found["group"] = ANY_GROUPS, group_of(parts).int()
     if "mask" in parts:
         found["starts"] = kept_before(parts["mask"], shape, tile)
-    tensors = tuple(found[name] for name in ("codes", "scale", "zero", "group", "mask", "starts"))
+    tensors = tuple(found[name].contiguous() for name in ("codes", "scale", "zero", "group", "mask", "starts"))
     kind = {"BITS": 0 if "values" in parts else bits or 0, "MASKED": int("mask" in parts), "SIZE": size, "E": tile}
     return Matrix(tensors, (rows, columns // 8, groups), kind)
 
