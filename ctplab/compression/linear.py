@@ -105,9 +105,11 @@ class PackedLinear(nn.Module):
 
     def _int4_product(self, x: Tensor) -> Tensor | None:
         """The product from the int4 kernel. Returns None if no kernel fits or none is faster."""
+        if not self.int4_group:
+            return None
         few = x.dtype == torch.bfloat16 and x.numel() <= int4.TOKENS.get(x.device.type, 0) * self.in_features
         needs_grad = torch.is_grad_enabled() and x.requires_grad
-        if not few or not self.int4_group or needs_grad or not int4.runs_on(x.device):
+        if not few or needs_grad or not int4.runs_on(x.device):
             return None
         if self.int4 is None or self.int4.codes.device != x.device:
             self.int4 = int4.prepare(self._parts(), self.int4_group)
