@@ -56,7 +56,10 @@ class PackedLinear(nn.Module):
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The unpacked weights, (out, in)."""
         parts = self._parts()
-        if usable(parts["scale" if "scale" in parts else "mask"].device) and (matrix := self._for_kernels()) is not None:
+        if (
+            usable(parts["scale" if "scale" in parts else "mask"].device)
+            and (matrix := self._for_kernels()) is not None
+        ):
             from ctplab.compression.kernels.unpacking import dense
 
             return dense(matrix, dtype)
@@ -96,12 +99,12 @@ class PackedLinear(nn.Module):
         """The product of a few tokens from Triton's kernel, without gradients. Returns None if it does not fit."""
         if (torch.is_grad_enabled() and x.requires_grad) or not usable(x.device):
             return None
-        from ctplab.compression.kernels.product import TOKENS, product
+        from ctplab.compression.kernels.product import product, takes
 
-        if not 0 < x.numel() <= TOKENS * self.in_features or x.dtype == torch.float64:
-            return None
         matrix = self._for_kernels()
-        return None if matrix is None else product(x, matrix)
+        if matrix is None or x.dtype == torch.float64 or not takes(x.numel() // self.in_features, matrix):
+            return None
+        return product(x, matrix)
 
     def _int4_product(self, x: Tensor) -> Tensor | None:
         """The product from the int4 kernel. Returns None if no kernel fits or none is faster."""

@@ -147,10 +147,13 @@ def test_kernels_take_every_kind_of_packed_weights(bits, pruned, grids, monkeypa
     monkeypatch.setattr(unpacking, "TILE", 8)
     parts = packed_at_random(bits, pruned, GRIDS[grids])
     found = unpacking.matrix(parts, bits, (ROWS, COLUMNS))
+    assert found is not None
     for dtype in (torch.float32, torch.float16):
         assert torch.equal(unpacking.dense(found, dtype), packing.unpack(parts, bits, dtype))
     W = packing.unpack(parts, bits)
-    for tokens in (1, 11):  # 11: two programs, the second not full
+    for tokens in (1, 3, 11):  # 3 and 11: not full programs of either kernel
+        if not product.takes(tokens, found):
+            continue
         x = torch.randn(tokens, COLUMNS, generator=torch.Generator().manual_seed(1)).to(DEVICE)
         expected = x @ W.T
         error = (product.product(x, found) - expected).abs().max()
@@ -181,7 +184,7 @@ def test_a_layer_whose_parts_change_gives_the_new_products(monkeypatch):
     parts, x = packed_at_random(3, True, None), torch.randn(2, COLUMNS, device=DEVICE)
     layer = linear.PackedLinear({key: part.clone() for key, part in parts.items()}, 3, None)
     before = layer(x)
-    layer.scale = 2 * layer.scale
+    layer.scale = 2 * parts["scale"]
     torch.testing.assert_close(layer(x), 2 * before, rtol=1e-5, atol=1e-4)  # fp32
     other = parts | {"mask": parts["mask"].flip(0).contiguous()}  # as many kept, at other places
     layer.load_state_dict(other)
@@ -198,4 +201,4 @@ def test_every_kernel_compiles_for_cards_of_nvidia_and_amd():
     script = Path(__file__).with_name("compile_kernels.py")
     outside = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, script], env=outside, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.count("\n") == 26, done.stderr[-800:]
+    assert done.returncode == 0 and done.stdout.count("\n") == 34, done.stderr[-800:]

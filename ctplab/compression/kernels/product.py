@@ -11,29 +11,30 @@ from torch import Tensor
 
 from ctplab.compression.kernels.unpacking import Matrix, decoded
 
-TOKENS = 16
-"""The largest number of tokens. Not measured yet."""
-ROWS = {1: 4, 2: 4, 4: 4, 8: 2}  # rows of W a program, by its tokens: each thread keeps a sum for each pair
-WARPS = 4
+TOKENS, TOKENS_PRUNED = 16, 4
+"""The largest numbers of tokens: one tile of a tensor core, and what is multiplied without them."""
+FEW = 4  # tokens that are multiplied without tensor cores
+FEW_TILE = {"R": 4, "num_warps": 4}
+MORE_TILE = {"R": 32, "E": 16, "T": 16, "num_warps": 4, "num_stages": 3}
 
 
 @triton.jit
-def _product(
+def _few(
     X, Out, Codes, Scale, Zero, Group, Mask, Starts, tokens, rows, width, groups,
     BITS: tl.constexpr, MASKED: tl.constexpr, SIZE: tl.constexpr, E: tl.constexpr, R: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """Outputs of R rows of W for T tokens. See ``unpacking`` for the other arguments.
 
-    It multiplies eights in registers: tensor cores would need the weights in another order, and the decoding takes
-    longer than the multiplication. A group's scale multiplies the sum of an eight, not its weights.
+    It multiplies and adds in fp32, in registers. A group's scale multiplies the sums of its eights, not its weights.
     """
     r = (tl.program_id(0) * R + tl.arange(0, R)).to(tl.int64)
-    t = tl.program_id(1) * T + tl.arange(0, T)
+    t = tl.arange(0, T)
     total = tl.zeros((T, R, E), tl.float32)
     for tile in range(0, tl.cdiv(width, E)):
         scale, steps = decoded(
             Codes, Scale, Zero, Group, Mask, Starts, r, r < rows, tile, width, groups, BITS, MASKED, SIZE, E
         )  # fmt: skip
+        # A thread loads eight numbers side by side. The compiler then lets it decode the eight weights that they meet.
         c = tile * E * 8 + tl.arange(0, E * 8)
         x = tl.load(
             X + (t * width * 8)[:, None] + c[None, :], mask=(t < tokens)[:, None] & (c < width * 8)[None, :], other=0.0
@@ -47,15 +48,46 @@ def _product(
     tl.store(Out + at, tl.sum(total, 2).to(Out.dtype.element_ty), mask=(t < tokens)[:, None] & (r < rows)[None, :])
 
 
+@triton.jit
+def _more(
+    X, Out, Codes, Scale, Zero, Group, Mask, Starts, tokens, rows, width, groups,
+    BITS: tl.constexpr, MASKED: tl.constexpr, SIZE: tl.constexpr, E: tl.constexpr, R: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """As ``_few``, by tensor cores: for up to T = 16 tokens, which take the time of one."""
+    r = (tl.program_id(0) * R + tl.arange(0, R)).to(tl.int64)
+    t = tl.arange(0, T)
+    total = tl.zeros((T, R), tl.float32)
+    for tile in range(0, tl.cdiv(width, E)):
+        scale, steps = decoded(
+            Codes, Scale, Zero, Group, Mask, Starts, r, r < rows, tile, width, groups, BITS, MASKED, SIZE, E
+        )  # fmt: skip
+        c = tile * E * 8 + tl.arange(0, E * 8)
+        x = tl.load(
+            X + (t * width * 8)[:, None] + c[None, :], mask=(t < tokens)[:, None] & (c < width * 8)[None, :], other=0.0
+        )
+        w = (scale * steps).to(x.dtype)
+        # This pair of steps changes nothing, except that a thread then decodes neighbours, not each eighth weight.
+        even, odd = tl.split(tl.reshape(w, (R, E * 4, 2)))
+        w = tl.reshape(tl.join(even, odd), (R, E * 8))
+        total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
+    at = t[:, None] * rows + r[None, :]
+    tl.store(Out + at, total.to(Out.dtype.element_ty), mask=(t < tokens)[:, None] & (r < rows)[None, :])
+
+
+def takes(tokens: int, matrix: Matrix) -> bool:
+    """Whether :func:`product` takes so many tokens: it then is faster than a dense copy and the library's product."""
+    return 0 < tokens <= (TOKENS_PRUNED if matrix.kind["MASKED"] else TOKENS)
+
+
 def product(x: Tensor, matrix: Matrix) -> Tensor:
-    """x (..., in), at most fp32 -> (..., out), for at most ``TOKENS`` tokens; sums in fp32."""
+    """x (..., in), at most fp32 -> (..., out), for as many tokens as it :func:`takes`; sums in fp32."""
     rows, width, _ = matrix.sizes
     tokens = x.numel() // (width * 8)
-    t = 1 if tokens == 1 else 2 if tokens == 2 else 4 if tokens <= 4 else 8
     out = x.new_empty(*x.shape[:-1], rows)
-    grid = (-(-rows // ROWS[t]), -(-tokens // t))
+    parts = (x.contiguous(), out, *matrix.tensors, tokens, *matrix.sizes)
     with torch.cuda.device_of(out):  # Triton launches on the current card
-        _product[grid](
-            x.contiguous(), out, *matrix.tensors, tokens, *matrix.sizes, **matrix.kind, R=ROWS[t], T=t, num_warps=WARPS
-        )
+        if tokens <= FEW:
+            _few[(-(-rows // FEW_TILE["R"]),)](*parts, **matrix.kind, **FEW_TILE, T=tokens if tokens < 3 else 4)
+        else:
+            _more[(-(-rows // MORE_TILE["R"]),)](*parts, **(matrix.kind | MORE_TILE))
     return out

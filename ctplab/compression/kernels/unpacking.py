@@ -141,7 +141,7 @@ class Matrix:
 
 
 def matrix(parts: dict[str, Tensor], bits: int | None, shape: tuple[int, int]) -> Matrix | None:
-    """``parts`` (see ``packing.pack``) for the kernels; None if rows are no whole eights. Does not wait for the card."""
+    """``parts`` (see ``packing.pack``) for the kernels; None if rows are no whole eights. Waits for no card."""
     rows, columns = shape
     codes = parts["values" if "values" in parts else "codes"]
     if columns % 8 or codes.data_ptr() % 4:  # codes of eight weights are read as one word of up to 32 bits
