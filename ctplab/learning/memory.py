@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctplab.errors import InputError
-from ctplab.learning.objective import CARD_CHUNK, CHUNK
+from ctplab.learning.pieces import CARD_CHUNK, CHUNK
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
