@@ -24,6 +24,9 @@ def chunk_on(device: torch.device) -> int:
     return min(CARD_CHUNK, max(CHUNK, 1 << max(fit, 1).bit_length() - 1))
 
 
-def pieces_on(device: torch.device, operations: float, batch: int) -> int:
-    """Pieces of a batch of this many windows and operations. Two halves keep half as much for the backward pass."""
-    return 2 if device.type == "cuda" and batch > 1 and operations >= 2 * PIECE else 1
+def pieces_on_card(weights: int, batch: int, length: int) -> int:
+    """Pieces of a batch of windows that pass through so many weights. Half a batch keeps half for its backward pass.
+
+    A product of forward and backward pass takes four operations a weight and token: the weights have no gradient.
+    """
+    return 2 if batch > 1 and 4 * weights * batch * length >= 2 * PIECE else 1

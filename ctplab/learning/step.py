@@ -18,7 +18,7 @@ from ctplab.compression.kernels.usable import usable
 from ctplab.compression.linear import PackedLinear
 from ctplab.learning.fused import Fused
 from ctplab.learning.objective import Target, Taught, hidden_loss, mixed_loss
-from ctplab.learning.pieces import chunk_on, pieces_on
+from ctplab.learning.pieces import chunk_on, pieces_on_card
 from ctplab.learning.teacher import Teacher, TopKTeacher
 from ctplab.learning.windows import Windows
 from ctplab.models import Model
@@ -86,7 +86,8 @@ class Gradient:
         """Choose how to compute it for this model, these windows and this device."""
         device = embeddings(cut.model).device
         share = -(-min(spec.batch, len(text.ids)) // parallel.size())
-        pieces = max(spec.accumulate, pieces_on(device, 4 * _weights(cut.model) * text.ids.shape[1] * share, share))
+        halved = pieces_on_card(_weights(cut.model), share, text.ids.shape[1]) if device.type == "cuda" else 1
+        pieces = max(spec.accumulate, halved)
         batch = -(-share // pieces)
         one_row = learnable.rows is not None and fits(cut, learnable.k, batch, text.ids.shape[1])
         weighed = text.masks is not None and usable(device) and not isinstance(teacher, TopKTeacher)

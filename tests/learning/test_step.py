@@ -243,9 +243,8 @@ def test_a_batch_passes_in_pieces(llama, web):
     gradient = made(llama, web)
     expected, found = (run(replace(gradient, pieces=n), torch.arange(5)) for n in (1, 2))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    card = torch.device("cuda")
-    assert [pieces.pieces_on(card, 2.1 * pieces.PIECE, batch) for batch in (1, 2, 16)] == [1, 2, 2]
-    assert pieces.pieces_on(card, pieces.PIECE, 16) == pieces.pieces_on(CPU, 9 * pieces.PIECE, 16) == 1
+    assert [pieces.pieces_on_card(10**9, *size) for size in ((1, 8192), (4, 1024), (16, 512))] == [1, 2, 2]
+    assert pieces.pieces_on_card(10**8, 16, 512) == 1  # 3 of 8 TFLOP
 
 
 def test_chunks_of_logits_follow_a_cards_memory(monkeypatch):
