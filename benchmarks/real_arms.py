@@ -7,16 +7,20 @@ prompt in front of the full model (``full+soft``), and the learned factors and n
 because KL to itself has nothing to teach.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from real_bench import Bench, Found, changed, curve
+import torch
+from real_bench import Bench, Found, curve
+from torch import Tensor, nn
 
 import ctplab as ctp
 from ctplab.formats.checkpoint import read_manifest
 from ctplab.formats.tuned import PROMPT, SOFT, changes_between
 from ctplab.measure.cost import prefix_bytes
+from ctplab.models import Model
 from ctplab.prompts.prefix import none
 from ctplab.show.tables import share, table
 
@@ -47,13 +51,30 @@ def closed(full: Found, small: Found, arm: Found, corpus: str) -> ctp.Interval:
     return ctp.recovery(*(scores_of(each, corpus) for each in (full, small, arm)))
 
 
+@torch.no_grad()
+def changed(model: Model, changes: Mapping[str, Tensor]) -> Model:
+    """A copy of a dense model with one factor a row on its matrices, and other norms. Raises InputError for groups."""
+    other = copy.deepcopy(model)
+    for name, value in changes.items():
+        kind, _, unit = name.partition(":")
+        if kind == "norm":
+            parameter = other.get_parameter(unit)
+            parameter.copy_(value)
+            continue
+        layer = other.get_submodule(unit)
+        if not isinstance(layer, nn.Linear) or value.shape[1] != 1:
+            raise ctp.InputError("only one scale a row of a linear layer can be put on dense weights here")
+        layer.weight.mul_(value.to(layer.weight))
+    return other
+
+
 def rates(bench: Bench) -> None:
     """Short runs of scales and norms at 3 bits: the rate by KL, then the objective at the best rate."""
     o, record = bench.options, bench.record
     folder, aside = level(bench, "w3"), bench.corpus(o.aside, o.seq_len).validation
     exact = bench.models(folder)[0]
 
-    def on_validation(model: Any) -> Found:
+    def on_validation(model: Model) -> Found:
         arm, texts = ctp.Arm("arm", model, none(model)), (bench.learned_on.validation, aside)
         return {"validation": [bench.scores(arm, [text], close=False)["scores"][text.name] for text in texts]}
 
@@ -126,7 +147,7 @@ def arms(bench: Bench, name: str) -> None:
 
         piece(arm, compute)
 
-    def soft(arm: str, model: Any) -> None:
+    def soft(arm: str, model: Model) -> None:
         def compute() -> Found:
             saved, spec = bench.prompt(f"{name}-soft", [folder], bench.spec()), bench.spec()
             made = ctp.Arm(arm, model, saved.prefix)

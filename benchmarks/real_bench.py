@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import ctplab as ctp
 from ctplab.disk import whole, write_json, write_text
@@ -266,20 +266,3 @@ def stamped(name: str, made_of: Any) -> str:
 def curve(record: Mapping[str, Any]) -> list[tuple[int, float]]:
     """(steps, validation NLL) of a learning curve in a manifest."""
     return [(step["step"] + 1, step["validation"]) for step in record["curve"] if step["validation"] is not None]
-
-
-@torch.no_grad()
-def changed(model: Model, changes: Mapping[str, Tensor]) -> Model:
-    """A copy of a dense model with one factor a row on its matrices, and other norms. Raises InputError for groups."""
-    other = copy.deepcopy(model)
-    for name, value in changes.items():
-        kind, _, unit = name.partition(":")
-        if kind == "norm":
-            parameter = other.get_parameter(unit)
-            parameter.copy_(value)
-            continue
-        layer = other.get_submodule(unit)
-        if not isinstance(layer, nn.Linear) or value.shape[1] != 1:
-            raise ctp.InputError("only one scale a row of a linear layer can be put on dense weights here")
-        layer.weight.mul_(value.to(layer.weight))
-    return other

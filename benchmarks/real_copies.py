@@ -3,17 +3,17 @@
 Every prompt takes the same number of steps in all, however many copies take turns, so the curve is one of equal cost.
 The first copy to learn on is the 3-bit level itself. The others differ from it and from each other in the seed, in the
 number of windows, and in turn in the text. The four held-out copies share no setting with any of these: another text,
-other seeds, number and length of windows, and three of them another option of the solver (``copies.py`` has the same
-design for the embedded model).
+other seeds, number and length of windows, and three of them other options of the solver. ``copies.py`` has the same
+design for the embedded model.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from copies import CHANGES, together
+from copies import together
 from real_arms import LEVELS, TUNED, best_rate, full_scores, level, scores_of
-from real_bench import Bench, Found
+from real_bench import Bench, Found, curve
 
 import ctplab as ctp
 from ctplab.formats.checkpoint import MANIFEST
@@ -27,6 +27,8 @@ from ctplab.show.tables import table
 
 SPEC = ctp.CompressionSpec(**LEVELS["w3"])
 STAGE = "copies"
+CHANGES = ("act_order", "damp=0.05", "act_order+damp=0.1")
+"""What three of the four held-out copies differ in beyond text, seed, number and length of windows."""
 LOOKED_AT = 64
 """Validation windows of the pace, at most."""
 
@@ -152,7 +154,7 @@ def paces(bench: Bench) -> None:
         earlier = learned_through(bench, n).rows()[0] if n else None
         saved = bench.prompt(f"pace-{n}", [folder], spec, earlier=earlier)
         first = nll_behind(bench, bench.models(folder)[1], saved)
-        return {"points": [(0, first), *curve_of(saved.info)]}
+        return {"points": [(0, first), *curve(saved.info)]}
 
     def from_changes(warm: bool) -> Found:
         place = folder
@@ -180,10 +182,6 @@ def nll_behind(bench: Bench, model: Model, saved: ctp.SavedPrompt) -> float:
     """Validation NLL a token behind the rows that a prompt started from."""
     arm = ctp.Arm("init", model, saved.rows()[1])
     return ctp.window_scores(arm, bench.learned_on.validation, limit=LOOKED_AT).score.mean
-
-
-def curve_of(info: Found) -> list[tuple[int, float]]:
-    return [(step["step"] + 1, step["validation"]) for step in info["curve"] if step["validation"] is not None]
 
 
 def dtypes(bench: Bench) -> None:
