@@ -70,7 +70,11 @@ def copies(bench: Bench) -> None:
     def everywhere(rows: Any) -> Found:
         return {"on": {name: behind(bench, model, rows) for name, model in models.items()}}
 
-    small = record.piece(STAGE, "compressed", lambda: everywhere(None))
+    def apart() -> Found:
+        exact = bench.models(bench.base)[0]
+        return {name: ctp.weight_distance(models["own"], models[name], exact).to_json() for name in held}
+
+    small, far = record.piece(STAGE, "compressed", lambda: everywhere(None)), record.piece(STAGE, "distances", apart)
     found: dict[str, Found] = {}
 
     corpora = [text.name for text in bench.texts[:2]]
@@ -96,6 +100,9 @@ def copies(bench: Bench) -> None:
         record.say(f"{STAGE}: {', '.join(told)}")
         title = f"Prompts on copies that they never saw, {bench.options.steps} steps each"
         record.table(title, table(header, rows))
+        each.append(
+            ["(how alike its rounding errors and the own copy's are)", *(f"{far[c]['alike']:.2f}" for c in held)]
+        )
         record.table(f"The same on each held-out copy, {corpora[1]}", table(["learned through", *held], each))
 
     def carried() -> Found:
