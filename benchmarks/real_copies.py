@@ -100,9 +100,7 @@ def copies(bench: Bench) -> None:
         record.say(f"{STAGE}: {', '.join(told)}")
         title = f"Prompts on copies that they never saw, {bench.options.steps} steps each"
         record.table(title, table(header, rows))
-        each.append(
-            ["(how alike its rounding errors and the own copy's are)", *(f"{far[c]['alike']:.2f}" for c in held)]
-        )
+        each.append(["(how alike its errors and the own copy's are)", *(f"{far[c]['alike']:.2f}" for c in held)])
         record.table(f"The same on each held-out copy, {corpora[1]}", table(["learned through", *held], each))
 
     def carried() -> Found:
