@@ -150,9 +150,10 @@ def arms(bench: Bench, name: str) -> None:
     def soft(arm: str, model: Model) -> None:
         def compute() -> Found:
             saved, spec = bench.prompt(f"{name}-soft", [folder], bench.spec()), bench.spec()
-            made = ctp.Arm(arm, model, saved.prefix)
-            told = _told(saved.info, spec.kl, spec.lr, prefix_bytes(model, saved.prefix), saved.prefix.k)
-            return bench.scores(made) | told
+            found = bench.scores(ctp.Arm(arm, model, saved.prefix))
+            if model is exact:
+                found |= _told(saved.info, spec.kl, spec.lr, prefix_bytes(model, saved.prefix), saved.prefix.k)
+            return found
 
         piece(arm, compute)
 
