@@ -14,11 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from ctplab.compression.packing import group_of
-
 TILE = 128
 """Eights of a row a tile, at most. All kernels take the same tiles, because pruned weights are counted by tile."""
-ROWS, WARPS = 4, 4  # of a tile of the dense copy
+ROWS, WARPS = 1, 4  # of a tile of the dense copy: a thread then decodes one eight and writes 16 bytes
 ONE_GRID, ANY_GROUPS = 0, -1  # stand for the size of groups: one grid a row, or a group for each column
 
 
@@ -151,8 +149,10 @@ def matrix(parts: dict[str, Tensor], bits: int | None, shape: tuple[int, int]) -
     groups, size = 1, ONE_GRID
     if "scale" in parts and (groups := parts["scale"].shape[1]) > 1:
         size = columns // groups
+        if "group" not in parts and size % 8:  # eights that reach into the next group
+            found["group"] = torch.arange(columns, dtype=torch.int32, device=codes.device) // size
         if "group" in parts or size % 8:
-            size, found["group"] = ANY_GROUPS, group_of(parts).int()
+            size = ANY_GROUPS
     if "mask" in parts:
         found["starts"] = kept_before(parts["mask"], shape, tile)
     tensors = tuple(found[name].contiguous() for name in ("codes", "scale", "zero", "group", "mask", "starts"))
