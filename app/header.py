@@ -75,9 +75,8 @@ def _model_html(title: str, loaded: Loaded) -> str:
             f"truly {about['bits_per_weight']:.2f} bits a weight, nominally {about['nominal_bits_per_weight']:g}"
         )
         if tuned := about.get("tuned"):
-            facts.append(
-                f"tuned: {', '.join(tuned['what'])}" + (f", on {tuned['corpus']}" if "corpus" in tuned else "")
-            )
+            learned = f"{words(tuned['what'])} learned"
+            facts.append(f"{learned} on {tuned['corpus']}" if "corpus" in tuned else learned)
         if about.get("calibrated_on"):
             facts.append(f"calibrated on {about['calibrated_on']}, {about.get('made', '')}")
     elif about.get("quant_method"):

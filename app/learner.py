@@ -68,6 +68,12 @@ def places(bench: Bench, chosen: Chosen, wanted: Wanted, name: str) -> tuple[Pat
     return out, out / MANIFEST, *(out.with_name(f"{out.name}.{end}") for end in ("state.safetensors", "recipe.json"))
 
 
+def keep_recipe(wanted: Wanted, path: Path) -> None:
+    """Write what ``recipes.train_form`` reads."""
+    said = {"what": list(wanted.what), "rank": wanted.rank, "corpus": wanted.corpus, "seq_len": wanted.seq_len}
+    write_json({"spec": wanted.spec.to_json(), **said}, path)
+
+
 def unfinished(runs: Path) -> str:
     """What could be resumed, as a line of text."""
     prompts = [path.parent for path in runs.glob("*/*/prompts/*/state.safetensors")]
@@ -99,8 +105,7 @@ def begin(bench: Bench, chosen: Chosen, name: str, wanted: Wanted, owner: str = 
         given = lesson(bench, chosen, wanted)
         with bench.turns.turn():
             learning = way(bench, given, state, out)
-        spec = {"spec": wanted.spec.to_json(), "what": list(wanted.what), "rank": wanted.rank}
-        write_json({**spec, "corpus": wanted.corpus, "seq_len": wanted.seq_len}, recipe)
+        keep_recipe(wanted, recipe)
         try:
             _baselines(bench, job, given)
             _steps(bench, job, learning, watched)

@@ -3,7 +3,6 @@
 The work itself is in ``learner.py``, what can be learned in ``ways.py``, the figures in ``curves.py``.
 """
 
-import re
 from typing import Any
 
 import gradio as gr
@@ -18,10 +17,8 @@ from ctplab.app.learner import begin, suggested, unfinished, wanted_of
 from ctplab.app.share import lead
 from ctplab.app.suited import suited, train_values
 from ctplab.app.toast import plain_errors
-from ctplab.app.ways import NAMES, short, words
+from ctplab.app.ways import NAMES, words
 from ctplab.formats.tuned import SOFT
-
-OURS = re.compile(r"-\d\d[a-z]{3}-\d{4}$")  # what a suggested name ends in
 
 
 def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
@@ -50,7 +47,9 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             visible=False,
         )  # fmt: skip
     with gr.Row():
-        name = gr.Textbox(label="Name", elem_id="train-name", min_width=200)
+        name = gr.Textbox(
+            label="Name", placeholder="what is learned, text and date", elem_id="train-name", min_width=200, scale=2
+        )
         corpus = gr.Dropdown(
             CORPORA, value=first.corpus, allow_custom_value=True, label="Text (or file:PATH)", min_width=180,
             elem_id="train-corpus",
@@ -68,7 +67,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     with gr.Row():
         go_button = gr.Button("Train", variant="primary", elem_id="train")
         stop = gr.Button("Stop and keep the best", elem_id="train-stop")
-        guess = gr.Button("Estimate time, memory and bytes", elem_id="train-estimate")
+        guess = gr.Button("Estimate size and time", elem_id="train-estimate")
         use = gr.Button("Next: use it in Compare →", elem_id="train-use")
     named: Form = {
         "what": what, "rank": rank, "corpus": corpus, "seq_len": seq_len, "tokens": tokens, "steps": steps,
@@ -95,10 +94,11 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
 
     def poll(request: gr.Request, shown: Any, full: str, compressed: str, prompt: str | None) -> list[Any]:
         job = bench.jobs.latest("train", owner(request))
-        if job is None or job.version == shown:
+        now = None if job is None else job.version  # before anything is drawn: what comes later is the next look's
+        if job is None or now == shown:
             return [gr.skip()] * 7
         finished = renew(bench, full, compressed, prompt) if job.state == "done" else (gr.skip(),) * 3
-        return [job.html(owner(request)), curves.curves(job), curves.told(job), job.version, *finished]
+        return [job.html(owner(request)), curves.curves(job), curves.told(job), now, *finished]
 
     def stopped(request: gr.Request) -> None:
         with plain_errors():
@@ -123,17 +123,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         of_prompt, of_updates = SOFT in what, "low-rank" in what
         return [gr.update(visible=of_prompt), gr.update(visible=of_prompt), gr.update(visible=of_updates)]
 
-    def again(what: list[str], full: str, name: str, tokens: float, corpus: str) -> list[Any]:
-        """The rate that suits the choice, and a name that says it, unless the reader gave another."""
-        ours = OURS.search(name) or not name
-        return [suited(bench, full).rate(what), suggested(short(what, tokens), corpus) if ours else gr.skip()]
-
-    def opened(name: str, what: list[str], tokens: float, corpus: str) -> list[Any]:
-        return [unfinished(bench.runs), name or suggested(short(what, tokens), corpus)]
-
-    def settings(model: str, what: list[str], tokens: float) -> list[Any]:
-        found = suited(bench, model)
-        return [suggested(short(what, tokens), found.corpus), *train_values(found, what)]
+    def settings(model: str, what: list[str]) -> list[Any]:
+        return train_values(suited(bench, model), what)
 
     started = go_button.click(run, [header.full, header.compressed, name, watched, *form], status, **PRIVATE)
     models = {"full": header.full, "compressed": header.compressed}
@@ -142,8 +133,10 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         lambda told: f"{words(told['what'])}, {told['steps']} steps on {told['corpus']}",
     )  # fmt: skip
     what.change(fields, what, [tokens, init, rank], **QUIET)
-    what.input(again, [what, header.full, name, tokens, corpus], [lr, name], **QUIET)
-    header.on_another_model(settings, [name, corpus, seq_len, steps, batch, every, lr, kl], [what, tokens])
+    what.input(
+        lambda what, full: suited(bench, full).rate(what), [what, header.full], lr, trigger_mode="always_last", **QUIET
+    )
+    header.on_another_model(settings, [corpus, seq_len, steps, batch, every, lr, kl], [what])
     guess.click(probe, [header.full, header.compressed, *form], told, **LONG, **PRIVATE)
     gr.Timer(2.0).tick(
         poll, [shown, *header.chosen], [status, plot, says, shown, *header.chosen], queue=False,
@@ -153,4 +146,4 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     used = use.click(chosen, header.chosen, [header.compressed, header.prompt], **PRIVATE)
     header.uses.append(used)
     lead(used, header.tabs, "compare")
-    tab.select(opened, [name, what, tokens, corpus], [told, name], **QUIET)
+    tab.select(lambda: unfinished(bench.runs), None, told, **QUIET)
