@@ -6,6 +6,7 @@ too exist for only a few rows at a time (see :mod:`ctplab.learning.objective`).
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from ctplab import tensor_files
 from ctplab.disk import LOG, whole
 from ctplab.errors import InputError
-from ctplab.learning.objective import Head, Target, chunks, with_tail
+from ctplab.learning.fused import Fused
+from ctplab.learning.objective import Target, Taught, chunks, with_tail
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
 from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
@@ -25,18 +27,6 @@ from ctplab.scores import predicted, target_rows
 from ctplab.text.corpora import Split
 
 
-@dataclass(frozen=True)
-class Taught:
-    """What the full model says about a batch: its hidden states, and by rows its log-probabilities."""
-
-    states: Tensor  # (n, d): the head's input at each target
-    head: Head
-
-    @torch.no_grad()
-    def __call__(self, rows: slice, student: Tensor) -> Tensor:
-        return self.head(self.states[rows]).to(student).log_softmax(-1)
-
-
 class MemoryTeacher:
     """A teacher that runs its model on every batch."""
 
@@ -44,12 +34,14 @@ class MemoryTeacher:
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self.fingerprint = weights_fingerprint(model)
         self._halves = halves(model)
+        self._fused = Fused.of(model)
         self.width = self._halves.width
 
     @torch.no_grad()
     def target(self, numbers: Tensor, ids: Tensor, masks: Tensor | None = None) -> Taught:
         """For windows ``ids`` (B, T) with their masks (B, T): what the model says about the targets."""
-        states, _ = predicted(self._halves.states([], ids), ids, masks)
+        with self._fused.on() if self._fused else nullcontext():
+            states, _ = predicted(self._halves.states([], ids), ids, masks)
         return Taught(states, self._halves.head)
 
 
