@@ -1,5 +1,7 @@
 """Codes learned through their rounding: the gradient, no change at first, the same bytes and masks, folded, resumed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from commands import refused, run_json
@@ -11,7 +13,7 @@ from ctplab.compression.packing import full_codes
 from ctplab.disk import data_dir
 from ctplab.formats import checkpoint
 from ctplab.formats.tuned import changes_between, fold
-from ctplab.learning import codes
+from ctplab.learning import codes, fused
 from ctplab.learning.codes import SIZE, Codes
 from ctplab.learning.step import Gradient
 from ctplab.learning.tuned import Tuned
@@ -145,6 +147,22 @@ def test_a_step_never_asks_the_device(compressed, web):
             found = gradient(torch.arange(4), 4 * 47)
         assert torch.equal(found, expected)
         assert all(p.grad is not None and p.grad.any() for p in tuned.parameters.values())
+
+
+def test_fused_layers_give_all_kinds_their_gradient(compressed, web):
+    pytest.importorskip("triton")
+    folder, model = compressed("llama", LEVELS["w3"])
+    tuned = Tuned(model, folder, ("scales", "norms", "codes"))
+    for p in tuned.parameters.values():
+        p.grad = torch.zeros_like(p)
+    plain = Gradient.of(tuned, halves(model), Windows.of(web.train, torch.device("cpu")), SPEC, None)
+    found = []
+    for gradient in (plain, replace(plain, fused=fused.Fused(fused.find(model)))):
+        gradient(torch.arange(2), 2 * 47)
+        found.append([p.grad.clone() for p in tuned.parameters.values() if p.grad is not None])
+    assert all(gradient.any() for gradient in found[1])
+    for mine, expected in zip(found[1], found[0], strict=True):  # fp32, other orders of the same products
+        torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("level", ["w3-g8-ao", "s62.5"])
