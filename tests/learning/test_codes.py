@@ -12,9 +12,9 @@ import ctplab as ctp
 from ctplab.compression.packing import full_codes
 from ctplab.disk import data_dir
 from ctplab.formats import checkpoint
-from ctplab.formats.tuned import changes_between, fold
+from ctplab.formats.tuned import changes_between, fold, grids
 from ctplab.learning import codes, fused
-from ctplab.learning.codes import SIZE, Codes
+from ctplab.learning.codes import SIZE, Codes, kept_of
 from ctplab.learning.step import Gradient
 from ctplab.learning.tuned import Tuned
 from ctplab.learning.windows import Windows
@@ -209,6 +209,9 @@ def test_the_command_learns_codes(capsys, tmp_path):
     manifest = checkpoint.read_manifest(out)
     assert found["bytes"] == manifest["bytes"] == checkpoint.read_manifest(home)["bytes"]
     assert manifest["tag"] == "w4-s55+scales+codes"
-    likewise = ("tune", home, "--like", out, "--out", tmp_path / "likewise")
-    assert "only scales and norms carry over" in refused(capsys, *likewise)
     assert run_json(capsys, "score", out, "--windows", "2", "--seq-len", "32")["corpora"]["atlas-web"]["ppl"] > 1
+    unit, parts = next(iter(grids(home, codes=True).items()))
+    steps = -(full_codes(parts, 4).short() * kept_of(parts)).clamp(max=1)
+    fold(home, tmp_path / "moved", {f"code:{unit}": steps}, {"what": ["codes"], "from": str(home)})
+    likewise = ("tune", home, "--like", tmp_path / "moved", "--out", tmp_path / "likewise")
+    assert f"other codes of {unit}" in refused(capsys, *likewise)
