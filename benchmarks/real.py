@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--rates", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2])
     found.add_argument("--lr", type=float, help="of scales and norms, instead of the one that 'rates' finds")
     found.add_argument("--also", type=float, nargs="*", default=[], help="further rates of scales and norms, in full")
-    found.add_argument("--code-rates", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="of the stage codes")
+    found.add_argument("--code-rates", type=float, nargs="+", default=[0.1, 0.2, 0.4], help="of the stage codes")
     found.add_argument("--longer", type=int, default=0, help="steps of one more prompt through most copies")
     found.add_argument("--prompt-lr", type=float, default=0.03)
     found.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8], help="copies to learn on")

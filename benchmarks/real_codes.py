@@ -1,7 +1,8 @@
 """The stage of ``real.py`` about codes: how much more they win at the same bytes than scales and norms alone.
 
 A level's rate is searched for by short runs, and the best one learns in full. With --lr that rate comes first, so that
-little time still gives one result. The full model has no codes that could take these changes, so no control of it
+little time still gives one result. Short runs flatter high rates: a code must travel half a step of its grid before it
+changes, and a short run gets there at a high rate only. The full model has no codes that could take these changes, so no control of it
 stands beside them. By KL to the full model there is nothing else to learn than to be like it.
 """
 
