@@ -1,9 +1,10 @@
 """The stage of ``real.py`` about codes: how much more they win at the same bytes than scales and norms alone.
 
 A level's rate is searched for by short runs, and the best one learns in full. With --lr that rate comes first, so that
-little time still gives one result. Short runs flatter high rates: a code must travel half a step of its grid before it
-changes, and a short run gets there at a high rate only. The full model has no codes that could take these changes, so no control of it
-stands beside them. By KL to the full model there is nothing else to learn than to be like it.
+little time still gives one result. A code changes after half a step of its grid, which a short run reaches at a high
+rate only: the best rate of the search may be too high in full. The full model has no codes that could take these
+changes, so no control of it stands beside them. By KL to the full model there is nothing else to learn than to be like
+it.
 """
 
 from real_arms import (
