@@ -1,6 +1,7 @@
 """``recover``: how much of the loss a prompt recovers, beside every control."""
 
 import argparse
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -106,21 +107,27 @@ def tuned_arms(options: argparse.Namespace, dtype: str) -> tuple[list[ctp.Arm], 
     """The arms of --tuned and --tuned-prompt, named after what was learned, and the bytes that their models add.
 
     ``scales+norms+soft``: a prompt learned together with the others, which lies in their folder. ``scales+norms, then
-    soft``: one of --tuned-prompt, in front of the one model of --tuned whose level it names.
+    soft``: one of --tuned-prompt, in front of the one model of --tuned whose level it names. Two models with the same
+    kinds of changes are named as their tags end: ``scales+norms-1a2b3c``.
     """
     found, more = list[ctp.Arm](), dict[str, int]()
     before, models = manifest_of(options.compressed).get("bytes"), dict[str, Any]()
-    for folder in options.tuned:
-        manifest = manifest_of(folder)
+    manifests = {folder: manifest_of(folder) for folder in options.tuned}
+    for folder, manifest in manifests.items():
         if manifest.get("tuned") is None:
             raise InputError(f"{folder} is no model that 'ctplab tune' made")
+    kinds = Counter("+".join(manifest["tuned"]["what"]) for manifest in manifests.values())
+    for folder, manifest in manifests.items():
         model, tokenizer = load_model(options, folder)
         check_dtypes([model], [dtype])
-        what = manifest["tuned"]["what"]
+        what, tag = manifest["tuned"]["what"], manifest["tag"]
+        name = "+".join(what) if kinds["+".join(what)] == 1 else tag.partition("+")[2]
+        if name in more:
+            raise InputError(f"{folder} holds the changes of another model of --tuned: give each once")
         rows = ctp.load_prompt(Path(resolve(folder)) / PROMPT).rows()[0] if SOFT in what else none(model)
-        models[manifest["tag"]] = arm = ctp.Arm("+".join(what), model, rows)
+        models[tag] = arm = ctp.Arm(name, model, rows)
         found.append(arm)
-        more[arm.name] = 0 if before is None else manifest["bytes"] - before
+        more[name] = 0 if before is None else manifest["bytes"] - before
     for folder in options.tuned_prompt:
         saved = ctp.load_prompt(folder)
         under = models.get(str(saved.info.get("tag")))

@@ -12,6 +12,9 @@ constant to a group, and puts that constant into the zero. Its zeros are real nu
 files and all kernels that read them want, so the constant would be rounded to whole steps of the grid. Learned zeros
 fail alike: none moves by half a step.
 
+Every tuning has a name of its own: the fingerprint of what was learned stands in the configuration, and its first
+digits in the tag (``w3+scales+norms-1a2b3c``). So a prompt's file tells two tunings of one folder apart.
+
 The sources: EfficientQAT (arXiv 2407.11062) for scales, PERP (arXiv 2312.15230) for norms and for low-rank updates that
 keep a mask.
 """
@@ -29,6 +32,7 @@ from ctplab.compression.packing import unpack_bits
 from ctplab.disk import whole, whole_folder, write_json
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
+from ctplab.models.fingerprints import TUNED, tensor_fingerprint, text_fingerprint
 from ctplab.text_files import read_json
 
 KINDS = ("scales", "norms", "low-rank")
@@ -36,6 +40,8 @@ SOFT = "soft"
 """A prompt that was learned together with the changes; it lies in the folder ``PROMPT`` beside the weights."""
 PROMPT = "prompt"
 MANIFEST = checkpoint.MANIFEST
+DIGITS = 6
+"""Of the fingerprint, in the tag."""
 
 
 def block_files(folder: Path) -> list[Path]:
@@ -90,7 +96,9 @@ def fold(
     into the new folder, before it gets its name. Raises InputError if ``out`` exists, the disk refuses, or a change is
     not finite in the folder's half precision.
     """
-    manifest = checkpoint.read_manifest(folder)
+    manifest, config = checkpoint.read_manifest(folder), read_json(folder / "config.json", finite=False)
+    names = sorted(changes)
+    learned = text_fingerprint(str(config.get(TUNED)), *names, tensor_fingerprint(*(changes[name] for name in names)))
     with whole_folder(out) as new:
         for path in block_files(folder):
             stored = checkpoint.read_tensors(path)
@@ -110,9 +118,10 @@ def fold(
         for path in folder.iterdir():  # configuration and tokenizer
             if path.is_file() and path.suffix != ".safetensors" and path.name != MANIFEST:
                 (new / path.name).write_bytes(path.read_bytes())
+        write_json(config | {TUNED: learned}, new / "config.json")
         size = sum((new / path.name).stat().st_size for path in block_files(folder))
-        what = "+".join(made_from["what"])
-        manifest |= {"tag": f"{manifest['tag']}+{what}", "bytes": size, "tuned": made_from}
+        tag = f"{manifest['tag']}+{'+'.join(made_from['what'])}-{learned[:DIGITS]}"
+        manifest |= {"tag": tag, "bytes": size, "tuned": made_from}
         write_json(manifest, new / MANIFEST)
         also(new)
     return manifest

@@ -12,10 +12,12 @@ from ctplab.disk import cache_dir, once
 from ctplab.errors import InputError
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
-from ctplab.models.fingerprints import base_fingerprint
+from ctplab.models.fingerprints import TUNED, base_fingerprint
 
 VERSION = 3
 """Raised if a check changes, so that kept answers are found anew."""
+UNSEEN = ("_name_or_path", "transformers_version", TUNED)
+"""Entries of a configuration that no check depends on."""
 
 
 def kept_answer(model: Model, what: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def kept_answer(model: Model, what: str, find: Callable[[], dict[str, Any]]) -> 
     An answer depends on the code and the configuration, and the weights are needed to see it. So it is kept for the
     model's class, configuration, embeddings, dtype and kind of device, and for the versions of the libraries.
     """
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    config = {k: v for k, v in model.config.to_dict().items() if k not in UNSEEN}
     table = embeddings(model)
     versions = [VERSION, torch.__version__, transformers.__version__]
     made_from = [what, type(model).__name__, config, base_fingerprint(model), table.device.type, str(table.dtype)]
