@@ -21,7 +21,7 @@ from ctplab.cli.shared import (
     window_options,
 )
 from ctplab.disk import compute_always
-from ctplab.measure.tasks.evaluate import flips
+from ctplab.measure.tasks.evaluate import task_flips
 from ctplab.progress import bar
 from ctplab.prompts.arms import check_dtypes
 from ctplab.prompts.prefix import none
@@ -77,7 +77,7 @@ def score(options: argparse.Namespace) -> None:
             tell(f"{arm.name} on {name}: {metric} {value['value']:.4f}{spread} ({value['n']} questions)")
     if full is not None and names:
         before = ctp.ask_tasks(full, tokenizer, names, **asking, progress=bar)
-        result["flips"] = {name: asdict(flips(before[name], found)) for name, found in asked.items()}
+        result["flips"] = {name: asdict(task_flips(before[name], found)) for name, found in asked.items()}
         for name, found in result["flips"].items():
             tell(
                 f"{arm.name} on {name}: of {found['n']} questions {found['lost']} that the full model has right are "
