@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from ctplab import parallel
+from ctplab import __version__, parallel
 from ctplab.cli import (
     app,
     choose,
@@ -51,6 +51,7 @@ INTERRUPTED = "interrupted; run the same command to go on"
 def parser() -> Parser:
     """The parser of ``ctplab`` with every command and option."""
     whole = Parser(prog="ctplab", description="Compress a language model, and heal it with a soft prompt.")
+    whole.add_argument("--version", action="version", version=f"ctplab {__version__}")
     commands = whole.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for command in COMMANDS:
         command.register(commands)
