@@ -37,7 +37,8 @@ from ctplab.cli import (
     worth,
 )
 from ctplab.cli.faults import in_words, stoppable, telling
-from ctplab.cli.shared import Parser, in_flags, note
+from ctplab.cli.parsing import Parser, in_flags
+from ctplab.cli.shared import note
 from ctplab.errors import InputError, Interrupted
 
 COMMANDS = (
@@ -77,6 +78,7 @@ def run_command(arguments: list[str] | None, device: str | None) -> int:
     try:
         options = parser().parse_args(arguments)
         flags = options.parser.flags
+        options.parser.check_named(options)
         if parallel.size() > 1 and not options.shared:
             raise InputError("this command runs in one process; several can share learn, compress and score")
         if parallel.left_alone():

@@ -13,6 +13,7 @@ from ctplab.cli.shared import (
     chosen_arm,
     corpora_option,
     finish,
+    load_full,
     load_model,
     loss_option,
     say,
@@ -37,8 +38,8 @@ def score(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"arm": arm.name, "seq_len": length, "dtype": check_dtypes([model])}
     result |= {"corpora": {}, "tasks": {}}
     if options.against is not None:
-        full = ctp.Arm("full", load_model(options, options.against)[0], none(model))
-        result |= {"against": options.against, "dtype": check_dtypes([model, full.model])}
+        full = ctp.Arm("full", load_full(options, options.against, model, tokenizer), none(model))
+        result["against"] = options.against
     tell = say(options)
     keep = ctp.kept_in(Path(options.out)) if options.out else compute_always
     for name in options.corpus:

@@ -168,15 +168,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a compressed model. Raises InputError if it is missing or damaged."""
     path = folder / MANIFEST
     if not os.path.lexists(path):
-        raise InputError(f"{folder} has no {MANIFEST}: the compression did not finish; run it again")
+        if block_file(folder, 0).exists():
+            raise InputError(f"{folder} has no {MANIFEST}: the compression did not finish; run it again")
+        raise InputError(f"{folder} is no compressed model: it has no {MANIFEST}")
     manifest = read_json(path, finite=False)  # the loss of a damaged layer may be infinite
     with told(path):
-        expect(manifest, **ENTRIES)
+        expect(manifest, **ENTRIES, tuned=dict | None)
+        if manifest.get("tuned") is not None:
+            _check_tuned(manifest["tuned"])
         spec = CompressionSpec.from_json(manifest["spec"])
         check_name(manifest["tag"], "the tag")
         if manifest["tag"].partition("+")[0] != spec.tag:  # a tuned model's says what was tuned behind a +
             raise InputError(f"the tag is {shown(manifest['tag'])}, but the spec's is {spec.tag}")
     return manifest
+
+
+def _check_tuned(about: dict[str, Any]) -> None:
+    """Raise InputError unless this says what was tuned, and of which folder if it says so."""
+    expect(about, what=list, **{"from": str | None})
+    if not about["what"] or not all(isinstance(kind, str) for kind in about["what"]):
+        raise InputError(f"tuned.what is {shown(about['what'])}, no list of kinds")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -24,7 +24,9 @@ class Interval:
 
     @property
     def percent(self) -> str:
-        """The interval in percent, such as ``+45% [+42, +48]``."""
+        """The interval in percent, such as ``+45% [+42, +48]``. A share of a gap that is zero cannot be told."""
+        if not math.isfinite(self.value):
+            return "cannot tell"
         return f"{100 * self.value:+.0f}% [{100 * self.low:+.0f}, {100 * self.high:+.0f}]"
 
 

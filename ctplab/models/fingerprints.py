@@ -78,6 +78,15 @@ def base_fingerprint(model: Model) -> str:
     return digest.hexdigest()[:16]
 
 
+def same_base(first: Model, second: Model) -> bool:
+    """Whether the models have equal embeddings but for half precision, as compressions of one base do."""
+    tables = [embeddings(model).detach() for model in (first, second)]
+    if tables[0].shape != tables[1].shape:
+        return False
+    a, b = (table[:: max(1, len(table) // 256)].float().cpu() for table in tables)
+    return torch.allclose(a, b, rtol=2**-8, atol=1e-7)  # bfloat16 rounds to 2^-9, float16 keeps 6e-8 at least
+
+
 def copy_fingerprint(model: Model) -> str:
     """Tell a compressed model from other compressions of its base, whatever dtype it is in, packed or not.
 
