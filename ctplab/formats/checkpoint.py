@@ -174,20 +174,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path, finite=False)  # the loss of a damaged layer may be infinite
     with told(path):
         expect(manifest, **ENTRIES, tuned=dict | None)
-        if manifest.get("tuned") is not None:
-            _check_tuned(manifest["tuned"])
+        if (tuned := manifest.get("tuned")) is not None:
+            expect(tuned, what=list, **{"from": str | None})
+            if not tuned["what"] or not all(isinstance(kind, str) for kind in tuned["what"]):
+                raise InputError(f"what was tuned is {shown(tuned['what'])}, no list of kinds")
         spec = CompressionSpec.from_json(manifest["spec"])
         check_name(manifest["tag"], "the tag")
         if manifest["tag"].partition("+")[0] != spec.tag:  # a tuned model's says what was tuned behind a +
             raise InputError(f"the tag is {shown(manifest['tag'])}, but the spec's is {spec.tag}")
     return manifest
-
-
-def _check_tuned(about: dict[str, Any]) -> None:
-    """Raise InputError unless this says what was tuned, and of which folder if it says so."""
-    expect(about, what=list, **{"from": str | None})
-    if not about["what"] or not all(isinstance(kind, str) for kind in about["what"]):
-        raise InputError(f"tuned.what is {shown(about['what'])}, no list of kinds")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
