@@ -37,3 +37,27 @@ def test_copies_that_a_prompt_never_saw(tmp_path):
     assert first.stdout == second.stdout and "1+noise=0.5+redraw=1: own" in first.stdout
     assert set(json.loads((tmp_path / "copies.json").read_text())) == set(recipes)
     assert (tmp_path / "copies.png").exists() and "learn:" not in second.stderr
+
+
+@pytest.mark.slow
+def test_all_stages_of_a_real_model(tmp_path):
+    """On the embedded model. A second run only prints; other settings do not mix with these results."""
+    places = ["--out", tmp_path / "out", "--scratch", tmp_path / "scratch"]
+    command = [sys.executable, PROGRAM.parent / "real.py", "--tiny", *places]
+    first, second = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stdout[-500:] + first.stderr[-500:]
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    shown = [run.stdout.split("| arm")[1:] for run in (first, second)]
+    assert len(shown[0]) == 5 and "steps in" not in second.stdout
+    tables = (tmp_path / "out" / "tables.txt").read_text()
+    assert all(text in tables and text in first.stdout and text in second.stdout for text in found["tables"].values())
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"results.json", "tables.txt", "rows.safetensors"}
+    other = subprocess.run([*command[:3], "--tiny", "--prompt-lr", "1", *places], capture_output=True, text=True)
+    assert other.returncode == 2 and other.stderr.endswith("another prompt_lr: choose another --out\n")
+
+
+@pytest.mark.slow
+def test_of_a_real_model_nothing_begins_when_the_time_is_over(tmp_path):
+    command = [sys.executable, PROGRAM.parent / "real.py", "--tiny", "--minutes", "0", "--stages", "rates,controls"]
+    done = subprocess.run([*command, "--out", tmp_path, "--scratch", tmp_path / "s"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("not begun, 0 minutes are over") == 2, done.stderr[-500:]
