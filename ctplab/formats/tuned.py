@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ctplab import tensor_files
 from ctplab.compression.packing import unpack_bits
+from ctplab.compression.parts import check_parts
 from ctplab.disk import whole, whole_folder, write_json
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
@@ -50,11 +51,23 @@ def block_files(folder: Path) -> list[Path]:
     return [folder / "rest.safetensors", *sorted(folder.glob("block-*.safetensors"))]
 
 
+def _matrices(path: Path, stored: dict[str, Tensor], bits: int | None) -> dict[str, dict[str, Tensor]]:
+    """The packed matrices of a file's tensors: unit -> its parts. Raises InputError if one is damaged."""
+    found = checkpoint.parts_of(stored)
+    for unit, parts in found.items():
+        try:
+            rows, columns = parts["shape"].flatten().tolist()
+            check_parts(parts, bits, (rows, columns))
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{path}: packed weights of {unit} are damaged: {error}") from None
+    return found
+
+
 def grids(folder: Path) -> dict[str, dict[str, Tensor]]:
     """The packed matrices of a compressed folder: unit -> its parts without codes and values. Raises InputError."""
-    found = {}
+    found, bits = {}, checkpoint.read_manifest(folder)["spec"].get("bits")
     for path in block_files(folder):
-        for unit, parts in checkpoint.parts_of(checkpoint.read_tensors(path)).items():
+        for unit, parts in _matrices(path, checkpoint.read_tensors(path), bits).items():
             found[unit] = {name: part for name, part in parts.items() if name not in ("codes", "values")}
     return found
 
@@ -106,7 +119,7 @@ def fold(
             for name in tensors:
                 if f"norm:{name}" in changes:
                     tensors[name] = changes[f"norm:{name}"].to(tensors[name].dtype)
-            for unit, parts in checkpoint.parts_of(stored).items():
+            for unit, parts in _matrices(path, stored, manifest["spec"].get("bits")).items():
                 tensors |= {f"{unit}::{part}": t for part, t in changed_parts(unit, parts, changes).items()}
             for name, tensor in tensors.items():
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
