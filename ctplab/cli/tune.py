@@ -90,11 +90,20 @@ def like(options: argparse.Namespace) -> None:
         note(f"{other} and {folder} have other embeddings: were they compressed from one model?")
     if its["spec"] != mine["spec"]:
         note(f"{other} is {its['tag']}, this is {mine['tag']}: what was learned at another level may do harm")
-    changes = changes_between(source, other)
     kinds = [kind for kind in made_from["what"] if kind != SOFT]
     if SOFT in made_from["what"]:
         note(f"its prompt stays where it is: 'ctplab learn --init-prompt {other / PROMPT}' goes on from it")
-    manifest = fold(folder, out, changes, {"what": kinds, "from": options.model, "like": options.like})
+    about = {"what": kinds, "from": options.model, "like": options.like, "tag": its["tag"]}
+    before = tuned_from(out)
+    if before is not None:
+        if before != about:
+            raise InputError(f"{out} holds a model that was tuned otherwise: choose another --out")
+        note(f"{out} is there already, made as this command says")
+        manifest = read_manifest(out)
+        finish(options, {"out": str(out), "tag": manifest["tag"], "bytes": manifest["bytes"]})
+        return
+    changes = changes_between(source, other)
+    manifest = fold(folder, out, changes, about)
     say(options)(f"{len(changes)} changes of {other}, {manifest['bytes']} bytes as before -> {out}")
     finish(options, {"out": str(out), "tag": manifest["tag"], "bytes": manifest["bytes"]})
 

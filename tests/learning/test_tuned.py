@@ -139,7 +139,8 @@ def test_the_command_writes_a_folder_once(capsys, tmp_path):
     assert "tuned otherwise" in refused(capsys, *command, "--what", "norms")
     assert "is no tuned model" in refused(capsys, *command[:-1], home)
     likewise = ("tune", home, "--like", out, "--out", tmp_path / "likewise")
-    assert run_json(capsys, *likewise)["bytes"] == found["bytes"]
+    assert run_json(capsys, *likewise)["bytes"] == run_json(capsys, *likewise)["bytes"] == found["bytes"]
+    assert "tuned otherwise" in refused(capsys, *likewise[:-1], out)
     assert "no model that 'ctplab tune' made" in refused(capsys, *likewise[:2], "--like", home, "--out", tmp_path / "x")
     assert run_json(capsys, "score", out, "--windows", "2", "--seq-len", "32")["corpora"]["atlas-web"]["ppl"] > 1
     recover = ("recover", "--full", "atlas", "--compressed", home, "--prompt", data_dir() / "prompt", "--skip")
