@@ -86,4 +86,4 @@ from ctplab.text.corpora import Corpus as Corpus
 from ctplab.text.corpora import Split as Split
 from ctplab.text.corpora import corpus as corpus
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

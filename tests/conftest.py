@@ -3,6 +3,7 @@
 import os
 import shutil
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -44,8 +45,12 @@ from ctplab.disk import data_dir
 from ctplab.models import loading
 from ctplab.progress import silent
 from ctplab.prompts import prefix
+from ctplab.text import corpora
 
 VOCABULARY = 2048
+GENERATED = ("atlas-web", "atlas-wiki", "atlas-news", "docs")
+SMALL_STATE = 1_000_000
+"""Characters of a tokenizer's state that are compared each time; the embedded one has a tenth of them."""
 NEWER = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.23"), reason="transformers 5.17 computes or reads this model wrongly"
 )
@@ -69,6 +74,30 @@ def on_the_cpu():
     """The default device of all tests, whatever the machine has. Tests about a card name it."""
     patch = pytest.MonkeyPatch()
     patch.setattr(loading, "default_device", lambda: "cpu")
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def texts_once():
+    """Generated texts become tokens once a process and not once a command, which costs three seconds each time.
+
+    The key holds all that decides the tokens: the text and the whole state of the tokenizer.
+    """
+    patch, known, tokenised = pytest.MonkeyPatch(), {}, corpora._tokenised
+
+    def kept(name, split, text, tokenizer):
+        backend = getattr(tokenizer, "backend_tokenizer", None) if name in GENERATED else None
+        state = "" if backend is None else backend.to_str()
+        if len(state) not in range(1, SMALL_STATE):  # tokenizers of real models are large
+            return tokenised(name, split, text, tokenizer)
+        key = (name, split, text, state)
+        if key not in known:
+            known[key] = tokenised(name, split, text, tokenizer)
+        return known[key]
+
+    patch.setattr(corpora, "_tokenised", kept)
+    patch.setattr(corpora, "_atlas_text", cache(corpora._atlas_text))
     yield
     patch.undo()
 

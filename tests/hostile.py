@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 import ctplab as ctp
-from ctplab.learning.learned import Learned
+from ctplab.formats.tuned import fold
+from ctplab.learning.learned import Learned, Step
 from ctplab.progress import silent
 
 ODD: list[Any] = [
@@ -48,9 +49,16 @@ def build(home: Path, tokenizer) -> None:
     ctp.export(home / "plain", home / "gptq", "gptq")
     rows = ctp.Prefix("soft", torch.randn(4, 32, generator=torch.Generator().manual_seed(0)))
     start = ctp.Prefix("init", rows.rows + 1, (1, 2, 3, 4))
-    learned = Learned(rows, start, best_validation=3.0, validation_tokens=100)
-    made = {"base": "dense", "tag": "w4-s50", "corpus": f"file:{home / 't.txt'}", "corpus_fingerprint": "0"}
-    ctp.save_prompt(learned, home / "prompt", ctp.PromptSpec(tokens=4), model, tokenizer, **made)
+    steps = [Step(step, 4.0, 0.1, 0.1, 1.0, 4.0 - step) for step in range(2)]
+    learned = Learned(rows, start, best_validation=3.0, validation_tokens=100, steps=steps)
+    text = ctp.corpus(f"file:{home / 't.txt'}", tokenizer, 32)
+    made = {"base": "dense", "tag": "w4-s50", "corpus": text.name, "corpus_fingerprint": text.train.fingerprint}
+    small, _ = ctp.load(home / "small", device="cpu")
+    ctp.save_prompt(learned, home / "prompt", ctp.PromptSpec(tokens=4), small, tokenizer, **made, seq_len=32)
+    ctp.save_prompt(learned, home / "other", ctp.PromptSpec(tokens=4), small, tokenizer, **made, seq_len=32)
+    norms = {f"norm:{name}": 2 * p for name, p in model.named_parameters() if p.ndim == 1}
+    fold(home / "small", home / "tuned", norms, {"what": ["norms"], "from": str(home / "small")})
+    (home / "questions.jsonl").write_text("\n".join(json.dumps({"question": q, "answer": "It."}) for q in WORDS[:2]))
     ctp.export_prompt(ctp.load_prompt(home / "prompt"), home / "peft", model, "peft")
     (home / "sweep.toml").write_text(
         f'models = ["{home}/dense"]\ncorpora = ["file:{home}/t.txt"]\nspecs = [{{bits = 4}}]\nseq_len = 32\n'
@@ -69,6 +77,20 @@ COMMANDS: dict[str, Callable[[Path], list[tuple[Any, ...]]]] = {
         ("score", at / "small", "--prompt", at / "prompt", *text(at), *SHORT),
         ("recover", "--full", at / "dense", "--compressed", at / "small", "--prompt", at / "prompt", *text(at), *SHORT,
          "--skip", "full+own,lora", "--out", at / "out"),
+        ("worth", at / "prompt", "--model", at / "small", *text(at), *SHORT, "--rows", "0,1", "--out", at / "out"),
+        ("cut", at / "prompt", "--model", at / "small", *text(at), *SHORT, "--keep", "2", "--choose", "1", "--out",
+         at / "out"),
+        ("choose", at / "small", "--prompts", at / "prompt", at / "other", *text(at), *SHORT, "--look", "4"),
+        ("pace", "--full", at / "dense", "--compressed", at / "small", "--prompts", at / "prompt"),
+    ],
+    "tuned": lambda at: [
+        ("tune", at / "small", "--like", at / "tuned", "--out", at / "out"),
+        ("recover", "--full", at / "dense", "--compressed", at / "small", "--prompt", at / "prompt", *text(at), *SHORT,
+         "--skip", "full+own,lora", "--tuned", at / "tuned", "--out", at / "out"),
+    ],
+    "questions.jsonl": lambda at: [
+        ("compare", "--full", at / "dense", "--compressed", at / "small", "--prompt", at / "prompt", "--questions",
+         at / "questions.jsonl", "--max-new-tokens", "2", "--fidelity", "--out", at / "out"),
     ],
     "peft": lambda at: [("import", "prompt", at / "peft", "--model", at / "dense", "--out", at / "out")],
     "t.txt": lambda at: [("score", at / "dense", *text(at), *SHORT)],

@@ -106,6 +106,26 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_what_the_prose_names_is_there(page):
+    """Paths, make's targets, commands with their options, and public names inside sentences."""
+    targets = re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    known = subcommands(parser())
+    for code in (" ".join(found.split()) for found in re.findall(r"`([^`]+)`", prose(page))):
+        if re.fullmatch(r"(ctplab|app|tests|benchmarks|notebooks|docs|data)/[\w./-]+", code):
+            assert (ROOT / code).exists() or code == "benchmarks/results/", f"{code}: no such path, and no result"
+        if target := re.fullmatch(r"make ([a-z][\w-]*)", code):
+            assert target[1] in targets, code
+        for name in re.findall(r"\bctp\.([a-z]\w*|[A-Z][a-z]\w*)", code):
+            assert hasattr(ctp, name), code
+        if re.match(r"ctplab [a-z]", code):
+            words = code.split()[1:]
+            group = [name for name in known if name == words[0] or name.startswith(f"{words[0]} ")]
+            assert group, code
+            options = {option for name in group for option in known[name]._option_string_actions}
+            assert {word.split("=")[0] for word in words if word.startswith("--")} <= options, code
+
+
 def test_every_page_is_linked():
     linked = {(page.parent / link.partition("#")[0]).resolve() for page in PAGES for link in LINK.findall(prose(page))}
     assert [page.name for page in (ROOT / "docs").glob("*.md") if page not in linked] == []

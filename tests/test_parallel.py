@@ -14,7 +14,7 @@ from conftest import tiny
 
 import ctplab as ctp
 from ctplab.cli import main
-from ctplab.formats.checkpoint import MANIFEST, read_tensors
+from ctplab.formats.checkpoint import MANIFEST, read_manifest, read_tensors
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -67,6 +67,12 @@ def learning(folder, out):
     return ["learn", str(folder / "model"), "--corpus", text, *recipe, "--out", str(folder / out), "--json"]
 
 
+def tuning(folder, out):
+    command = learning(folder, out)
+    recipe = command[command.index("--steps") :]
+    return ["tune", str(folder / "compressing-alone"), *command[2:4], "--what", "scales,norms", *recipe]
+
+
 def scoring(folder, out):
     text = f"file:{folder / 'long.txt'},file:{folder / 'other.txt'}"
     arm = ["--control", "random", "--tokens", "4", "--seq-len", "24", "--batch", "4", "--windows", "14"]
@@ -85,7 +91,10 @@ def sequential(folder, out):
 
 def curve(folder, out):
     """(losses, validations) of a learned prompt."""
-    steps = json.loads((folder / out / "prompt.json").read_text())["curve"]
+    return losses(json.loads((folder / out / "prompt.json").read_text())["curve"])
+
+
+def losses(steps):
     return [s["loss"] for s in steps], [s["validation"] for s in steps if s["validation"]]
 
 
@@ -124,6 +133,18 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_prints(alone):
     (result,) = map(json.loads, printed)
     assert result["processes"] == 2 and result["steps"] == 10  # steps, not steps times processes
     assert close(curve(alone, "learning-two"), curve(alone, "learning-alone"))
+
+
+@pytest.mark.slow
+def test_two_processes_tune_what_one_tunes(alone):
+    assert main(tuning(alone, "tuning-alone")) == 0
+    done = launch("-m", "ctplab", *tuning(alone, "tuning-two"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    (result,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert result["processes"] == 2 and result["steps"] == 10
+    one, two = (read_manifest(alone / f"tuning-{n}") for n in ("alone", "two"))
+    assert close(*(losses(each["tuned"]["curve"]) for each in (one, two)))
+    assert one["bytes"] == two["bytes"]
 
 
 def test_two_processes_score_and_compress_to_the_same_bits(alone):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,8 +16,12 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+import ctplab
+from ctplab.cli import main
+
 ROOT = Path(__file__).parents[1]
-CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CONFIG = PROJECT["tool"]["hatch"]["build"]["targets"]
 PATIENCE = 180  # seconds for a server on a busy machine, no timing of ours
 
 
@@ -52,6 +57,17 @@ def python(installed: Path, *arguments: str, cwd: Path) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(installed)}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, *arguments], cwd=cwd, env=environment, **output)
+
+
+def test_there_is_one_version_everywhere(wheel, capsys):
+    """The package's own is the one that is built, told and written in the changelog, whatever was installed here."""
+    assert wheel.name.startswith(f"ctplab-{ctplab.__version__}-")
+    assert "version" not in PROJECT["project"] and PROJECT["tool"]["hatch"]["version"] == {"path": "ctplab/__init__.py"}
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0 and capsys.readouterr().out == f"ctplab {ctplab.__version__}\n"
+    newest = re.search(r"^## (\S+)( \(unreleased\))?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and ctplab.__version__ == newest[1] + (".dev0" if newest[2] else "")
 
 
 def test_the_configuration_puts_everything_into_ctplab():

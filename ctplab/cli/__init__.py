@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from ctplab import parallel
+from ctplab import __version__, parallel
 from ctplab.cli import (
     app,
     choose,
@@ -37,7 +37,8 @@ from ctplab.cli import (
     worth,
 )
 from ctplab.cli.faults import in_words, stoppable, telling
-from ctplab.cli.shared import Parser, in_flags, note
+from ctplab.cli.parsing import Parser, in_flags
+from ctplab.cli.shared import note
 from ctplab.errors import InputError, Interrupted
 
 COMMANDS = (
@@ -51,6 +52,7 @@ INTERRUPTED = "interrupted; run the same command to go on"
 def parser() -> Parser:
     """The parser of ``ctplab`` with every command and option."""
     whole = Parser(prog="ctplab", description="Compress a language model, and heal it with a soft prompt.")
+    whole.add_argument("--version", action="version", version=f"ctplab {__version__}")
     commands = whole.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for command in COMMANDS:
         command.register(commands)
@@ -76,6 +78,7 @@ def run_command(arguments: list[str] | None, device: str | None) -> int:
     try:
         options = parser().parse_args(arguments)
         flags = options.parser.flags
+        options.parser.check_named(options)
         if parallel.size() > 1 and not options.shared:
             raise InputError("this command runs in one process; several can share learn, compress and score")
         if parallel.left_alone():

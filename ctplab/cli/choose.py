@@ -16,6 +16,7 @@ from ctplab.cli.shared import (
     attach,
     corpora_option,
     finish,
+    load_full,
     load_model,
     loss_option,
     say,
@@ -26,7 +27,6 @@ from ctplab.disk import compute_always, kept_in, slug
 from ctplab.errors import InputError
 from ctplab.measure.chosen import behind, chosen, milliseconds
 from ctplab.progress import bar
-from ctplab.prompts.arms import check_dtypes
 from ctplab.prompts.prefix import none
 from ctplab.scores import WindowScores
 from ctplab.show import row_tables
@@ -37,6 +37,8 @@ OWN = ("full", "none", "chosen", "best choice")
 
 def choose_prompts(options: argparse.Namespace) -> None:
     """Score the choice beside each prompt alone, on every corpus and on all together."""
+    if not options.corpus:
+        raise InputError("give at least one --corpus")
     folders = dict.fromkeys([*options.prompts, *options.beside])
     if taken := set(folders) & set(OWN):
         raise InputError(f"write ./{taken.pop()}: the table has an arm of that name")
@@ -49,8 +51,7 @@ def choose_prompts(options: argparse.Namespace) -> None:
     several = [prompts[folder] for folder in dict.fromkeys(options.prompts)]
     beside = [ctp.Arm("none", model, none(model)), *(prompts[folder] for folder in options.beside)]
     if options.full:
-        full, _ = load_model(options, options.full)
-        check_dtypes([model, full])
+        full = load_full(options, options.full, model, tokenizer)
         beside.insert(0, ctp.Arm("full", full, none(full)))
     scores: dict[str, list[WindowScores]] = {}
     result: dict[str, Any] = {"look": options.look, "seq_len": length, "corpora": {}}

@@ -20,6 +20,10 @@ def compare(options: argparse.Namespace) -> None:
         raise InputError("give texts, or --questions with a file, atlas or task:NAME")
     if options.fidelity and options.questions is None:
         raise InputError("--fidelity needs --questions: one text says little; 'ctplab score --against' takes a corpus")
+    many = ("limit", "out", "write", "fidelity", "questions")
+    one = ("temperature", "top_p", "repetition_penalty", "stop", "show_text")
+    unused, beside = (many, "without --questions") if options.questions is None else (one, "beside --questions")
+    options.parser.check_unused(options, options.parser.flags.keys() - unused, beside)
     if options.questions is not None:
         options.max_new_tokens = options.max_new_tokens or DEFAULT_TOKENS
         return compare_many(options)

@@ -7,7 +7,8 @@ from typing import Any
 
 import ctplab as ctp
 from ctplab.cli.numbers import at_least, real
-from ctplab.cli.shared import add_command, finish, in_flags, note, say, seq_len
+from ctplab.cli.parsing import in_flags
+from ctplab.cli.shared import add_command, finish, note, say, seq_len
 from ctplab.compression.walk import PRODUCTS
 from ctplab.models import Tokenizer
 from ctplab.models.loading import local_folder, skeleton
@@ -52,6 +53,8 @@ def vary(options: argparse.Namespace, spec: ctp.CompressionSpec, tokenizer: Toke
         tell(f"{variant.name}: {manifest['tag']}, {manifest['bytes'] / 1e6:.2f} MB, {manifest['seconds']:.1f} s")
         keys = ("tag", "seconds", "bytes", "bits_per_weight", "warnings")
         about = {"name": variant.name, "out": str(Path(options.out) / variant.name), "changed": dict(variant.changed)}
+        for warning in manifest["warnings"]:
+            note(f"{variant.name}: {in_flags(warning, options.parser.flags)}")
         made.append({**about, **{key: manifest[key] for key in keys}})
 
     making = ctp.Making(spec, options.calibration, options.samples, length, options.seed, options.dtype)

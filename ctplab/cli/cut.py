@@ -8,14 +8,13 @@ from typing import Any
 import ctplab as ctp
 from ctplab.cli.latency import numbers
 from ctplab.cli.numbers import at_least
-from ctplab.cli.shared import add_command, attach, finish, load_model, say, seq_len
+from ctplab.cli.shared import add_command, attach, finish, load_full, load_model, say, seq_len
 from ctplab.cli.worth import prompt_options
 from ctplab.disk import kept_in
 from ctplab.errors import InputError
 from ctplab.formats.prompt_file import MANIFEST, SavedPrompt, shorter, write
 from ctplab.measure.cuts import WAYS, order
 from ctplab.progress import bar
-from ctplab.prompts.arms import check_dtypes
 from ctplab.prompts.prefix import none
 from ctplab.show import row_tables
 
@@ -32,6 +31,7 @@ def cut(options: argparse.Namespace) -> None:
     model, tokenizer = load_model(options, options.model)
     for each in (saved, *others.values()):
         attach(options, options.model, each, model, tokenizer)
+    full = load_full(options, options.full, model, tokenizer) if options.full else None
     length = seq_len(model, options.seq_len, max(each.prefix.k for each in (saved, *others.values())))
     text = ctp.corpus(options.corpus, tokenizer, length, loss=options.loss)
     how: dict[str, Any] = {"batch": options.batch, "progress": bar}
@@ -48,9 +48,7 @@ def cut(options: argparse.Namespace) -> None:
         raise InputError(f"write ./{taken.pop()}: the table has a prompt of that name")
     prefixes |= {folder: each.prefix for folder, each in others.items()}
     arms = [ctp.Arm(name, model, prefix) for name, prefix in prefixes.items()]
-    if options.full:
-        full, _ = load_model(options, options.full)
-        check_dtypes([model, full])
+    if full is not None:
         arms.insert(0, ctp.Arm("full", full, none(full)))
     how |= {"limit": options.windows or None, "keep": kept_in(out / "scores")}
     scores = {arm.name: ctp.window_scores(arm, text.test, name=arm.name, **how) for arm in arms}
@@ -59,7 +57,7 @@ def cut(options: argparse.Namespace) -> None:
         own = scores[arm.name]
         row: dict[str, Any] = {"prompt": arm.name, "k": arm.prefix.k, "ppl": own.score.ppl}
         row["change"] = asdict(ctp.change(own, scores["whole"], seed=options.seed))
-        if options.full:
+        if full is not None:
             closed = ctp.recovery(scores["full"], scores["none"], own, seed=options.seed)
             row["recovery"] = asdict(closed)
         found.append(row)

@@ -6,8 +6,8 @@ from typing import Any
 
 import ctplab as ctp
 from ctplab.cli.numbers import at_least, real, words
+from ctplab.cli.parsing import Parser
 from ctplab.cli.shared import (
-    Parser,
     add_command,
     arm_options,
     chosen_arm,

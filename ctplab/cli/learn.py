@@ -8,9 +8,10 @@ from typing import Any
 import ctplab as ctp
 from ctplab import parallel
 from ctplab.cli.numbers import at_least, real, words
+from ctplab.cli.parsing import Parser
 from ctplab.cli.shared import (
-    Parser,
     add_command,
+    check_words,
     corpora_option,
     finish,
     load_model,
@@ -21,6 +22,7 @@ from ctplab.cli.shared import (
     seq_len,
 )
 from ctplab.errors import InputError
+from ctplab.models import Tokenizer
 from ctplab.models.fingerprints import tokenizer_fingerprint
 from ctplab.models.loading import local_folder
 from ctplab.progress import bar
@@ -58,9 +60,10 @@ def recipe(options: argparse.Namespace) -> ctp.PromptSpec:
     return spec
 
 
-def teacher_of(options: argparse.Namespace, train: ctp.Split) -> Any:
+def teacher_of(options: argparse.Namespace, train: ctp.Split, tokenizer: Tokenizer) -> Any:
     """The full model, or its likeliest tokens on the training text if --teacher-cache keeps them."""
-    model = load_model(options, options.teacher)[0]
+    model, its_own = load_model(options, options.teacher)
+    check_words(options.teacher, its_own, tokenizer)
     if options.teacher_cache is None:
         return model
     if not parallel.is_main():
@@ -118,7 +121,7 @@ def learn(options: argparse.Namespace) -> None:
         text.validation,
         spec,
         tokenizer=tokenizer,
-        teacher=teacher_of(options, text.train) if spec.needs_full else None,
+        teacher=teacher_of(options, text.train, tokenizer) if spec.needs_full else None,
         earlier=ctp.load_prompt(options.init_prompt).rows()[0] if options.init_prompt else None,
         state=out / "state.safetensors",
         redraw=redraw,

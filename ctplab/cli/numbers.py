@@ -40,12 +40,13 @@ def words(text: str) -> str:
 
 def to_json(result: Any) -> str:
     """``result`` as one line of JSON. NaN and infinities, which JSON does not have, become null."""
-    return json.dumps(_finite(result), allow_nan=False)
+    return json.dumps(finite(result), allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """``value`` with None for NaN and infinities, at any depth."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -6,11 +6,10 @@ from typing import Any
 
 import ctplab as ctp
 from ctplab.cli.numbers import at_least, real
-from ctplab.cli.shared import add_command, finish, load_model, say
+from ctplab.cli.shared import add_command, finish, load_full, load_model, say
 from ctplab.errors import InputError
 from ctplab.progress import bar
-from ctplab.prompts.arms import check_dtypes
-from ctplab.show.axes import save
+from ctplab.show.axes import check_picture, save
 from ctplab.show.gaps import pace_table
 from ctplab.show.healing import draw_pace
 
@@ -19,9 +18,10 @@ def pace(options: argparse.Namespace) -> None:
     """Read the learning curves of --prompts as shares of the gap between --compressed and --full."""
     if not all(0 < share < 1 for share in options.reach):
         raise InputError("--reach takes shares between 0 and 1, such as 0.25 for 25%")
-    full, tokenizer = load_model(options, options.full)
-    small, _ = load_model(options, options.compressed)
-    check_dtypes([full, small])
+    if options.figure:
+        check_picture(Path(options.figure))
+    small, tokenizer = load_model(options, options.compressed)
+    full = load_full(options, options.full, small, tokenizer)
     prompts = {folder: ctp.load_prompt(folder) for folder in options.prompts}
     found = ctp.paces(full, small, prompts, tokenizer, batch=options.batch, progress=bar)
     say(options)(pace_table(found, options.reach))

@@ -1,17 +1,19 @@
 """``recover``: how much of the loss a prompt recovers, beside every control."""
 
 import argparse
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
+from ctplab.cli.parsing import in_flags
 from ctplab.cli.shared import (
     add_command,
     attach,
     corpora_option,
     finish,
-    in_flags,
+    load_full,
     load_model,
     loss_option,
     manifest_of,
@@ -24,6 +26,8 @@ from ctplab.disk import slug
 from ctplab.errors import InputError
 from ctplab.formats.tuned import PROMPT, SOFT
 from ctplab.measure.recovery import over_seeds
+from ctplab.models import Model
+from ctplab.models.fingerprints import same_base
 from ctplab.models.loading import resolve
 from ctplab.progress import bar
 from ctplab.prompts.arms import check_dtypes
@@ -41,15 +45,16 @@ def recover(options: argparse.Namespace) -> None:
         raise InputError("give at least one --corpus")
     saved = [ctp.load_prompt(folder) for folder in options.prompt]
     own = ctp.load_prompt(options.full_prompt) if options.full_prompt else None
-    full, tokenizer = load_model(options, options.full)
-    small, _ = load_model(options, options.compressed)
-    dtype = check_dtypes([full, small])
+    small, tokenizer = load_model(options, options.compressed)
+    full, dtype = load_full(options, options.full, small, tokenizer), check_dtypes([small])
     for prompt in saved:
         attach(options, options.compressed, prompt, small, tokenizer)
     if own is not None:
         attach(options, options.full, own, full, tokenizer)
     longest = max(ctp.hard_prompt(small, tokenizer).k, *(prompt.prefix.k for prompt in saved))
-    others, more_bytes = tuned_arms(options, dtype)
+    if len(set(options.prompt)) < len(options.prompt):
+        raise InputError("the same prompt folder is named twice: a spread over seeds needs prompts of several")
+    others, more_bytes = tuned_arms(options, small, dtype)
     longest = max([longest, *(arm.prefix.k for arm in others)])
     length = seq_len(small, options.seq_len, longest)
     study = ctp.Study(ctp.Store(Path(options.out), options.full), full, tokenizer, bar)
@@ -102,25 +107,36 @@ def recover(options: argparse.Namespace) -> None:
     finish(options, result)
 
 
-def tuned_arms(options: argparse.Namespace, dtype: str) -> tuple[list[ctp.Arm], dict[str, int]]:
+def tuned_arms(options: argparse.Namespace, small: Model, dtype: str) -> tuple[list[ctp.Arm], dict[str, int]]:
     """The arms of --tuned and --tuned-prompt, named after what was learned, and the bytes that their models add.
 
     ``scales+norms+soft``: a prompt learned together with the others, which lies in their folder. ``scales+norms, then
-    soft``: one of --tuned-prompt, in front of the one model of --tuned whose level it names.
+    soft``: one of --tuned-prompt, in front of the one model of --tuned whose level it names. Two models with the same
+    kinds of changes are named as their tags end: ``scales+norms-1a2b3c``.
     """
     found, more = list[ctp.Arm](), dict[str, int]()
-    before, models = manifest_of(options.compressed).get("bytes"), dict[str, Any]()
-    for folder in options.tuned:
-        manifest = manifest_of(folder)
+    about, models = manifest_of(options.compressed), dict[str, Any]()
+    before = about.get("bytes")
+    manifests = {folder: manifest_of(folder) for folder in options.tuned}
+    for folder, manifest in manifests.items():
         if manifest.get("tuned") is None:
             raise InputError(f"{folder} is no model that 'ctplab tune' made")
+        if manifest["tag"].partition("+")[0] != (level := str(about.get("tag")).partition("+")[0]):
+            note(f"{folder} is {manifest['tag']}, not {level}: its arm does not stand for the same bytes")
+    kinds = Counter("+".join(manifest["tuned"]["what"]) for manifest in manifests.values())
+    for folder, manifest in manifests.items():
         model, tokenizer = load_model(options, folder)
         check_dtypes([model], [dtype])
-        what = manifest["tuned"]["what"]
+        if not same_base(model, small):
+            raise InputError(f"{folder} and {options.compressed} were compressed from different models")
+        what, tag = manifest["tuned"]["what"], manifest["tag"]
+        name = "+".join(what) if kinds["+".join(what)] == 1 else tag.partition("+")[2]
+        if name in more:
+            raise InputError(f"{folder} holds the changes of another model of --tuned: give each once")
         rows = ctp.load_prompt(Path(resolve(folder)) / PROMPT).rows()[0] if SOFT in what else none(model)
-        models[manifest["tag"]] = arm = ctp.Arm("+".join(what), model, rows)
+        models[tag] = arm = ctp.Arm(name, model, rows)
         found.append(arm)
-        more[arm.name] = 0 if before is None else manifest["bytes"] - before
+        more[name] = 0 if before is None else manifest["bytes"] - before
     for folder in options.tuned_prompt:
         saved = ctp.load_prompt(folder)
         under = models.get(str(saved.info.get("tag")))

@@ -13,6 +13,7 @@ from ctplab.cli.shared import (
     chosen_arm,
     corpora_option,
     finish,
+    load_full,
     load_model,
     loss_option,
     say,
@@ -21,7 +22,7 @@ from ctplab.cli.shared import (
     window_options,
 )
 from ctplab.disk import compute_always
-from ctplab.measure.tasks.evaluate import flips
+from ctplab.measure.tasks.evaluate import task_flips
 from ctplab.progress import bar
 from ctplab.prompts.arms import check_dtypes
 from ctplab.prompts.prefix import none
@@ -37,8 +38,8 @@ def score(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"arm": arm.name, "seq_len": length, "dtype": check_dtypes([model])}
     result |= {"corpora": {}, "tasks": {}}
     if options.against is not None:
-        full = ctp.Arm("full", load_model(options, options.against)[0], none(model))
-        result |= {"against": options.against, "dtype": check_dtypes([model, full.model])}
+        full = ctp.Arm("full", load_full(options, options.against, model, tokenizer), none(model))
+        result["against"] = options.against
     tell = say(options)
     keep = ctp.kept_in(Path(options.out)) if options.out else compute_always
     for name in options.corpus:
@@ -77,7 +78,7 @@ def score(options: argparse.Namespace) -> None:
             tell(f"{arm.name} on {name}: {metric} {value['value']:.4f}{spread} ({value['n']} questions)")
     if full is not None and names:
         before = ctp.ask_tasks(full, tokenizer, names, **asking, progress=bar)
-        result["flips"] = {name: asdict(flips(before[name], found)) for name, found in asked.items()}
+        result["flips"] = {name: asdict(task_flips(before[name], found)) for name, found in asked.items()}
         for name, found in result["flips"].items():
             tell(
                 f"{arm.name} on {name}: of {found['n']} questions {found['lost']} that the full model has right are "

@@ -1,58 +1,25 @@
-"""What the commands share: their options, their output, errors in the words of the command line, and the chosen arm."""
+"""What the commands share: their options, their output, and the models, prompts and arms that they name."""
 
 import argparse
-import re
-import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
 from ctplab import parallel
 from ctplab.cli.numbers import at_least, to_json, words
+from ctplab.cli.parsing import Parser
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
 from ctplab.models import Model, Tokenizer
-from ctplab.models.anatomy import context_length
+from ctplab.models.anatomy import check_context, context_length
+from ctplab.models.fingerprints import same_base
 from ctplab.models.loading import DTYPES, resolve
 from ctplab.prompts.arms import ALONE, Parts, build, check_dtypes
 from ctplab.prompts.wordings import wording
 from ctplab.text.corpora import LOSSES, NAMES
 from ctplab.text.reading import STARTS
-
-HINT = re.compile(r"(?<![\w/.'\"-])([a-z]\w*)=(?:True|'([^']*)')?(?=[\s,;:.)]|$)")
-"""``force=True``, ``dtype='float32'`` or ``samples=``, as the library's errors name arguments; no part of a path."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that treats bad options as bad input: it raises InputError."""
-
-    def error(self, message: str) -> Any:
-        raise InputError(f"{message} (see '{self.prog} --help')")
-
-    @property
-    def flags(self) -> dict[str, str]:
-        """Python argument -> the option that sets it, such as ``seq_len`` -> ``--seq-len``."""
-        options = [action for action in self._actions if action.option_strings and action.const is not False]
-        return {action.dest: action.option_strings[-1] for action in options}
-
-
-def in_flags(message: str, flags: Mapping[str, str]) -> str:
-    """The library's ``message`` with the arguments in ``flags`` as the options of a command line.
-
-    ``force=True`` becomes ``--force``, ``dtype='float32'`` becomes ``--dtype float32``, ``samples=`` becomes
-    ``--samples``. A command does not have every argument that the library names: the others stay as they are.
-    """
-
-    def flag(hint: re.Match[str]) -> str:
-        name, value = hint.groups()
-        if name not in flags:
-            return hint[0]
-        return flags[name] if value is None else f"{flags[name]} {shlex.quote(value)}"
-
-    return HINT.sub(flag, message)
-
 
 # Output
 
@@ -196,8 +163,29 @@ def load_model(options: argparse.Namespace, name: str, packed: bool = False) -> 
     return ctp.load(name, device=options.device, dtype=options.dtype, packed=packed)
 
 
+def check_words(name: str, its_own: Tokenizer, tokenizer: Tokenizer) -> None:
+    """Raise InputError if the full model called ``name`` reads texts as other tokens than ``tokenizer`` does."""
+    theirs, ours = its_own.get_vocab().items(), tokenizer.get_vocab().items()
+    if not (theirs <= ours or ours <= theirs):  # a few words more are no other reading
+        raise InputError(f"{name} has another tokenizer than the compressed model: it is not its full model")
+
+
+def load_full(options: argparse.Namespace, name: str, small: Model, tokenizer: Tokenizer) -> Model:
+    """The full model called ``name``, to compare ``small`` with. A note says if it looks like another model's.
+
+    Raises InputError if it is in another dtype, or reads texts as other tokens.
+    """
+    full, its_own = load_model(options, name)
+    check_words(name, its_own, tokenizer)
+    check_dtypes([small, full])
+    if not same_base(full, small):
+        note(f"{name} has other embeddings than the compressed model: is it its full model?")
+    return full
+
+
 def seq_len(model: Model, wanted: int, k: int = 0) -> int:
-    """Tokens a window: ``wanted``, or 1024 or what the model takes behind ``k`` rows."""
+    """Tokens a window: ``wanted``, or 1024 or what the model takes behind ``k`` rows. Raises InputError if none fit."""
+    check_context(model, k, 2)
     limit = context_length(model)
     return wanted or min(1024, (limit or 1024 + k) - k)
 
@@ -242,14 +230,13 @@ def chosen_arm(options: argparse.Namespace, model: Model, tokenizer: Tokenizer) 
 def compared_arms(options: argparse.Namespace) -> tuple[list[ctp.Arm], Tokenizer, str]:
     """(arms, tokenizer, dtype) that --full, --compressed, --prompt and --hard-prompt ask for.
 
-    Raises InputError if the two models have different dtypes.
+    Raises InputError as :func:`load_full`.
     """
-    full, tokenizer = load_model(options, options.full)
-    small, _ = load_model(options, options.compressed)
-    dtype, soft = check_dtypes([full, small]), None
+    small, tokenizer = load_model(options, options.compressed)
+    full, soft = load_full(options, options.full, small, tokenizer), None
     if options.prompt is not None:
         saved = ctp.load_prompt(options.prompt)
         attach(options, options.compressed, saved, small, tokenizer)
         soft = saved.prefix
     hard = None if options.hard_prompt is None else wording(options.hard_prompt)
-    return ctp.arms(full, small, hard, soft, tokenizer=tokenizer), tokenizer, dtype
+    return ctp.arms(full, small, hard, soft, tokenizer=tokenizer), tokenizer, check_dtypes([full])

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctplab.cli.shared import add_command, finish, in_flags, loss_option, say
+from ctplab.cli.parsing import in_flags
+from ctplab.cli.shared import add_command, finish, loss_option, say
 from ctplab.errors import InputError
 from ctplab.progress import bar, by_size
 from ctplab.show import tables

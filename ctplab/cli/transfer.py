@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ctplab as ctp
-from ctplab.cli.numbers import at_least
+from ctplab.cli.numbers import at_least, finite
+from ctplab.cli.parsing import in_flags
 from ctplab.cli.shared import (
     add_command,
     corpora_option,
     finish,
-    in_flags,
     load_model,
     loss_option,
     manifest_of,
@@ -69,6 +69,10 @@ def transfer(options: argparse.Namespace) -> None:
         for name in sources:
             if options.sources and all(cell.distance is None for cell in cells if cell.source == name):
                 note(f"{name} was learned on none of --sources, so there is no distance from its weights")
+        for target in targets if options.full else ():
+            mine = [cell for cell in cells if cell.target == target.name and cell.change is not None]
+            if mine and all(cell.recovery is None for cell in mine):
+                note(f"{target.name} has other embeddings than {options.full}, so there is no share of its gap")
         for name in options.corpora:
             tell(f"{name}: perplexity, and the change in nats a token against no prompt [95%]")
             mine = [cell for cell in cells if cell.corpus == name]
@@ -92,7 +96,7 @@ def transfer(options: argparse.Namespace) -> None:
             tell(tables.task_matrix_table(mine))
     result["dtype"] = dtypes.pop()  # the only one
     if options.out:
-        write_json(result, Path(options.out))
+        write_json(finite(result), Path(options.out))
     finish(options, result)
 
 

@@ -9,7 +9,8 @@ from ctplab import parallel
 from ctplab.cli.learn import prompt_options, recipe, recipe_options, teacher_of
 from ctplab.cli.shared import add_command, at_least, finish, load_model, manifest_of, note, say, seq_len
 from ctplab.errors import InputError
-from ctplab.formats.tuned import KINDS, MANIFEST, SOFT, changes_between, fold, tuned_from
+from ctplab.formats.checkpoint import read_manifest
+from ctplab.formats.tuned import KINDS, MANIFEST, PROMPT, SOFT, changes_between, fold, tuned_from
 from ctplab.learning.rows import initial_rows
 from ctplab.learning.saving import made_tuned, save_tuned
 from ctplab.models.loading import resolve
@@ -23,15 +24,18 @@ def tune(options: argparse.Namespace) -> None:
     if options.like:
         return like(options)
     spec, out, folder = recipe(options), Path(options.out), Path(resolve(options.model))
+    read_manifest(folder)  # before any text is read
     what = list(dict.fromkeys(filter(None, options.what.split(","))))
     kinds = [kind for kind in what if kind != SOFT]
+    if not what or not set(kinds) <= set(KINDS):
+        raise InputError(f"--what takes {', '.join((*KINDS, SOFT))}, not {options.what!r}")
     if what == [SOFT]:
         raise InputError("a prompt alone is what 'ctplab learn' learns: give --what scales,norms,soft, for example")
     before = tuned_from(out)
     model, tokenizer = load_model(options, options.model)
     k = spec.tokens if SOFT in what else 0
     text = ctp.corpus(options.corpus, tokenizer, seq_len(model, options.seq_len, k), loss=options.loss)
-    teacher = teacher_of(options, text.train) if spec.taught else None
+    teacher = teacher_of(options, text.train, tokenizer) if spec.taught else None
     earlier = ctp.load_prompt(options.init_prompt).rows()[0] if options.init_prompt else None
     prompt = initial_rows(model, spec, tokenizer, text.train, earlier) if k else None
     made_from = made_tuned(what, options.rank, spec, model, options.model, options.corpus, text.train)
@@ -70,15 +74,36 @@ def tune(options: argparse.Namespace) -> None:
 
 def like(options: argparse.Namespace) -> None:
     """Carry another copy's scales and norms over to MODEL."""
+    options.parser.check_unused(options, ("like", "out", "json", "seed", "device", "dtype"), "beside --like")
     folder, out, other = Path(resolve(options.model)), Path(options.out), Path(options.like)
-    made_from = manifest_of(options.like).get("tuned")
+    mine, its = read_manifest(folder), manifest_of(options.like)
+    made_from = its.get("tuned")
     if made_from is None:
         raise InputError(f"{other} is no model that 'ctplab tune' made")
-    source = Path(resolve(str(made_from.get("from", ""))))
+    found_by = "its factors are found by comparing them"
+    if not made_from.get("from"):
+        raise InputError(f"{other} does not say which folder it was tuned from: {found_by}")
+    source = Path(resolve(made_from["from"]))
     if not (source / MANIFEST).exists():
-        raise InputError(f"{other} was tuned from {source}, which is not here: its factors are found by comparing them")
+        raise InputError(f"{other} was tuned from {source}, which is not here: {found_by}")
+    if its.get("base_fingerprint") != mine.get("base_fingerprint"):
+        note(f"{other} and {folder} have other embeddings: were they compressed from one model?")
+    if its["spec"] != mine["spec"]:
+        note(f"{other} is {its['tag']}, this is {mine['tag']}: what was learned at another level may do harm")
+    kinds = [kind for kind in made_from["what"] if kind != SOFT]
+    if SOFT in made_from["what"]:
+        note(f"its prompt stays where it is: 'ctplab learn --init-prompt {other / PROMPT}' goes on from it")
+    about = {"what": kinds, "from": options.model, "like": options.like, "tag": its["tag"]}
+    before = tuned_from(out)
+    if before is not None:
+        if before != about:
+            raise InputError(f"{out} holds a model that was tuned otherwise: choose another --out")
+        note(f"{out} is there already, made as this command says")
+        manifest = read_manifest(out)
+        finish(options, {"out": str(out), "tag": manifest["tag"], "bytes": manifest["bytes"]})
+        return
     changes = changes_between(source, other)
-    manifest = fold(folder, out, changes, {"what": made_from["what"], "from": options.model, "like": options.like})
+    manifest = fold(folder, out, changes, about)
     say(options)(f"{len(changes)} changes of {other}, {manifest['bytes']} bytes as before -> {out}")
     finish(options, {"out": str(out), "tag": manifest["tag"], "bytes": manifest["bytes"]})
 

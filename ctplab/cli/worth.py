@@ -6,8 +6,8 @@ from typing import Any
 
 import ctplab as ctp
 from ctplab.cli.latency import numbers
+from ctplab.cli.parsing import Parser
 from ctplab.cli.shared import (
-    Parser,
     add_command,
     attach,
     finish,
@@ -29,6 +29,8 @@ from ctplab.show import axes, row_tables, rows
 
 def worth(options: argparse.Namespace) -> None:
     """Leave out every row once; with --out a stopped command goes on where it stopped."""
+    if options.figure:
+        axes.check_picture(Path(options.figure))
     saved = ctp.load_prompt(options.prompt)
     some = None if options.rows is None else numbers(options.rows, "--rows")
     if some is not None and not all(0 <= row < saved.prefix.k for row in some):

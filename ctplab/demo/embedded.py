@@ -16,7 +16,7 @@ from ctplab.formats.checkpoint import model_bytes
 from ctplab.formats.loading import load
 from ctplab.inspect.nearest import inspect_prompt
 from ctplab.inspect.similarity import cosine_histogram
-from ctplab.measure.outcomes import flips
+from ctplab.measure.outcomes import flips_against_full
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.progress import Progress, bar
 from ctplab.prompts.arms import USUAL, Arm, Parts, arms, build, check_dtypes
@@ -152,7 +152,7 @@ def run_demo(
     )  # fmt: skip
     say(f"\n   How close the answers stay to the full model's, on {LEARNED_ON}, and answers that changed")
     say(report.fidelity_table(near[LEARNED_ON]))
-    changed = flips(right_or_not)
+    changed = flips_against_full(right_or_not)
     say("\n" + report.flips_table(changed))
 
     say("\n5. Transfer: the same prompt on the other levels")

@@ -168,10 +168,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a compressed model. Raises InputError if it is missing or damaged."""
     path = folder / MANIFEST
     if not os.path.lexists(path):
-        raise InputError(f"{folder} has no {MANIFEST}: the compression did not finish; run it again")
+        if block_file(folder, 0).exists():
+            raise InputError(f"{folder} has no {MANIFEST}: the compression did not finish; run it again")
+        raise InputError(f"{folder} is no compressed model: it has no {MANIFEST}")
     manifest = read_json(path, finite=False)  # the loss of a damaged layer may be infinite
     with told(path):
-        expect(manifest, **ENTRIES)
+        expect(manifest, **ENTRIES, tuned=dict | None)
+        if (tuned := manifest.get("tuned")) is not None:
+            expect(tuned, what=list, **{"from": str | None})
+            if not tuned["what"] or not all(isinstance(kind, str) for kind in tuned["what"]):
+                raise InputError(f"what was tuned is {shown(tuned['what'])}, no list of kinds")
         spec = CompressionSpec.from_json(manifest["spec"])
         check_name(manifest["tag"], "the tag")
         if manifest["tag"].partition("+")[0] != spec.tag:  # a tuned model's says what was tuned behind a +

@@ -149,8 +149,20 @@ def _check_manifest(info: dict[str, Any]) -> None:
             raise ValueError(f"{key} is no text")
     if not isinstance(info.get("init_ids"), list) or any(type(i) is not int for i in info["init_ids"]):
         raise ValueError("init_ids is no list of token ids")
+    curve = info.get("curve") or []
+    if not isinstance(curve, list) or not all(map(_is_step, curve)):
+        raise ValueError("its curve is no list of steps with their losses")
     if info.get("kind", "rows") not in ("rows", "kv"):
         raise ValueError(f"kind {info['kind']!r} is neither rows nor kv")
+
+
+def _is_step(entry: Any) -> bool:
+    """Whether this is a step of a learning curve: its number, and a validation if there was one."""
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("step")) is int
+        and isinstance(entry.get("validation", ""), int | float | None)
+    )
 
 
 def _build(info: dict[str, Any], tensors: dict[str, Tensor]) -> SavedPrompt:

@@ -13,6 +13,9 @@ them again. ``codes`` learns through the rounding. ``low-rank`` does not, and ne
 zeros are real numbers. Ours are integers, as GPTQ's files and all kernels that read them want, so the constant would be
 rounded to whole steps of the grid. Learned zeros fail alike: none moves by half a step.
 
+Every tuning has a name of its own: the fingerprint of what was learned stands in the configuration, and its first
+digits in the tag (``w3+scales+norms-1a2b3c``). So a prompt's file tells two tunings of one folder apart.
+
 The sources: EfficientQAT (arXiv 2407.11062) for scales, and for weights behind a rounding; PERP (arXiv 2312.15230) for
 norms and for low-rank updates that keep a mask.
 """
@@ -27,9 +30,11 @@ from torch import Tensor
 
 from ctplab import tensor_files
 from ctplab.compression.packing import full_codes, pack_bits, unpack_bits
+from ctplab.compression.parts import check_parts
 from ctplab.disk import whole, whole_folder, write_json
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
+from ctplab.models.fingerprints import TUNED, tensor_fingerprint, text_fingerprint
 from ctplab.specs import CompressionSpec
 from ctplab.text_files import read_json
 
@@ -38,12 +43,26 @@ SOFT = "soft"
 """A prompt that was learned together with the changes; it lies in the folder ``PROMPT`` beside the weights."""
 PROMPT = "prompt"
 MANIFEST = checkpoint.MANIFEST
+DIGITS = 6
+"""Of the fingerprint, in the tag."""
 
 
 def block_files(folder: Path) -> list[Path]:
     """The files of a compressed folder's tensors. Raises InputError if it is none."""
     checkpoint.read_manifest(folder)
     return [folder / "rest.safetensors", *sorted(folder.glob("block-*.safetensors"))]
+
+
+def _matrices(path: Path, stored: dict[str, Tensor], bits: int | None) -> dict[str, dict[str, Tensor]]:
+    """The packed matrices of a file's tensors: unit -> its parts. Raises InputError if one is damaged."""
+    found = checkpoint.parts_of(stored)
+    for unit, parts in found.items():
+        try:
+            rows, columns = parts["shape"].flatten().tolist()
+            check_parts(parts, bits, (rows, columns))
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{path}: packed weights of {unit} are damaged: {error}") from None
+    return found
 
 
 def bits_of(folder: Path) -> int | None:
@@ -56,9 +75,9 @@ def grids(folder: Path, codes: bool = False) -> dict[str, dict[str, Tensor]]:
 
     Raises InputError if it is none.
     """
-    found, left_out = {}, ("values",) if codes else ("codes", "values")
+    found, bits, left_out = {}, bits_of(folder), ("values",) if codes else ("codes", "values")
     for path in block_files(folder):
-        for unit, parts in checkpoint.parts_of(checkpoint.read_tensors(path)).items():
+        for unit, parts in _matrices(path, checkpoint.read_tensors(path), bits).items():
             found[unit] = {name: part for name, part in parts.items() if name not in left_out}
     return found
 
@@ -121,6 +140,8 @@ def fold(
     not finite in the folder's half precision.
     """
     manifest, bits = checkpoint.read_manifest(folder), bits_of(folder)
+    config, names = read_json(folder / "config.json", finite=False), sorted(changes)
+    learned = text_fingerprint(str(config.get(TUNED)), *names, tensor_fingerprint(*(changes[name] for name in names)))
     with whole_folder(out) as new:
         for path in block_files(folder):
             stored = checkpoint.read_tensors(path)
@@ -128,7 +149,7 @@ def fold(
             for name in tensors:
                 if f"norm:{name}" in changes:
                     tensors[name] = changes[f"norm:{name}"].to(tensors[name].dtype)
-            for unit, parts in checkpoint.parts_of(stored).items():
+            for unit, parts in _matrices(path, stored, bits).items():
                 tensors |= {f"{unit}::{part}": t for part, t in changed_parts(unit, parts, changes, bits).items()}
             for name, tensor in tensors.items():
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -140,9 +161,10 @@ def fold(
         for path in folder.iterdir():  # configuration and tokenizer
             if path.is_file() and path.suffix != ".safetensors" and path.name != MANIFEST:
                 (new / path.name).write_bytes(path.read_bytes())
+        write_json(config | {TUNED: learned}, new / "config.json")
         size = sum((new / path.name).stat().st_size for path in block_files(folder))
-        what = "+".join(made_from["what"])
-        manifest |= {"tag": f"{manifest['tag']}+{what}", "bytes": size, "tuned": made_from}
+        tag = f"{manifest['tag']}+{'+'.join(made_from['what'])}-{learned[:DIGITS]}"
+        manifest |= {"tag": tag, "bytes": size, "tuned": made_from}
         write_json(manifest, new / MANIFEST)
         also(new)
     return manifest

@@ -47,7 +47,8 @@ class Chosen:
 def behind(text: Split, look: int) -> Split:
     """The same windows without targets among the first ``look`` tokens. Raises InputError if none would be left."""
     if not 2 <= look < text.seq_len:
-        raise InputError(f"look must be from 2 to {text.seq_len - 1}: a window has {text.seq_len} tokens, not {look}")
+        most = text.seq_len - 1
+        raise InputError(f"look= takes numbers from 2 to {most}, not {look}: a window has {most + 1} tokens")
     late = torch.arange(len(text.stream)) % text.seq_len >= look
     return replace(text, mask=late if text.mask is None else late & text.mask)
 

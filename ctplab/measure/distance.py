@@ -11,7 +11,7 @@ source, the target and the full model.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any
@@ -44,12 +44,13 @@ class Distance:
         return f"{self.in_errors:.2f} errors, alike {self.alike:.2f}"
 
 
-def distance(first: list[Tensor], second: list[Tensor], full: list[Tensor] | None = None) -> Distance:
-    """The distance of two lists of matrices of equal shapes, summed in float64.
+def distance(first: Iterable[Tensor], second: Iterable[Tensor], full: Iterable[Tensor] | None = None) -> Distance:
+    """The distance of two sets of matrices of equal shapes, taken one by one and summed in float64.
 
     Raises InputError if the shapes differ: these are no compressions of one model.
     """
-    return _of_sums(_sums(zip_longest(first, second, full or second, fillvalue=torch.empty(0))), full is not None)
+    each = [first, second] if full is None else [first, second, full]
+    return _of_sums(_sums(zip_longest(*each, fillvalue=torch.empty(0))), full is not None)
 
 
 def weight_distance(first: Model, second: Model, full: Model | None = None) -> Distance:
@@ -57,14 +58,14 @@ def weight_distance(first: Model, second: Model, full: Model | None = None) -> D
 
     Raises InputError if the models have other matrices.
     """
-    models = [first, second, full or second]
-    return _of_sums(_sums(zip_longest(*map(block_matrices, models), fillvalue=torch.empty(0))), full is not None)
+    return distance(block_matrices(first), block_matrices(second), None if full is None else block_matrices(full))
 
 
-def _sums(matrices: Iterator[tuple[Tensor, ...]]) -> Tensor:
-    """(6,) float64: |A - B|², |B|², |A - F|², |B - F|², <A - F, B - F>, |F|² over all matrices."""
+def _sums(matrices: Iterable[tuple[Tensor, ...]]) -> Tensor:
+    """(6,) float64: |A - B|², |B|², |A - F|², |B - F|², <A - F, B - F>, |F|² over all (A, B, F); without F it is B."""
     total = torch.zeros(6, dtype=torch.float64)
-    for a, b, f in matrices:
+    for a, b, *rest in matrices:
+        f = rest[0] if rest else b
         if not a.shape == b.shape == f.shape:
             raise InputError(
                 f"matrices of {tuple(a.shape)}, {tuple(b.shape)} and {tuple(f.shape)} are of no one model: there is no "

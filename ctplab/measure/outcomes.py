@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ctplab.measure.stats import mcnemar, paired_mean, wilson
+from ctplab.measure.stats import flips, paired_mean, wilson
 
 Row = dict[str, Any]
 KINDS = {
@@ -64,33 +64,28 @@ def summary(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
     }
     counts = {kind: sum(kind in row for row in found) for kind in KINDS}
     result = {"asked": len(rows), "answered": len(whole), "counts": counts, "shares": shares}
-    return result | {"differences": differences, "flips": flips(marks)}
+    return result | {"differences": differences, "flips": flips_against_full(marks)}
 
 
-def flips(marks: Mapping[str, Sequence[bool | None]]) -> dict[str, dict[str, Any]]:
-    """For every arm against ``full``: how many right answers became wrong and back, of the n that both were judged on.
+def flips_against_full(marks: Mapping[str, Sequence[bool | None]]) -> dict[str, dict[str, Any]]:
+    """The :class:`Flips` of every arm against ``full``, if both were judged on any question.
 
-    ``marks``: arm -> whether each answer is right, of the same questions; None: not judged. ``p`` is McNemar's.
+    ``marks``: arm -> whether each answer is right, of the same questions; None: not judged.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for arm, own in marks.items():
-        pairs = [(a, b) for a, b in zip(marks.get("full", ()), own, strict=False) if a is not None and b is not None]
-        if arm != "full" and pairs:
-            lost, won = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-            p = mcnemar([bool(a) for a, _ in pairs], [bool(b) for _, b in pairs])
-            found[arm] = {"lost": lost, "won": won, "n": len(pairs), "p": p}
-    return found
+    if "full" not in marks:
+        return {}
+    found = {arm: flips(marks["full"], own) for arm, own in marks.items() if arm != "full"}
+    return {arm: asdict(of_arm) for arm, of_arm in found.items() if of_arm.n}
 
 
 def _difference(first: list[bool | None], second: list[bool | None], seed: int) -> dict[str, Any] | None:
     """Share of right answers of the first arm minus that of the second, on what both were judged."""
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    if not pairs:
+    found = flips(second, first)
+    if not found.n:
         return None
-    a, b = ([bool(pair[i]) for pair in pairs] for i in (0, 1))
-    interval = paired_mean(torch.tensor(a).double(), torch.tensor(b).double(), seed=seed)
-    won, lost = sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)
-    return {**asdict(interval), "won": won, "lost": lost, "p": mcnemar(a, b), "n": len(pairs)}
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    a, b = (torch.tensor([bool(pair[i]) for pair in pairs]).double() for i in (0, 1))
+    return {**asdict(paired_mean(a, b, seed=seed)), **asdict(found)}
 
 
 def verdict_words(difference: dict[str, Any]) -> str:

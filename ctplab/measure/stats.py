@@ -1,6 +1,7 @@
 """Intervals and tests: paired bootstrap over windows or questions, Wilson for shares, McNemar. Pure and seeded."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -23,7 +24,9 @@ class Interval:
 
     @property
     def percent(self) -> str:
-        """The interval in percent, such as ``+45% [+42, +48]``."""
+        """The interval in percent, such as ``+45% [+42, +48]``. A share of a gap that is zero cannot be told."""
+        if not math.isfinite(self.value):
+            return "cannot tell"
         return f"{100 * self.value:+.0f}% [{100 * self.low:+.0f}, {100 * self.high:+.0f}]"
 
 
@@ -43,6 +46,27 @@ def mcnemar(first: list[bool], second: list[bool]) -> float:
     n = only_first + only_second
     tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
     return min(1.0, float(Fraction(2 * tail, 2**n)))
+
+
+@dataclass(frozen=True)
+class Flips:
+    """What changes from one arm's answers to another's. An equal number right can hide many flips."""
+
+    lost: int
+    """Questions that the first arm has right and the second wrong."""
+    won: int
+    """Questions that the first arm has wrong and the second right."""
+    n: int
+    """Questions on which both were judged."""
+    p: float
+    """p value of the exact McNemar test on these."""
+
+
+def flips(first: Sequence[bool | None], second: Sequence[bool | None]) -> Flips:
+    """Count the flips between two arms' answers to the same questions. None: not judged, so not counted."""
+    judged = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    lost, won = sum(a and not b for a, b in judged), sum(b and not a for a, b in judged)
+    return Flips(lost, won, len(judged), mcnemar([a for a, _ in judged], [b for _, b in judged]))
 
 
 def resample(n: int, draws: int, seed: int) -> Tensor:

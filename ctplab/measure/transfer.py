@@ -22,7 +22,7 @@ from ctplab.measure.stats import change as change_of
 from ctplab.measure.stats import recovery as share_of_gap
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import check_context
-from ctplab.models.fingerprints import copy_fingerprint
+from ctplab.models.fingerprints import copy_fingerprint, same_base
 from ctplab.progress import Progress, silent
 from ctplab.prompts import prefix
 from ctplab.prompts.arms import Arm
@@ -111,20 +111,22 @@ def transfer(
 
     ``corpora``: names as in :func:`ctplab.text.corpora.corpus`, scored on their test splits in windows of ``seq_len``
     (the first ``limit``), the same windows for every source; ``loss`` as there. ``full``: the uncompressed model of all
-    targets, for the share of the gap. ``learned_on``: models that prompts were learned through, for the distance of
-    their weights; a prompt finds its own among them by their fingerprints.
+    targets, for the share of the gap; a target of another base has none. ``learned_on``: models that prompts were
+    learned through, for the distance of their weights; a prompt finds its own among them by their fingerprints.
     """
     check_names(sources, targets)
     known = {copy_fingerprint(model): model for model in learned_on}
     cells = []
     for target in targets:
         model, tokenizer = target.load()
-        apart = {name: _nearest(saved, known, model, full) for name, saved in sources.items()}
+        whole = full if full is not None and same_base(full, model) else None
+        kin = {copy: source for copy, source in known.items() if same_base(source, model)}
+        apart = {name: _nearest(saved, kin, model, whole) for name, saved in sources.items()}
         for name in corpora:
             text = corpus(name, tokenizer, seq_len, loss=loss).test
             sums = partial(window_scores, text=text, limit=limit, batch=batch, keep=keep, progress=progress)
             plain = sums(Arm("none", model, prefix.none(model)), name=f"none--{target.name}--{name}")
-            best = None if full is None else sums(Arm("full", full, prefix.none(full)), name=f"full--{name}")
+            best = None if whole is None else sums(Arm("full", whole, prefix.none(whole)), name=f"full--{name}")
             cells.append(TransferCell("none", target.name, name, False, plain.score.nll, plain.score.n_tokens))
             for source, saved in sources.items():
                 diagonal = at_home(saved, target, model)

@@ -138,8 +138,10 @@ def context_length(model: Model) -> int | None:
 def check_context(model: Model, k: int, length: int) -> None:
     """Raise InputError if k prefix rows and ``length`` tokens do not fit."""
     limit = context_length(model)
+    if limit is not None and k + 2 > limit:
+        raise InputError(f"a prompt of {k} rows leaves no room for a text: the model takes {limit} positions")
     if limit is not None and k + length > limit:
         raise InputError(
             f"{k} prompt tokens + {length} text tokens = {k + length} positions, but the model takes {limit}; "
-            f"use a sequence length of at most {max(0, limit - k)}"
+            f"use a sequence length of at most {limit - k}"
         )

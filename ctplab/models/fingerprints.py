@@ -14,6 +14,9 @@ from ctplab.models.anatomy import as_matrix, blocks, embeddings, linears
 Seen = list[tuple[ref[Tensor], int, int]]
 """Every tensor of a set: a weak reference, its address, and its number of writes."""
 
+TUNED = "ctplab_tuned"
+"""Key of ``config.json``: the fingerprint of what was learned, if a compressed model was tuned (``formats/tuned``)."""
+
 _known: WeakKeyDictionary[Model, tuple[Seen | None, str]] = WeakKeyDictionary()
 
 
@@ -75,16 +78,28 @@ def base_fingerprint(model: Model) -> str:
     return digest.hexdigest()[:16]
 
 
+def same_base(first: Model, second: Model) -> bool:
+    """Whether the models have equal embeddings but for half precision, as compressions of one base do."""
+    tables = [embeddings(model).detach() for model in (first, second)]
+    if tables[0].shape != tables[1].shape:
+        return False
+    a, b = (table[:: max(1, len(table) // 256)].float().cpu() for table in tables)
+    return torch.allclose(a, b, rtol=2**-8, atol=1e-7)  # bfloat16 rounds to 2^-9, float16 keeps 6e-8 at least
+
+
 def copy_fingerprint(model: Model) -> str:
     """Tell a compressed model from other compressions of its base, whatever dtype it is in, packed or not.
 
-    It takes the signs of the last block's weights: where every earlier rounding shows, and no later one does.
+    It takes the signs of the last block's weights: where every earlier rounding shows, and no later one does. Tuning
+    changes no sign, so a tuned model's configuration says what was learned, and that counts too.
     """
     _, last = blocks(model)[-1]
     packed: list[Any] = [module for module in last.modules() if hasattr(module, "dense")]
     dense = [as_matrix(layer) for layer in linears(last).values()]
     matrices = [module.dense(torch.float32) for module in packed] or dense
-    return tensor_fingerprint(*(matrix.sign().to(torch.int8) for matrix in matrices))
+    signs = tensor_fingerprint(*(matrix.sign().to(torch.int8) for matrix in matrices))
+    tuned = getattr(model.config, TUNED, None)
+    return signs if tuned is None else text_fingerprint(signs, str(tuned))
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:

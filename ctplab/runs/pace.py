@@ -54,8 +54,7 @@ def _validated_on(name: str, prompt: SavedPrompt, texts: Callable[..., Corpus]) 
     info = prompt.info
     if not isinstance(info.get("spec"), dict) or not info.get("corpus") or not isinstance(info.get("seq_len"), int):
         raise InputError(f"the file of {name} does not say by which recipe and on which text it was learned")
-    curve = info.get("curve")
-    if not isinstance(curve, list) or not any(isinstance(step, dict) and step.get("validation") for step in curve):
+    if not any(step["validation"] is not None for step in info.get("curve") or ()):
         raise InputError(f"the file of {name} has no learning curve")
     spec = PromptSpec.from_json(info["spec"])
     text = texts(info["corpus"], seq_len=info["seq_len"], loss=info.get("loss"))

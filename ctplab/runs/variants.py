@@ -86,7 +86,10 @@ def vary(
     :func:`ctplab.formats.streaming.compress_to`, which says what is refused.
     """
     folders, texts = {}, cache(partial(corpus, tokenizer=tokenizer))
-    for variant in variants(making, changes):
+    planned = variants(making, changes)
+    for variant in planned:  # a text that is not there is told before the first copy is made
+        texts(variant.making.text, seq_len=variant.making.seq_len)
+    for variant in planned:
         how, folder = variant.making, out / variant.name
         windows = texts(how.text, seq_len=how.seq_len).train.sample(how.samples, how.seed)
         tell(variant, compress_to(base, folder, tokenizer, windows, how.spec, dtype=how.dtype, **settings))
@@ -122,7 +125,7 @@ def _other(making: Making, name: str) -> Any:
         return "float32" if making.dtype == "bfloat16" else "bfloat16"
     if KINDS.get(name) is bool:
         return not getattr(making.spec, name)
-    raise InputError(f"{name} needs a value: {name}=...")
+    raise InputError(f"{name} needs a value: {name}=VALUE")
 
 
 def _setting(name: str, text: str) -> Any:

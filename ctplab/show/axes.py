@@ -48,10 +48,14 @@ def whiskers(found: Sequence[Interval], scale: float = 1) -> list[list[float]]:
     return [below, [scale * max(0, share.high - share.value) for share in found]]
 
 
+def check_picture(path: Path) -> None:
+    """Raise InputError if ``path`` does not end as a picture that can be written, before the work that it shows."""
+    if path.suffix[1:].lower() not in FORMATS:
+        raise InputError(f"{path} is no picture that can be written: end it in .png, .pdf or .svg")
+
+
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG, PDF or SVG, by the ending of ``path``. Raises InputError for any other ending."""
-    ending = path.suffix[1:].lower()
-    if ending not in FORMATS:
-        raise InputError(f"{path} is no picture that can be written: end it in .png, .pdf or .svg")
+    check_picture(path)
     with whole(path) as temporary:
-        figure.savefig(temporary, format=ending)
+        figure.savefig(temporary, format=path.suffix[1:].lower())

@@ -14,7 +14,7 @@ from conftest import tiny
 
 import ctplab as ctp
 from ctplab.cli import parser
-from ctplab.cli.shared import HINT, in_flags
+from ctplab.cli.parsing import HINT, in_flags
 from ctplab.formats.prompt_file import write
 from ctplab.prompts.prefix import random_rows
 

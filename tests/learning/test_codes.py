@@ -208,7 +208,7 @@ def test_the_command_learns_codes(capsys, tmp_path):
     found = run_json(capsys, *command, "--lr", "3")
     manifest = checkpoint.read_manifest(out)
     assert found["bytes"] == manifest["bytes"] == checkpoint.read_manifest(home)["bytes"]
-    assert manifest["tag"] == "w4-s55+scales+codes"
+    assert manifest["tag"].startswith("w4-s55+scales+codes-")
     assert run_json(capsys, "score", out, "--windows", "2", "--seq-len", "32")["corpora"]["atlas-web"]["ppl"] > 1
     unit, parts = next(iter(grids(home, codes=True).items()))
     steps = -(full_codes(parts, 4).short() * kept_of(parts)).clamp(max=1)

@@ -1,5 +1,7 @@
 """Scales, norms and kept values: gradients, folded equals learned, the same codes and bytes, killed and resumed."""
 
+import re
+
 import pytest
 import torch
 from commands import refused, run, run_json
@@ -10,6 +12,7 @@ from ctplab.disk import data_dir
 from ctplab.formats import checkpoint
 from ctplab.formats.tuned import changes_between, fold
 from ctplab.learning.tuned import Tuned
+from ctplab.models.fingerprints import base_fingerprint, copy_fingerprint, tokenizer_fingerprint
 from ctplab.progress import silent
 from ctplab.prompts import prefix
 
@@ -136,7 +139,8 @@ def test_the_command_writes_a_folder_once(capsys, tmp_path):
     assert "tuned otherwise" in refused(capsys, *command, "--what", "norms")
     assert "is no tuned model" in refused(capsys, *command[:-1], home)
     likewise = ("tune", home, "--like", out, "--out", tmp_path / "likewise")
-    assert run_json(capsys, *likewise)["bytes"] == found["bytes"]
+    assert run_json(capsys, *likewise)["bytes"] == run_json(capsys, *likewise)["bytes"] == found["bytes"]
+    assert "tuned otherwise" in refused(capsys, *likewise[:-1], out)
     assert "no model that 'ctplab tune' made" in refused(capsys, *likewise[:2], "--like", home, "--out", tmp_path / "x")
     assert run_json(capsys, "score", out, "--windows", "2", "--seq-len", "32")["corpora"]["atlas-web"]["ppl"] > 1
     recover = ("recover", "--full", "atlas", "--compressed", home, "--prompt", data_dir() / "prompt", "--skip")
@@ -187,6 +191,35 @@ def test_changes_between_two_folders_are_those_that_were_folded(compressed, toke
         changes_between(tmp_path / "other", tmp_path / "first")
 
 
+def test_every_tuning_has_an_identity_of_its_own(compressed, web, tokenizer, tmp_path):
+    """Tags and fingerprints tell equal kinds of changes apart, and attaching a prompt of one to the other says so.
+
+    Loaded in another dtype it is the same copy, and the folder that was tuned keeps the fingerprint that prompts hold.
+    """
+    folder, model = compressed(tiny("llama"), LEVELS["w3-g8"][0])
+    tuned = Tuned(model, folder, ("scales",))
+    ones = tuned.frozen(dict(tuned.parameters)).tensors
+    tuned.remove()
+    made = {}
+    for name, factor in (("a", 1.1), ("b", 1.2), ("again", 1.1)):
+        changes = {unit: factor * m for unit, m in ones.items()}
+        tag = fold(folder, tmp_path / name, changes, {"what": ["scales"]})["tag"]
+        assert re.fullmatch(r"w3-g8\+scales-[0-9a-f]{6}", tag)
+        loaded = [ctp.load(tmp_path / name, device="cpu", dtype=dtype)[0] for dtype in ("float32", "bfloat16")]
+        (copy,) = {copy_fingerprint(each) for each in loaded}
+        made[name] = (tag, copy)
+    assert made["a"] == made["again"] and len({copy for _, copy in made.values()} | {copy_fingerprint(model)}) == 3
+    assert made["a"][0] != made["b"][0]
+    twice = fold(tmp_path / "a", tmp_path / "twice", ones, {"what": ["scales"]})
+    assert twice["tag"].startswith(f"{made['a'][0]}+scales-")
+    assert copy_fingerprint(ctp.load(tmp_path / "twice", device="cpu")[0]) not in [copy for _, copy in made.values()]
+    info = {"base_fingerprint": base_fingerprint(model), "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
+    saved = ctp.SavedPrompt(prefix.random_rows(model, 3), None, info | {"copies": [made["a"][1]]})
+    first, second = (ctp.load(tmp_path / name, device="cpu")[0] for name in "ab")
+    assert ctp.attach(saved, first, tokenizer) == []
+    assert "another compression" in ctp.attach(saved, second, tokenizer)[0]
+
+
 def test_a_study_keeps_what_it_tuned(web, tokenizer, tmp_path, monkeypatch):
     full = tiny("llama")
     study = ctp.Study(ctp.Store(tmp_path, "tiny"), full, tokenizer, silent)
@@ -214,13 +247,17 @@ def test_prompts_and_tuned_models_together_on_the_command_line(capsys, tmp_path)
     run_json(capsys, "tune", home, *few, "--hidden", "0.5", "--teacher", "atlas", "--out", plain)
     run_json(capsys, "learn", plain, *few, "--tokens", "5", "--out", later)
     saved = ctp.load_prompt(joint / "prompt")
-    assert saved.info["tag"] == "w4-s55+scales+norms+soft" and saved.prefix.k == 5
+    assert saved.info["tag"].startswith("w4-s55+scales+norms+soft-") and saved.prefix.k == 5
     code, out, err = run(capsys, "score", plain, "--prompt", later, "--windows", "2", "--seq-len", "32")
     assert code == 0 and "note" not in err and "soft on atlas-web" in out  # its own level: nothing to say
     _, _, err = run(capsys, "score", home, "--prompt", later, "--windows", "2", "--seq-len", "32")
-    assert "learned on w4-s55+scales+norms and is used on w4-s55" in err
+    assert f"learned on {checkpoint.read_manifest(plain)['tag']} and is used on w4-s55" in err
     recover = ("recover", "--full", "atlas", "--compressed", home, "--prompt", data_dir() / "prompt", "--skip")
     recover += ("full+own,lora", "--windows", "2", "--seq-len", "32", "--out", tmp_path / "runs", "--times")
+    run_json(capsys, "tune", home, "--like", plain, "--out", tmp_path / "carried")  # fp32 factors: other numbers
+    found = run_json(capsys, *recover[:-1], "--tuned", plain, tmp_path / "carried")
+    tags = [checkpoint.read_manifest(folder)["tag"] for folder in (plain, tmp_path / "carried")]
+    assert {tag.removeprefix("w4-s55+") for tag in tags} <= set(found["corpora"]["atlas-web"]) and tags[0] != tags[1]
     found = run_json(capsys, *recover, "--tuned", joint, plain, "--tuned-prompt", later)
     assert {"scales+norms", "scales+norms+soft", "scales+norms, then soft"} <= set(found["corpora"]["atlas-web"])
     paid = found["costs"]

@@ -90,4 +90,4 @@ def test_on_the_command_line(capsys, tmp_path):
     code, out, _ = run(capsys, *command, *few)
     assert code == 0 and "best choice" in out
     assert "./none" in refused(capsys, "choose", small, "--prompts", "none", tmp_path / "a")
-    assert "look must be from 2 to 47" in refused(capsys, *command, *few[:-1], "48")
+    assert "--look takes numbers from 2 to 47" in refused(capsys, *command, *few[:-1], "48")

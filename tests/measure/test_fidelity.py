@@ -10,7 +10,7 @@ from ctplab.demo.embedded import SHOWCASE
 from ctplab.disk import data_dir
 from ctplab.measure.fidelity import divergence
 from ctplab.measure.stats import quantile
-from ctplab.measure.tasks.evaluate import TaskResult, flips
+from ctplab.measure.tasks.evaluate import TaskResult, task_flips
 from ctplab.prompts import prefix
 
 
@@ -89,10 +89,10 @@ def test_a_quantile_and_its_interval():
 
 def test_flips_count_both_ways():
     marks = {"acc": [1.0, 1.0, 0.0, 0.0, 1.0]}, {"acc": [1.0, 0.0, 1.0, 0.0, 0.0]}
-    found = flips(*(TaskResult({}, m) for m in marks), metric="acc")
+    found = task_flips(*(TaskResult({}, m) for m in marks), metric="acc")
     assert (found.n, found.lost, found.won, found.p) == (5, 2, 1, 1.0)
     with pytest.raises(ctp.InputError, match="same questions"):
-        flips(TaskResult({}, marks[0]), TaskResult({}, {"acc": [1.0]}), metric="acc")
+        task_flips(TaskResult({}, marks[0]), TaskResult({}, {"acc": [1.0]}), metric="acc")
 
 
 def test_on_the_command_line(capsys, tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 import ctplab as ctp
 from ctplab.errors import InputError
-from ctplab.measure.outcomes import KINDS, flips, kinds, summary, verdict_words
+from ctplab.measure.outcomes import KINDS, flips_against_full, kinds, summary, verdict_words
 from ctplab.measure.question_set import as_json, ask
 from ctplab.show.question_files import as_csv, comparator, jsonl
 from ctplab.show.tables import flips_table
@@ -93,7 +93,7 @@ def test_flips_against_the_full_model():
     assert {key: found["compressed"][key] for key in ("lost", "won", "n")} == {"lost": 3, "won": 2, "n": 6}
     assert {key: found["soft"][key] for key in ("lost", "won", "n")} == {"lost": 0, "won": 2, "n": 5}
     assert found["compressed"]["p"] == 1.0 and found["soft"]["p"] == 0.5  # binomial: 2 of 2
-    assert "full" not in found and flips({"compressed": [True]}) == {}
+    assert "full" not in found and flips_against_full({"compressed": [True]}) == {}
     line = flips_table(found).splitlines()[2]
     assert [cell.strip() for cell in line.split("|")[1:6]] == ["compressed", "3", "2", "6", "1"]
 

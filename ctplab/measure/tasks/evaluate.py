@@ -16,7 +16,7 @@ import torch
 from ctplab.atlas.questions import questions
 from ctplab.disk import Keep
 from ctplab.errors import InputError
-from ctplab.measure.stats import Interval, mcnemar, paired_mean, wilson
+from ctplab.measure.stats import Flips, Interval, flips, mcnemar, paired_mean, wilson
 from ctplab.measure.tasks import local
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.measure.tasks.custom import check_task
@@ -236,34 +236,21 @@ def compare(first: TaskResult, second: TaskResult, metric: str | None = None, *,
 
     Raises InputError if a result lacks the metric or their numbers of questions differ.
     """
-    metric = metric or first.main
-    a, b = first.marks.get(metric), second.marks.get(metric)
-    if a is None or b is None or len(a) != len(b):
-        raise InputError(f"these results have no {metric} of the same questions")
+    a, b = _same_questions(first, second, metric)
     difference = paired_mean(torch.tensor(a), torch.tensor(b), seed=seed)
     return Paired(difference, mcnemar([x > 0.5 for x in a], [x > 0.5 for x in b]))
 
 
-@dataclass(frozen=True)
-class Flips:
-    """What changes from the full model's answers to an arm's. An equal number right can hide many flips."""
-
-    n: int
-    lost: int
-    """Questions that the full model has right and the arm has wrong."""
-    won: int
-    """Questions that the full model has wrong and the arm has right."""
-    p: float
-    """p value of the exact McNemar test on these."""
-
-
-def flips(full: TaskResult, arm: TaskResult, metric: str | None = None) -> Flips:
+def task_flips(full: TaskResult, arm: TaskResult, metric: str | None = None) -> Flips:
     """Count the flips on one task by the main metric or another. Raises InputError if the questions differ."""
-    metric = metric or full.main
-    before, after = full.marks.get(metric), arm.marks.get(metric)
-    if before is None or after is None or len(before) != len(after):
+    before, after = _same_questions(full, arm, metric)
+    return flips(*([mark > 0.5 for mark in marks] for marks in (before, after)))
+
+
+def _same_questions(first: TaskResult, second: TaskResult, metric: str | None) -> tuple[list[float], list[float]]:
+    """Both arms' marks by ``metric``. Raises InputError if a result lacks it or their numbers of questions differ."""
+    metric = metric or first.main
+    a, b = first.marks.get(metric), second.marks.get(metric)
+    if a is None or b is None or len(a) != len(b):
         raise InputError(f"these results have no {metric} of the same questions")
-    first, second = [mark > 0.5 for mark in before], [mark > 0.5 for mark in after]
-    pairs = list(zip(first, second, strict=True))
-    lost, won = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    return Flips(len(pairs), lost, won, mcnemar(first, second))
+    return a, b
