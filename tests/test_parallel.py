@@ -5,12 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import worker
 from conftest import tiny
 
+import ctplab as ctp
 from ctplab.cli import main
 from ctplab.formats.checkpoint import MANIFEST, read_tensors
 
@@ -28,7 +30,9 @@ def free_port() -> str:
 def environment(**more: str) -> dict[str, str]:
     """One thread a process, as the single process of these tests has: the same products in the same order."""
     clean = {name: v for name, v in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return clean | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"} | more
+    path = os.pathsep.join([str(Path(ctp.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    same = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    return clean | same | more
 
 
 def launch(*command: str, **more: str) -> subprocess.CompletedProcess:

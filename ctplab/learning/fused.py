@@ -5,6 +5,7 @@ each of which reads and writes everything, and autograd keeps what stands betwee
 
     RMSNorm        torch's own fused kernel: autograd keeps the input in the model's dtype, not its copy in fp32
     gated MLP      silu(gate) · up in one kernel: autograd keeps gate and up, not silu(gate)
+    attention      rotary positions, and the places of prefix and texts in a long row, in one kernel each way
 
 A layer is taken for one of them if it has their parts and gives the same numbers.
 """
@@ -12,6 +13,7 @@ A layer is taken for one of them if it has their parts and gives the same number
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,9 @@ from torch.nn import functional as F
 from ctplab.compression.kernels.usable import usable
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
+from ctplab.prompts.attention import Layout, prefix_attention, takes_switch
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[..., Any]
 CLOSE = 2e-2
 """The largest difference of a layer's outputs, as a share of the largest output: a few roundings in bfloat16."""
 
@@ -79,25 +82,83 @@ def _mlp(module: nn.Module) -> Forward | None:
     return forward
 
 
+def _attention(module: nn.Module) -> Forward | None:
+    """A faster attention, if ``module`` looks like LLaMA's."""
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    if not all(isinstance(getattr(module, name, None), nn.Module) for name in names):
+        return None
+    d, own = getattr(module, "head_dim", None), module.forward
+    if not isinstance(d, int) or d % 2 or not getattr(module, "is_causal", False):
+        return None
+    from ctplab.compression.kernels.placed import placed, taken
+
+    q, k, v, o = (module.get_submodule(name) for name in names)
+    scale = getattr(module, "scaling", None)
+
+    def forward(
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **settings: Any,
+    ) -> tuple[Tensor, None]:
+        angles, usual = position_embeddings, attention_mask is not None or past_key_values is not None
+        if angles is None or usual or angles[0].shape[-1] != d:  # a mask, a cache, or positions of some columns only
+            return own(hidden_states, angles, attention_mask, past_key_values, **settings)
+        layout = settings.get("layout") or Layout(0, *hidden_states.shape[:2])
+        turn = angles[0].reshape(-1, d), angles[1].reshape(-1, d)
+        query, key, value = (each(hidden_states).view(layout.rows, -1, d) for each in (q, k, v))
+        out = F.scaled_dot_product_attention(
+            placed(query, layout, turn),
+            placed(key, layout, turn),
+            placed(value, layout),
+            is_causal=True,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return o(taken(out, layout).view(*hidden_states.shape[:-1], -1)), None
+
+    return forward
+
+
 @torch.no_grad()
 def find(model: Model) -> list[tuple[nn.Module, Forward]]:
-    """The modules of ``model`` that have a faster version, checked on random numbers once for each kind and size."""
-    found: list[tuple[nn.Module, Forward]] = []
-    same: dict[tuple, bool] = {}
-    for module in model.modules():
-        forward = _norm(module) or _mlp(module)
-        if forward is None or "forward" in vars(module):  # something else has replaced it already
-            continue
+    """The modules of ``model`` that have a faster version, each checked on random numbers."""
+    with prefix_attention(model):
+        return [(module, forward) for module in model.modules() for forward in _faster(model, module)]
+
+
+def _faster(model: Model, module: nn.Module) -> Iterator[Forward]:
+    """Yield the faster version of ``module``, if there is one that gives the same numbers."""
+    if "forward" in vars(module):  # something else has replaced it already
+        return
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(embeddings(model).device, embeddings(model).dtype)
+
+    inputs: list[tuple[tuple, dict[str, Any]]] = []
+    if (forward := _norm(module) or _mlp(module)) is not None:
         weight = getattr(module, "weight", None)
-        width = (
-            len(weight) if isinstance(weight, Tensor) else getattr(module.get_submodule("gate_proj"), "in_features", 0)
-        )
-        key = (type(module), width)
-        if key not in same:
-            x = torch.randn(4, int(width), generator=torch.Generator().manual_seed(0))
-            x = x.to(embeddings(model).device, embeddings(model).dtype)
-            expected = module(x).float()
-            same[key] = bool((forward(x).float() - expected).abs().max() <= CLOSE * expected.abs().max())
-        if same[key]:
-            found.append((module, forward))
-    return found
+        inputs = [((random(4, len(weight) if isinstance(weight, Tensor) else _width(module, "gate_proj")),), {})]
+    elif takes_switch(model) and (forward := _attention(module)) is not None:
+        width, d = _width(module, "q_proj"), int(getattr(module, "head_dim", 0))
+        for batch, length, more in ((2, 5, {}), (1, 8, {"layout": Layout(2, 2, 3)})):
+            angles = random(1, length, d // 2).repeat(1, 1, 2)
+            inputs.append(((random(batch, length, width), (angles.cos(), angles.sin()), None), more))
+    if forward is not None and all(_same(module, forward, args, more) for args, more in inputs):
+        yield forward
+
+
+def _width(module: nn.Module, name: str) -> int:
+    return int(getattr(module.get_submodule(name), "in_features", 0))
+
+
+def _same(module: nn.Module, forward: Forward, args: tuple, more: dict[str, Any]) -> bool:
+    """Whether both give the same numbers. False if the module's own forward takes no such arguments."""
+    try:
+        expected, found = module(*args, **more), forward(*args, **more)
+    except (TypeError, ValueError, AttributeError):
+        return False
+    expected, found = (out[0] if isinstance(out, tuple) else out for out in (expected, found))
+    return bool((found.float() - expected.float()).abs().max() <= CLOSE * expected.float().abs().max())

@@ -2,17 +2,18 @@
 
 The estimate follows ``learning/step.py`` through LLaMA-shaped blocks (RMSNorm, attention without a mask, gated MLP). It
 counts the tensors that autograd keeps, those that one block's backward pass adds, and one chunk of logits. With
-``card`` it counts the fused layers and the larger chunks that a card learns with (``learning/fused``). It does not
-count the process itself, a GPU's context (about half a GB), the allocator's slack, the training text or a teacher.
+``card`` it counts what a card learns with: prefix and texts in one row, fused layers, a fused loss, larger chunks of
+logits, and half of a large batch at a time (``learning/fused``, ``learning/pieces``). It does not count the process
+itself, a GPU's context (about half a GB), the allocator's slack, the training text or a teacher.
 
 Symbols: d width, f MLP width, V vocabulary, k prompt rows, n tokens per window, B windows at once, s bytes per number.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ctplab.errors import InputError
-from ctplab.learning.objective import CARD_CHUNK, CHUNK
+from ctplab.learning.pieces import CARD_CHUNK, CHUNK, pieces_on_card
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -125,18 +126,24 @@ class Memory:
 def learning(shape: Shape, settings: Settings) -> Memory:
     """The memory of one learning step at its peak."""
     s, k, d = SIZES[settings.dtype], settings.tokens, shape.width
+    if settings.card:
+        halves = pieces_on_card(shape.layers * shape.block_weights, settings.batch, settings.seq_len)
+        settings = replace(settings, batch=-(-settings.batch // halves))
     text = settings.batch * settings.seq_len
-    card = settings.card
-    one = _saved(shape, settings.batch, settings.seq_len, k, s, card) + _saved(shape, 1, k, 0, s, card)
-    inputs = s * (text * d + k * (d + 2 * shape.kv_width))
-    last = text * d * (2 * s + 4)  # the last states and their gradient; the last norm's input in fp32
+    if settings.card:
+        one, inputs = _saved_on_card(shape, settings, s), s * d * (k + text)
+        last = 3 * s * d * (k + text)  # the last states, cut off from the prefix, and their gradient
+    else:
+        one = _saved(shape, settings.batch, settings.seq_len, k, s) + _saved(shape, 1, k, 0, s)
+        inputs = s * (text * d + k * (d + 2 * shape.kv_width))
+        last = text * d * (2 * s + 4)  # the last states and their gradient; the last norm's input in fp32
     return Memory(
         weights=_weights(shape, settings, s),
         prompt=k * d * (4 + s),
         optimizer=3 * k * d * 4,
         kept=shape.layers * (inputs if settings.recompute else one) + last,
         block=(one if settings.recompute else 0) + _backward(shape, settings, s),
-        logits=_logits(shape, text, s, CARD_CHUNK if card else CHUNK),
+        logits=_logits(shape, settings, s),
     )
 
 
@@ -148,17 +155,23 @@ def _weights(shape: Shape, settings: Settings, s: int) -> int:
     return linears * settings.bits // 8 + linears // group * 3 + shape.embedding_weights * s  # fp16 scale, uint8 zero
 
 
-def _saved(shape: Shape, batch: int, n: int, k: int, s: int, card: bool) -> int:
+def _saved(shape: Shape, batch: int, n: int, k: int, s: int) -> int:
     """Bytes that autograd saves in one block for ``n`` positions behind ``k`` others.
 
-    These are the inputs of both norms in fp32 (on a card in the model's dtype); queries (with k padding rows), keys,
-    values and the attention's output; and in the MLP the gate, its activation (not on a card) and the up projection.
-    Autograd does not save the inputs of frozen weights.
+    These are the inputs of both norms in fp32; queries (with k padding rows), keys, values and the attention's output;
+    and in the MLP the gate, its activation and the up projection. Autograd does not save the inputs of frozen weights.
     """
-    norms = 2 * (s if card else 4) * shape.width * n
+    norms = 2 * 4 * shape.width * n
     attention = s * 2 * (shape.width + shape.kv_width) * (k + n)
-    mlp = (2 if card else 3) if shape.gated else 1
-    return batch * (norms + attention + s * mlp * shape.inner * n)
+    return batch * (norms + attention + s * (3 if shape.gated else 1) * shape.inner * n)
+
+
+def _saved_on_card(shape: Shape, settings: Settings, s: int) -> int:
+    """The same of one long row: norms in the model's dtype, the prefix in front of every text, no activation."""
+    rows = settings.tokens + settings.batch * settings.seq_len
+    placed = settings.batch * (settings.tokens + settings.seq_len)
+    mlp = (2 if shape.gated else 1) * shape.inner * rows
+    return s * (2 * shape.width * rows + 2 * (shape.width + shape.kv_width) * placed + mlp)
 
 
 def _backward(shape: Shape, settings: Settings, s: int) -> int:
@@ -172,7 +185,11 @@ def _backward(shape: Shape, settings: Settings, s: int) -> int:
     return text * s * shape.width + max(gradients, text * s * shape.inner + unpacked)
 
 
-def _logits(shape: Shape, text: int, s: int, chunk: int) -> int:
-    """Bytes of a chunk in the model's dtype, in fp32 if that differs, and as the softmax that becomes the gradient."""
-    rows = min(text, max(1, chunk // shape.vocabulary))
-    return rows * shape.vocabulary * (s + (4 if s < 4 else 0) + 4)
+def _logits(shape: Shape, settings: Settings, s: int) -> int:
+    """Bytes of a chunk in the model's dtype, in fp32 if that differs, and as the softmax that becomes the gradient.
+
+    On a card the gradient overwrites the logits.
+    """
+    chunk = CARD_CHUNK if settings.card else CHUNK
+    rows = min(settings.batch * settings.seq_len, max(1, chunk // shape.vocabulary))
+    return rows * shape.vocabulary * (s if settings.card else s + (4 if s < 4 else 0) + 4)

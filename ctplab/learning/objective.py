@@ -6,18 +6,14 @@ its logits are freed. No tensor of size (B·T, V) ever exists, forward or backwa
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-#: Number of values in the largest (rows, V) buffer: 16 MB in fp32.
-CHUNK = 1 << 22
-#: The same on a card, at most. Fewer, larger chunks: at 2^22 a step of 16 x 512 tokens makes 96 little losses.
-CARD_CHUNK = 1 << 26
-BYTES = 12  # a value at the peak: logits and gradient in half precision, log-probabilities twice in fp32
-SHARE = 8  # a chunk takes at most this fraction of a card's free memory
+from ctplab.learning.pieces import CHUNK
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states (n, d) -> logits (n, V)."""
@@ -26,17 +22,24 @@ Target = Callable[[slice, Tensor], Tensor]
 """(rows, the student's log-probabilities (n, V)) -> the teacher's log-probabilities (n, V)."""
 
 
+@dataclass(frozen=True)
+class Taught:
+    """What the full model says about a batch, as a :data:`Target`: its hidden states, and by rows its logits."""
+
+    states: Tensor  # (n, d): the head's input at each target
+    head: Head
+
+    @torch.no_grad()
+    def logits(self, rows: slice) -> Tensor:
+        return self.head(self.states[rows])
+
+    def __call__(self, rows: slice, student: Tensor) -> Tensor:
+        return self.logits(rows).to(student).log_softmax(-1)
+
+
 def _wide(x: Tensor) -> Tensor:
     """Convert to fp32 unless ``x`` is float64."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def chunk_on(device: torch.device) -> int:
-    """The number of values in a chunk of logits on ``device``: a power of two, by a card's free memory."""
-    if device.type != "cuda":
-        return CHUNK
-    fit = torch.cuda.mem_get_info(device)[0] // SHARE // BYTES
-    return min(CARD_CHUNK, max(CHUNK, 1 << max(fit, 1).bit_length() - 1))
 
 
 def chunks(n: int, vocabulary: int, most: int | None = None) -> list[slice]:
@@ -88,7 +91,8 @@ class _Chunked(torch.autograd.Function):
             with torch.enable_grad():
                 part = hidden[rows].detach().requires_grad_(True)
                 logits = head(part)
-            loss, down = loss_of(logits.detach(), rows)
+            own = part.detach().clone() if logits is part else logits.detach()  # the loss may overwrite it
+            loss, down = loss_of(own, rows)
             total += loss
             (gradient[rows],) = torch.autograd.grad(logits, part, down.to(logits.dtype))
         ctx.save_for_backward(gradient)
@@ -108,13 +112,22 @@ def mixed_loss(
     kl: float = 0.0,
     teacher: Target | None = None,
     chunk: int | None = None,
+    fused: bool = False,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Sum over rows of (1 - kl)·NLL + kl·KL(teacher || student); differentiable in ``hidden`` (n, d).
 
-    ``chunk``: values of logits at a time (:func:`chunk_on`); None: ``CHUNK``.
+    ``chunk``: values of logits at a time (``pieces.chunk_on``); None: ``CHUNK``. ``fused``: in one Triton kernel, if
+    it takes such a teacher (``kernels/loss``); ``weights`` (n,) of the rows are for that kernel only.
     """
 
     def loss_of(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        if fused and logits.dtype != torch.float64 and (kl == 0 or isinstance(teacher, Taught)):
+            from ctplab.compression.kernels.loss import loss_and_gradient_
+
+            wanted = teacher.logits(rows).to(logits.device) if isinstance(teacher, Taught) and kl > 0 else None
+            own = None if weights is None else weights[rows]
+            return loss_and_gradient_(logits, targets[rows], kl, wanted, own).sum(), logits
         logp = _wide(logits).log_softmax(-1)
         q = teacher(rows, logp) if teacher is not None and kl > 0 else None
         return loss_and_gradient(logp, targets[rows], kl, q)
@@ -124,14 +137,16 @@ def mixed_loss(
     return loss
 
 
-def hidden_loss(hidden: Tensor, wanted: Tensor) -> Tensor:
+def hidden_loss(hidden: Tensor, wanted: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sum over rows of ||hidden - wanted||² / ||wanted||²: (n, d) twice, the student's and the full model's.
 
     Each row is measured by its own length, so the sum depends neither on the width nor on how a batch is split.
+    ``weights`` (n,): of the rows.
     """
     wanted = _wide(wanted)
     size = wanted.square().sum(-1).clamp(min=torch.finfo(wanted.dtype).eps)
-    return ((_wide(hidden) - wanted).square().sum(-1) / size).sum()
+    losses = (_wide(hidden) - wanted).square().sum(-1) / size
+    return losses.sum() if weights is None else (weights * losses).sum()
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 from ctplab import tensor_files
 from ctplab.disk import LOG, whole
 from ctplab.errors import InputError
-from ctplab.learning.objective import Head, Target, chunks, with_tail
+from ctplab.learning.objective import Target, Taught, chunks, with_tail
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
 from ctplab.models.fingerprints import tensor_fingerprint, weights_fingerprint
@@ -23,18 +23,6 @@ from ctplab.progress import Progress, silent
 from ctplab.prompts.head import halves
 from ctplab.scores import predicted, target_rows
 from ctplab.text.corpora import Split
-
-
-@dataclass(frozen=True)
-class Taught:
-    """What the full model says about a batch: its hidden states, and by rows its log-probabilities."""
-
-    states: Tensor  # (n, d): the head's input at each target
-    head: Head
-
-    @torch.no_grad()
-    def __call__(self, rows: slice, student: Tensor) -> Tensor:
-        return self.head(self.states[rows]).to(student).log_softmax(-1)
 
 
 class MemoryTeacher:

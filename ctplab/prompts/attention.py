@@ -40,6 +40,11 @@ class Layout(NamedTuple):
     batch: int
     length: int
 
+    @property
+    def rows(self) -> int:
+        """Number of rows in all."""
+        return self.k + self.batch * self.length
+
     def texts(self, x: Tensor) -> Tensor:
         """The texts' part of ``x`` (1, heads, k + batch · length, d): (batch, heads, length, d)."""
         return x[0, :, self.k :].unflatten(1, (self.batch, self.length)).transpose(0, 1)
@@ -89,18 +94,18 @@ def _attend_together(
 ) -> Tensor:
     """The prefix attends to itself, each text to the prefix and itself: (1, k + batch · length, heads, head_dim).
 
+    Every text gets the prefix's queries in front, because the plain causal kernel needs as many queries as keys. So the
+    first text's pass is also the prefix's own; the other copies of its outputs are discarded.
     Raises ValueError if a layer brings a mask, such as that of a sliding window: ``together.fits`` then says no.
     """
     if mask is not None:
         raise ValueError("this layer has a mask of its own: prefix and texts cannot stand in one long row")
-    front = [x[:, :, : layout.k] for x in (query, key, value)]
-    first = _attend(module, front[0], front[1], front[2], None, **{**settings, "is_causal": True})[0]
-    query, key, value = (layout.texts(x) for x in (query, key, value))
-    key, value = (
-        torch.cat([x.expand(layout.batch, -1, -1, -1), own], 2) for x, own in zip(front[1:], (key, value), strict=True)
+    query, key, value = (
+        torch.cat([x[:, :, : layout.k].expand(layout.batch, -1, -1, -1), layout.texts(x)], 2)
+        for x in (query, key, value)
     )
-    behind = _attend(module, query, key, value, None, **settings)[0]
-    return torch.cat([first, behind.flatten(0, 1)[None]], 1)
+    out = _attend(module, query, key, value, None, **{**settings, "is_causal": True})[0]
+    return torch.cat([out[:1, : layout.k], out[:, layout.k :].flatten(0, 1)[None]], 1)
 
 
 def _mask(mask_function: Any = None, attention_mask: Tensor | None = None, **sizes: Any) -> Tensor | None:

@@ -72,6 +72,35 @@ def test_the_model_is_within_15_percent_of_what_is_counted(sizes, settings, agai
     assert expected.total - expected.weights == pytest.approx(rest, rel=0.15)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+@pytest.mark.parametrize("again", [True, False], ids=["recompute", "keep"])
+@pytest.mark.parametrize("bits", [None, 4, 3])
+def test_the_model_is_within_15_percent_of_what_a_card_allocates(bits, again):
+    """From loading to the end of learning, steps recorded."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "vocab_size": 16384}
+    config = LlamaConfig(**sizes, num_attention_heads=16, num_key_value_heads=4, pad_token_id=0)
+    settings = Settings(50, 512, 16, "bfloat16", bits=bits, group_size=64, recompute=again, card=True)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config).bfloat16().eval().requires_grad_(False)
+        if bits:
+            pack(model, bits, 64)
+    if again:
+        recompute(model)
+    expected = learning(shape_of(model.config), settings)
+    weights = torch.cuda.memory_allocated() - before
+    n = settings.seq_len
+    stream = torch.arange(2 * settings.batch * n) * 7 % sizes["vocab_size"]
+    train, validation = Split("x", "train", stream, n), Split("x", "validation", stream[:n], n)
+    torch.cuda.reset_peak_memory_stats()
+    learned = ctp.learn(model, train, validation, ctp.PromptSpec(tokens=50, steps=3, batch=16, validation_windows=1))
+    assert learned.not_recorded is None
+    peak = torch.cuda.max_memory_allocated() - before
+    assert expected.weights == pytest.approx(weights, rel=0.15)
+    assert expected.total == pytest.approx(peak, rel=0.15)
+
+
 def test_shapes_have_the_published_numbers_of_parameters():
     published = {"1b": 1.1e9, "7b": 6.74e9, "13b": 13.0e9, "70b": 69.0e9}  # norms apart
     for name, parameters in published.items():

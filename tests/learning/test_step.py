@@ -8,8 +8,9 @@ from conftest import tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ctplab as ctp
-from ctplab.learning import fused, graph, loop
+from ctplab.learning import fused, graph, loop, pieces, step
 from ctplab.learning.keys_values import KeysValues, as_keys_and_values
+from ctplab.learning.lora import Adapter
 from ctplab.learning.rows import Rows, learn_steps, start
 from ctplab.learning.step import Gradient
 from ctplab.learning.teacher import MemoryTeacher, TopKTeacher
@@ -138,8 +139,8 @@ def test_a_recording_is_tried_before_it_is_used(factor, told, llama, web, monkey
         def __init__(self, run, numbers, device, pool):
             self.run = run
 
-        def __call__(self, numbers):
-            loss = self.run(numbers)
+        def __call__(self, numbers, n_targets):
+            loss = self.run(numbers, n_targets)
             for p in gradient.learnable.parameters.values():
                 p.grad.mul_(factor)
             return loss
@@ -163,32 +164,46 @@ def test_what_a_card_does_not_record(llama, web):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
-@pytest.mark.parametrize("kv", [False, True])
-def test_a_recorded_step_is_the_step(kv, web):
+@pytest.mark.parametrize("kind", ["rows", "keys and values", "masks", "teacher", "dropout", "pieces"])
+def test_a_recorded_step_is_the_step(kind, web):
     """On a card: the same kernels on the same numbers, but for sums that a card adds in no fixed order."""
-    model = tiny("llama").cuda()
-    spec = replace(SPEC, batch=8)
+    model, card = tiny("llama").cuda(), torch.device("cuda")
+    full = tiny("llama").cuda()
+    full.lm_head.weight.mul_(2)
+    spec = replace(SPEC, batch=8, kl=0.5 if kind == "teacher" else 0.0, accumulate=2 if kind == "pieces" else 1)
     rows = start(model, spec).initial
-    learnable = KeysValues(as_keys_and_values(model, rows, "kv"), model) if kv else Rows(rows, model)
+    if kind == "dropout":
+        pytest.importorskip("peft")
+        learnable = Adapter(model, ctp.LoraSpec(r=2, dropout=0.5))
+    else:
+        learnable = KeysValues(as_keys_and_values(model, rows, "kv"), model) if kind[0] == "k" else Rows(rows, model)
+    text = Windows.of(few(web.train), card)
+    if kind == "masks":
+        text = Windows(text.ids, torch.rand(text.ids.shape, generator=torch.Generator().manual_seed(0)) < 0.3)
     for p in learnable.parameters.values():
         p.grad = torch.zeros_like(p)
-    gradient = Gradient.of(learnable, halves(model), Windows.of(few(web.train), torch.device("cuda")), spec, None)
+    teacher = MemoryTeacher(full) if kind == "teacher" else None
+    gradient = Gradient.of(learnable, halves(model), text, spec, teacher)
     steps = graph.Steps([gradient])
-    for numbers in (torch.arange(8), torch.arange(8, 16)):
-        loss = steps(0, numbers, 376)
-        found = [p.grad.clone() for p in learnable.parameters.values()]
+    for seed, numbers in enumerate((torch.arange(8), torch.arange(8, 16))):
+        n_targets, found = text.targets_of(numbers), []
+        for way in (lambda *args: steps(0, *args), gradient):
+            with loop._seeded(seed, card):
+                loss = way(numbers, n_targets)
+            found.append((float(loss), [p.grad.clone() for p in learnable.parameters.values()]))
         assert steps.obstacle is None
-        assert float(loss) == pytest.approx(float(gradient(numbers, 376)), rel=1e-4)
-        for mine, p in zip(found, learnable.parameters.values(), strict=True):
-            torch.testing.assert_close(mine, p.grad, rtol=1e-3, atol=1e-6)
+        assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+        for mine, expected in zip(found[0][1], found[1][1], strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_fused_layers_give_the_models_gradient(llama, web):
+@pytest.mark.parametrize("one_row", [True, False])
+def test_fused_layers_give_the_models_gradient(one_row, llama, web):
     pytest.importorskip("triton")
-    gradient = made(llama, web)
+    gradient = replace(made(llama, web), one_row=one_row)
     expected = run(gradient, torch.arange(2))
     found = fused.find(llama)
-    assert {type(module).__name__ for module, _ in found} == {"LlamaRMSNorm", "LlamaMLP"}
+    assert {type(module).__name__ for module, _ in found} == {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention"}
     loss, grad = run(replace(gradient, fused=fused.Fused(found)), torch.arange(2))
     assert float(loss) == pytest.approx(float(expected[0]), rel=1e-5)  # fp32, other orders of the same products
     torch.testing.assert_close(grad, expected[1], rtol=1e-3, atol=1e-6)
@@ -196,21 +211,49 @@ def test_fused_layers_give_the_models_gradient(llama, web):
 
 
 def test_layers_of_other_kinds_stay(web):
-    for family in ("opt", "GemmaConfig"):  # no RMSNorm; one that multiplies by 1 + weight, and GELU
-        from conftest import any_tiny
+    """No RMSNorm; one that multiplies by 1 + weight, and GELU; queries with norms of their own."""
+    from conftest import any_tiny
 
-        assert fused.find(any_tiny(family)) == []
+    kinds = {family: {type(module).__name__ for module, _ in fused.find(any_tiny(family))} for family in OTHERS}
+    assert kinds == OTHERS
+
+
+OTHERS = {"OPTConfig": set(), "GemmaConfig": {"GemmaAttention"}, "Qwen3Config": {"Qwen3RMSNorm", "Qwen3MLP"}}
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_weighing_all_positions_is_picking_out_the_targets(taught, llama, web, monkeypatch):
+    """Windows with masks: the loss and gradient of a card's step, in Triton's interpreter."""
+    pytest.importorskip("triton")
+    spec = replace(SPEC, kl=0.5 if taught else 0.0, hidden=0.3 if taught else 0.0)
+    full = tiny("llama")
+    full.lm_head.weight.mul_(2)
+    gradient = made(llama, web, spec, MemoryTeacher(full) if taught else None)
+    masks = torch.rand(gradient.text.ids.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    gradient = replace(gradient, text=Windows(gradient.text.ids, masks))
+    expected = run(gradient, torch.arange(3))
+    monkeypatch.setattr(step, "usable", lambda device: True)
+    with NoHostReads():
+        found = run(replace(gradient, masks=masks), torch.arange(3))
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=0)  # sums in another order
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-3, atol=1e-6)
+
+
+def test_a_batch_passes_in_pieces(llama, web):
+    gradient = made(llama, web)
+    expected, found = (run(replace(gradient, pieces=n), torch.arange(5)) for n in (1, 2))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert [pieces.pieces_on_card(10**9, *size) for size in ((1, 8192), (4, 1024), (16, 512))] == [1, 2, 2]
+    assert pieces.pieces_on_card(10**8, 16, 512) == 1  # 3 of 8 TFLOP
 
 
 def test_chunks_of_logits_follow_a_cards_memory(monkeypatch):
-    from ctplab.learning import objective
-
     card = torch.device("cuda")
     for free, expected in ((80e9, 1 << 26), (2e9, 1 << 24), (1e6, 1 << 22)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (int(free), int(free)))
-        assert objective.chunk_on(card) == expected
-        assert expected == objective.CHUNK or expected * objective.BYTES <= free / objective.SHARE
-    assert objective.chunk_on(CPU) == objective.CHUNK
+        assert pieces.chunk_on(card) == expected
+        assert expected == pieces.CHUNK or expected * pieces.BYTES <= free / pieces.SHARE
+    assert pieces.chunk_on(CPU) == pieces.CHUNK
 
 
 @pytest.mark.parametrize("masked", [False, True])

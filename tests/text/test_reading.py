@@ -102,6 +102,7 @@ def test_a_greedy_answer_is_the_lenss_first_choice_at_every_place(arms, tokenize
 
 def test_lm_eval_reads_texts_as_every_arm_does(any_tokenizer):
     """Requests, batches to continue, and the continuations that it asks for by themselves."""
+    pytest.importorskip("lm_eval", reason="needs lm-eval (pip install 'ctplab[tasks]')")
     model = tiny("llama")
     for front in (prefix.none(model), prefix.random_rows(model, 4)):
         lm = as_lm(ctp.Arm("x", model, front), any_tokenizer, 2)
