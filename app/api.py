@@ -1,17 +1,24 @@
-"""The endpoints ``/compare``, ``/lens`` and ``/questions`` for programs (``gradio_client``)."""
+"""The endpoints ``/compare``, ``/lens``, ``/questions`` and ``/train`` for programs (``gradio_client``)."""
 
+import time
 from collections.abc import Iterator
 from threading import Event
 
 import gradio as gr
 
-from ctplab.app import asked
+import ctplab as ctp
+from ctplab.app import asked, jobs, learner
 from ctplab.app.answers import Request, answer
 from ctplab.app.bench import DEVICE, LONG, Bench
 from ctplab.app.closer import look
+from ctplab.app.guard import owner
+from ctplab.app.suited import suited
 from ctplab.app.toast import plain_errors
+from ctplab.formats.tuned import SOFT
 from ctplab.prompts.arms import USUAL
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
+
+EVERY = 0.5  # seconds between two looks at a job
 
 
 def build(bench: Bench) -> None:
@@ -80,6 +87,50 @@ def build(bench: Bench) -> None:
             )
             yield from asked.answers(bench, chosen, wanted, stop)
 
+    def train(
+        what: list[str] = [SOFT],  # noqa: B006
+        name: str = "",
+        corpus: str = "",
+        tokens: int = 32,
+        steps: int | None = None,
+        batch: int | None = None,
+        seq_len: int | None = None,
+        lr: float | None = None,
+        kl: float | None = None,
+        init: str = "vocab-random",
+        every: int | None = None,
+        rank: int = 8,
+        seed: int = 0,
+        full: str = "",
+        compressed: str = "",
+        request: gr.Request = None,  # type: ignore[assignment]
+    ) -> Iterator[dict]:
+        """Learn ``soft`` (a prompt), ``scales``, ``norms``, ``low-rank``, or several: where the job is, until it ends.
+
+        What is not given is what suits the full model. A client that cancels stops it, and the best is kept.
+        """
+        with plain_errors():
+            chosen = bench.chosen(full, compressed)
+            usual = suited(bench, chosen.full)
+            given = {"batch": batch, "seq_len": seq_len, "kl": kl, "every": every, "steps": steps}
+            rest = {key: getattr(usual, key) if value is None else value for key, value in given.items()}
+            rate = usual.rate(what) if lr is None else lr
+            wanted = learner.wanted_of(
+                what, rank, corpus or usual.corpus, tokens=tokens, lr=rate, init=init, seed=seed, **rest
+            )
+            name = name or learner.suggested(wanted.short, wanted.corpus)
+            job = learner.begin(bench, chosen, name, wanted, owner(request))
+            try:
+                while job.active:
+                    yield job.record()
+                    time.sleep(EVERY)
+            finally:
+                job.cancel.set()
+            if job.state != "done":
+                raise ctp.InputError(job.note)
+            yield job.record()
+
     gr.api(compare, api_name="compare", **DEVICE)
     gr.api(lens, api_name="lens", **DEVICE)
     gr.api(questions, api_name="questions", **LONG)
+    gr.api(train, api_name="train", concurrency_id="train", concurrency_limit=jobs.ALL)  # a job: it only looks

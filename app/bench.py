@@ -19,6 +19,7 @@ from ctplab.app.places import HUB, Places
 from ctplab.app.turns import Turns
 from ctplab.disk import data_dir
 from ctplab.formats.checkpoint import MANIFEST, describe
+from ctplab.formats.tuned import PROMPT
 from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
 from ctplab.models.loading import resolve
 from ctplab.prompts import arms
@@ -69,8 +70,7 @@ class Bench:
             if loaded.source == source and not again:
                 return loaded.name
         self.places.check_model(source)
-        if len(self.models) >= MODELS:
-            raise ctp.InputError(f"{MODELS} models are loaded already; restart the server to load others")
+        self.check_room()
         on_hub = HUB.fullmatch(source) and not Path(resolve(source)).exists()
         where = hub.folder(source) if on_hub else source
         with self.turns.turn():
@@ -82,6 +82,11 @@ class Bench:
         self.models[name] = Loaded(name, source, model, tokenizer, about)
         return name
 
+    def check_room(self) -> None:
+        """Raise InputError if no other model may be loaded."""
+        if len(self.models) >= MODELS:
+            raise ctp.InputError(f"{MODELS} models are loaded already; restart the server to load others")
+
     def load_prompt(self, folder: str) -> str:
         """Read a prompt folder and return its name here. Raises InputError in one line."""
         folder = limits.text(folder, "prompt", 1000).strip()
@@ -92,7 +97,9 @@ class Bench:
             raise ctp.InputError(f"{PROMPTS} prompts are loaded already; restart the server to load others")
         saved = ctp.load_prompt(folder)
         path = Path(folder).resolve()
-        name = path.name if path.name != "prompt" else f"{saved.info.get('tag', 'model')} prompt"
+        name = path.name
+        if name == PROMPT:  # a tuned model's own has the name of its folder
+            name = f"{path.parent.name if (path.parent / MANIFEST).exists() else saved.info.get('tag', 'model')} prompt"
         if name in self.prompts and self.prompts[name][0] != str(path):
             name = str(path)
         self.prompts[name] = (str(path), saved)

@@ -159,10 +159,11 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
 
     def poll(request: gr.Request, shown: Any, full: str, compressed: str, prompt: str | None) -> list[Any]:
         job = bench.jobs.latest("compress", owner(request))
-        if job is None or job.version == shown:
+        now = None if job is None else job.version  # before anything is drawn: what comes later is the next look's
+        if job is None or now == shown:
             return [gr.skip()] * 7
         finished = renew(bench, full, compressed, prompt) if job.state == "done" else (gr.skip(),) * 3
-        return [job.html(owner(request)), summary(job.result), report_of(job.result), job.version, *finished]
+        return [job.html(owner(request)), summary(job.result), report_of(job.result), now, *finished]
 
     def cancelled(request: gr.Request) -> None:
         with plain_errors():

@@ -1,4 +1,4 @@
-"""Figures and words of the tab *Train*: what is learned, where it stands between two models, and what it answers."""
+"""Figures and words of the tab *Train*: where what is learned stands between two models, and what it answers."""
 
 from html import escape
 
@@ -14,7 +14,7 @@ MOST = 600  # steps that are drawn
 
 
 def recovery(job: Job) -> float | None:
-    """Share of the validation gap that the best prompt so far closes; None before it is known, or without a gap."""
+    """Share of the validation gap that the best so far closes; None before it is known, or without a gap."""
     measured = [value for _, _, value in job.points if value is not None]
     full, small = job.baselines.get("full"), job.baselines.get("compressed")
     if not measured or full is None or small is None or small - full < 1e-6:
@@ -23,7 +23,7 @@ def recovery(job: Job) -> float | None:
 
 
 def curves(job: Job | None) -> go.Figure:
-    """Validation NLL between the full and the unprompted model, and below it the objective of every step."""
+    """Validation NLL between the full and the compressed model, and below it the objective of every step."""
     if job is None or not job.points:
         return figures.note(HEIGHT, "Curves appear with the first step.")
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.1, row_heights=[0.6, 0.4])
@@ -40,7 +40,7 @@ def curves(job: Job | None) -> go.Figure:
         x=[step for step, _ in measured], y=[value for _, value in measured], mode="lines+markers",
         name="validation NLL", line={"color": colour("soft"), "width": 2.5}, row=1, col=1,
     )  # fmt: skip
-    for name, words in (("compressed", "without a prompt"), ("full", "full model")):
+    for name, words in (("compressed", "compressed model"), ("full", "full model")):
         if name in job.baselines:
             figure.add_scatter(
                 x=[1, max(job.total, steps[-1])], y=[job.baselines[name]] * 2, mode="lines", name=words,
@@ -59,17 +59,19 @@ def told(job: Job | None) -> str:
     if job is None:
         return ""
     share, lines = recovery(job), []
+    best = escape(str(job.result.get("words", "prompt")))
+    measure = "ctplab recover" if best == "prompt" else "ctplab recover --tuned"
     if share is not None:
         lines.append(
             f"<p><strong>{100 * share:.0f}%</strong> of the gap between the compressed and the full model is closed on "
-            "the validation windows (the best prompt so far; no interval, and the windows also choose it: the tab "
-            "Results and <code>ctplab recover</code> measure it on text that nothing chose).</p>"
+            f"the validation windows (the best {best} so far; no interval, and the windows also choose it: "
+            f"<code>{measure}</code> measures it on text that nothing chose).</p>"
         )
     lines += [f"<p>⚠ {escape(warning)}</p>" for warning in job.result.get("warnings", ())]
     if job.said:
         rows = "".join(f"<tr><td>{step}</td><td>{escape(text) or '(empty)'}</td></tr>" for step, text in job.said[-12:])
         lines.append(
             f'<table class="said"><caption>{escape(job.result.get("watched", ""))}</caption>'
-            f"<tr><th>after step</th><th>answer behind the prompt</th></tr>{rows}</table>"
+            f"<tr><th>after step</th><th>answer</th></tr>{rows}</table>"
         )
     return "".join(lines)

@@ -1,6 +1,6 @@
 """The header: model card, prompt with its compatibility badge, device and seed; and loading more of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
@@ -12,6 +12,7 @@ from ctplab.app import history
 from ctplab.app.bench import DEVICE, LONG, PRIVATE, Bench, Chosen, Loaded
 from ctplab.app.toast import plain_errors
 from ctplab.app.views import size
+from ctplab.app.ways import words
 from ctplab.models.known import MODELS, KnownModel
 
 
@@ -45,12 +46,17 @@ class Header:
         """The same by name, for lists of what was done."""
         return {"full": self.full, "compressed": self.compressed, "prompt": self.prompt}
 
-    def on_another_model(self, settings: Callable[[str], list[Any]], outputs: list[gr.components.Component]) -> None:
-        """Fill ``outputs`` with ``settings(full model)`` if a reader chooses or loads another full model."""
+    def on_another_model(
+        self,
+        settings: Callable[..., list[Any]],
+        outputs: list[gr.components.Component],
+        more: Sequence[gr.components.Component] = (),
+    ) -> None:
+        """Fill ``outputs`` with ``settings(full model, *more)`` if a reader chooses or loads another full model."""
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, **PRIVATE}
-        self.full.input(settings, self.full, outputs, **quiet)
+        self.full.input(settings, [self.full, *more], outputs, **quiet)
         for event in self.loads:
-            event.success(settings, self.full, outputs, **quiet)
+            event.success(settings, [self.full, *more], outputs, **quiet)
 
 
 NONE_YET = (
@@ -68,6 +74,9 @@ def _model_html(title: str, loaded: Loaded) -> str:
         facts.append(
             f"truly {about['bits_per_weight']:.2f} bits a weight, nominally {about['nominal_bits_per_weight']:g}"
         )
+        if tuned := about.get("tuned"):
+            learned = f"{words(tuned['what'])} learned"
+            facts.append(f"{learned} on {tuned['corpus']}" if "corpus" in tuned else learned)
         if about.get("calibrated_on"):
             facts.append(f"calibrated on {about['calibrated_on']}, {about.get('made', '')}")
     elif about.get("quant_method"):

@@ -59,6 +59,13 @@ class Job:
         """Changes whenever a page has something new to show."""
         return self.id, self.state, self.done, self.note, len(self.points)
 
+    def record(self) -> dict[str, Any]:
+        """Where a learning job is, as plain JSON for programs."""
+        measured = [[step + 1, value] for step, _, value in list(self.points) if value is not None]
+        told = {key: self.result[key] for key in ("names", "folder", "warnings") if key in self.result}
+        return {"state": self.state, "done": self.done, "total": self.total, "note": self.note,
+                "validation": measured, "baselines": self.baselines, **told}  # fmt: skip
+
     def progress(self, items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
         """A ctplab progress: counts, lets others use the device between two items, and ends once it is cancelled."""
         for item in self.counted(items, total=total, label=label):

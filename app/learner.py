@@ -1,163 +1,163 @@
-"""Learning a prompt as a job of the server: what the tab *Train* starts, estimates and stops."""
+"""Learning as a job of the server: what the tab *Train* starts and stops, whatever is learned."""
 
-import resource
-import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ctplab as ctp
 from ctplab.app import limits
 from ctplab.app.bench import Bench, Chosen
 from ctplab.app.jobs import Job
-from ctplab.app.views import size
+from ctplab.app.ways import Lesson, Wanted, check_weights, lesson, way
 from ctplab.atlas.questions import FORM
 from ctplab.disk import write_json
+from ctplab.formats.checkpoint import MANIFEST
+from ctplab.formats.tuned import KINDS, SOFT
 from ctplab.learning import schedule
-from ctplab.learning.rows import start
 from ctplab.text.chat import has_template
 
-PROBE = 3  # steps that the estimate really runs
 
-
-def spec_of(
-    tokens: float, steps: float, batch: float, lr: float, kl: float, init: str, every: float, seed: float
-) -> ctp.PromptSpec:
-    """The form as a spec; raises InputError for senseless values."""
+def wanted_of(
+    what: Sequence[str],
+    rank: float,
+    corpus: str,
+    seq_len: Any,
+    tokens: float,
+    steps: float,
+    batch: float,
+    lr: float,
+    kl: float,
+    init: str,
+    every: float,
+    seed: float,
+) -> Wanted:
+    """The form as what is wanted; raises InputError for senseless values. What the choice does not ask for is left."""
+    chosen = limits.some_of(what, "what is learned", (*KINDS, SOFT))
+    rows: dict[str, Any] = {}
+    if SOFT in chosen:
+        starts = ("vocab-random", "vocab-first")
+        rows = {"tokens": limits.whole(tokens, "tokens", 1, 1024), "init": limits.one_of(init, "start from", starts)}
     n = limits.whole(steps, "steps", 1, 200_000)
-    return ctp.PromptSpec(
-        tokens=limits.whole(tokens, "tokens", 1, 1024),
+    spec = ctp.PromptSpec(
+        **rows,
         steps=n,
         batch=limits.whole(batch, "batch", 1, 256),
         lr=limits.number(lr, "learning rate", 1e-8, 10),
         warmup=min(20, n // 5),
         kl=limits.number(kl, "weight of the KL", 0, 1),
-        init=limits.one_of(init, "start from", ("vocab-random", "vocab-first")),
         evaluate_every=limits.whole(every, "validate every", 1, 200_000),
         seed=limits.whole(seed or 0, "seed", 0, 2**31 - 1),
     )
+    low_rank = limits.whole(rank, "rank", 1, 256) if "low-rank" in chosen else Wanted.rank
+    return Wanted(chosen, spec, limits.text(corpus, "text", 2000).strip(), seq_len, low_rank)
 
 
-def texts(bench: Bench, chosen: Chosen, corpus: str, seq_len: Any, spec: ctp.PromptSpec) -> ctp.Corpus:
-    """The corpus as the compressed model reads it. Raises InputError if a step would take too many tokens."""
-    found = bench.corpus(corpus, bench.model(chosen.compressed).tokenizer, seq_len)
-    limits.whole(spec.batch * found.seq_len, "batch x tokens a window", 2, 2**17)
-    return found
+def suggested(wanted_short: str, corpus: str) -> str:
+    """A name that says what is learned, on what, and when."""
+    return f"{wanted_short}-{corpus.split(':')[-1].split('/')[-1][:20]}-{time.strftime('%d%b-%H%M').lower()}"
 
 
-def peak_bytes() -> int:
-    """The most memory this process ever held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+def places(bench: Bench, chosen: Chosen, wanted: Wanted, name: str) -> tuple[Path, Path, Path, Path]:
+    """Where a learning of this name lies: its folder, the file that completes it, its state, and its recipe."""
+    store = bench.store(chosen)
+    if not wanted.kinds:
+        out = store.prompt(chosen.compressed, name)
+        return out, out / "prompt.json", store.prompt_state(chosen.compressed, name), out / "recipe.json"
+    out = store.tuned(chosen.compressed, name)
+    return out, out / MANIFEST, *(out.with_name(f"{out.name}.{end}") for end in ("state.safetensors", "recipe.json"))
 
 
-def estimate(bench: Bench, chosen: Chosen, spec: ctp.PromptSpec, corpus: str, seq_len: Any) -> str:
-    """Estimate time and memory from a few real steps, in words."""
-    small, teacher = bench.model(chosen.compressed), bench.model(chosen.full).model if spec.kl else None
-    seconds: list[float] = []
-    text = texts(bench, chosen, corpus, seq_len, spec)
-    _ = text.train.windows, text.validation.windows  # read now, while others use the device
-    with bench.turns.turn():
-        steps = ctp.learn_steps(
-            small.model, text.train, text.validation, spec, tokenizer=small.tokenizer, teacher=teacher
-        )
-        began = time.perf_counter()
-        seconds.append(next(steps).seconds)
-    while len(seconds) < PROBE:
-        with bench.turns.turn():
-            step = next(steps, None)
-        if step is None:
-            break
-        seconds.append(step.seconds)
-    ready = max(0.0, time.perf_counter() - began - sum(seconds))
-    steps.close()  # type: ignore[attr-defined]
-    checks = 1 + spec.steps // (spec.evaluate_every or spec.steps)
-    total = min(seconds) * spec.steps + ready * checks
-    return (
-        f"About **{total:.0f} s** ({min(seconds):.2f} s a step, {ready:.1f} s for each of {checks} validations), from "
-        f"{len(seconds)} real steps. Memory of the whole server so far, these steps included: {size(peak_bytes())}."
-    )
+def keep_recipe(wanted: Wanted, path: Path) -> None:
+    """Write what ``recipes.train_form`` reads."""
+    said = {"what": list(wanted.what), "rank": wanted.rank, "corpus": wanted.corpus, "seq_len": wanted.seq_len}
+    write_json({"spec": wanted.spec.to_json(), **said}, path)
 
 
-def begin(
-    bench: Bench,
-    chosen: Chosen,
-    name: str,
-    spec: ctp.PromptSpec,
-    corpus: str,
-    seq_len: Any,
-    owner: str = "",
-    watched: str = "",
-) -> Job:
-    """Queue the learning of a prompt called ``name``; unfinished work of the same recipe is taken up again.
+def unfinished(runs: Path) -> str:
+    """What could be resumed, as a line of text."""
+    prompts = [path.parent for path in runs.glob("*/*/prompts/*/state.safetensors")]
+    tuned = [path.with_name(path.name.removesuffix(".state.safetensors"))
+             for path in runs.glob("*/*/tuned/*.state.safetensors")]  # fmt: skip
+    found = sorted(str(path.relative_to(runs)) for path in (*prompts, *tuned))
+    return f"To resume, give the name and the settings again: {', '.join(found)}" if found else ""
+
+
+def begin(bench: Bench, chosen: Chosen, name: str, wanted: Wanted, owner: str = "", watched: str = "") -> Job:
+    """Queue the learning of what is ``wanted`` under a name; unfinished work of the same recipe is taken up again.
 
     ``watched``: a question whose answer is kept at every validation.
     """
-    small, full = bench.model(chosen.compressed), bench.model(chosen.full)
-    name = limits.name(name, "the prompt")
-    bench.places.check_corpus(limits.text(corpus, "text", 2000))
-    store = bench.store(chosen)
-    out, state = store.prompt(small.name, name), store.prompt_state(small.name, name)
-    if (out / "prompt.json").exists() and not state.exists():
-        raise ctp.InputError(f"a finished prompt called {name!r} exists in {out}: choose another name")
+    small, _ = bench.model(chosen.compressed), bench.model(chosen.full)
+    name = limits.name(name, f"the {'model' if wanted.kinds else 'prompt'}")
+    bench.places.check_corpus(wanted.corpus)
+    check_weights(small, wanted)
+    if wanted.kinds:
+        bench.check_room()  # what will be learned is a model of its own
+    out, complete, state, recipe = places(bench, chosen, wanted, name)
+    if complete.exists() and not state.exists():
+        what = "tuned model" if wanted.kinds else "prompt"
+        raise ctp.InputError(f"a finished {what} called {name!r} exists in {out}: choose another name")
 
     def work(job: Job) -> None:
-        job.total, job.note, job.result["watched"] = spec.steps, f"reading {corpus}", watched
-        text = texts(bench, chosen, corpus, seq_len, spec)
-        _ = text.train.windows, text.validation.windows  # read now, while others use the device
+        job.total, job.note = wanted.spec.steps, f"reading {wanted.corpus}"
+        job.result.update(watched=watched, words=wanted.words)
+        given = lesson(bench, chosen, wanted)
         with bench.turns.turn():
-            result = start(small.model, spec, small.tokenizer)
-            steps = ctp.learn_steps(
-                small.model, text.train, text.validation, spec, tokenizer=small.tokenizer,
-                teacher=full.model if spec.kl else None, state=state, result=result,
-            )  # fmt: skip
-        recipe = {"spec": spec.to_json(), "corpus": corpus, "seq_len": seq_len}
-        write_json(recipe, out / "recipe.json")
-        _baselines(bench, job, full.model, small.model, text, spec)
-        while not job.cancel.is_set() or not job.points:
+            learning = way(bench, given, state, out)
+        keep_recipe(wanted, recipe)
+        try:
+            _baselines(bench, job, given)
+            _steps(bench, job, learning, watched)
             with bench.turns.turn():
-                step = next(steps, None)
-                if step is None:
-                    break
-                if not job.points:  # resumed: the curve so far
-                    job.points = [(s.step, s.loss, s.validation) for s in result.steps[:-1]]
-                    job.first = len(job.points)
-                if watched.strip() and (step.validation is not None or not job.said):
-                    job.said.append((step.step + 1, _answer(small, result.prefix, watched)))
-            job.points.append((step.step, step.loss, step.validation))
-            job.done, job.note = step.step + 1, f"best validation {result.best_validation:.3f} at {result.best_step}"
-        if job.done < spec.steps and not result.stopped:
-            result.stopped = f"stopped by hand after {job.done} steps"
-        steps.close()  # type: ignore[attr-defined]
-        ctp.save_prompt(
-            result, out, spec, small.model, small.tokenizer, base=small.about.get("base", full.name), tag=small.tag,
-            corpus=corpus, corpus_fingerprint=text.train.fingerprint, seq_len=text.seq_len, weights=small.name,
-            validation_baselines=job.baselines,
-        )  # fmt: skip
+                learning.save(out, job.baselines)
+        finally:
+            learning.close()
+        result = learning.result
         if not result.stopped:
             state.unlink(missing_ok=True)
-        job.result["warnings"] = result.warnings
-        job.result["name"] = bench.load_prompt(str(out))
-        kept = f"{job.note}, kept as {job.result['name']}"
+        names = learning.names(bench, out)
+        job.result.update(warnings=result.warnings, folder=str(out), names=names)
+        kept = f"{job.note}, kept as {next(iter(names.values()))}"
         job.note = "; ".join([*filter(None, [result.stopped]), kept, *result.warnings])
 
     return bench.jobs.start("train", f"learn {name} through {small.name}", work, owner)
 
 
-def _baselines(bench: Bench, job: Job, full: Any, small: Any, text: ctp.Corpus, spec: ctp.PromptSpec) -> None:
-    """What the full and the unprompted model reach on the validation windows: the ends of the gap."""
-    windows = schedule.validations(spec, len(text.train.windows), len(text.validation.windows)).windows
-    for arm in ctp.arms(full, small):
+def _steps(bench: Bench, job: Job, learning: Any, watched: str) -> None:
+    """Take the steps in turn with everybody else, until they end or somebody stops them."""
+    result, total = learning.result, job.total
+    while not job.cancel.is_set() or not job.points:
         with bench.turns.turn():
-            job.baselines[arm.name] = ctp.perplexity(arm, text.validation, limit=windows).mean
+            step = next(learning.steps, None)
+            if step is None:
+                break
+            if not job.points:  # resumed: the curve so far
+                job.points = [(s.step, s.loss, s.validation) for s in result.steps[:-1]]
+                job.first = len(job.points)
+            if watched.strip() and (step.validation is not None or not job.said):
+                job.said.append((step.step + 1, _answer(learning.arm(), learning.lesson.small.tokenizer, watched)))
+        job.points.append((step.step, step.loss, step.validation))
+        job.done, job.note = step.step + 1, f"best validation {result.best_validation:.3f} at {result.best_step}"
+    if job.done < total and not result.stopped:
+        result.stopped = f"stopped by hand after {job.done} steps"
 
 
-def _answer(small: Any, prefix: ctp.Prefix, question: str) -> str:
-    """What the model answers behind the prompt so far, greedily."""
-    chats = has_template(small.tokenizer)
+def _baselines(bench: Bench, job: Job, given: Lesson) -> None:
+    """What both models reach on the validation windows before anything is learned: the ends of the gap."""
+    train, validation, spec = given.text.train, given.text.validation, given.wanted.spec
+    windows = schedule.validations(spec, len(train.windows), len(validation.windows)).windows
+    for arm in ctp.arms(given.full.model, given.small.model):
+        with bench.turns.turn():
+            job.baselines[arm.name] = ctp.perplexity(arm, validation, limit=windows).mean
+
+
+def _answer(arm: ctp.Arm, tokenizer: Any, question: str) -> str:
+    """What the arm answers, greedily."""
+    chats = has_template(tokenizer)
     text = question.strip() if chats else FORM.format(question=question.strip())
-    arm = ctp.Arm("soft", small.model, prefix)
     try:
-        found = ctp.generate(arm, small.tokenizer, [text], max_new_tokens=24, stop=None if chats else "\n")[0]
+        found = ctp.generate(arm, tokenizer, [text], max_new_tokens=24, stop=None if chats else "\n")[0]
     except ctp.InputError as error:
         return f"({error})"
     return found.text.strip()

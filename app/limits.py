@@ -49,3 +49,10 @@ def one_of(value: Any, what: str, choices: Any) -> Any:
     if value not in choices:
         raise ctp.InputError(f"{what}: choose one of {', '.join(map(str, choices))}")
     return value
+
+
+def some_of(value: Any, what: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of ``choices`` that the list ``value`` names. Raises InputError if it names none, or anything else."""
+    if not isinstance(value, list | tuple) or not value or not all(each in choices for each in value):
+        raise ctp.InputError(f"{what}: choose one or more of {', '.join(choices)}")
+    return tuple(choice for choice in choices if choice in value)

@@ -8,24 +8,28 @@ import gradio as gr
 import ctplab as ctp
 from ctplab.disk import read_json
 from ctplab.formats.checkpoint import MANIFEST
+from ctplab.formats.tuned import SOFT
 
+BESIDE = ".recipe.json"  # what a recipe's name ends in, beside the folder that it is of
 MOST = 100  # that a list offers, newest first
 
 
-def _found(runs: Path, pattern: str) -> dict[str, dict[str, Any]]:
-    """Folder -> recipe; what cannot be read is left out."""
+def _found(runs: Path, *patterns: str) -> dict[str, dict[str, Any]]:
+    """Folder -> recipe, newest first; what cannot be read is left out."""
     found = {}
-    for path in sorted(runs.glob(pattern), key=lambda path: -path.stat().st_mtime)[:MOST]:
+    paths = [path for pattern in patterns for path in runs.glob(pattern)]
+    for path in sorted(paths, key=lambda path: -path.stat().st_mtime)[:MOST]:
+        folder = path.with_name(path.name.removesuffix(BESIDE)) if path.name.endswith(BESIDE) else path.parent
         try:
-            found[str(path.parent.relative_to(runs))] = read_json(path)
+            found[str(folder.relative_to(runs))] = read_json(path)
         except ctp.InputError:
             continue
     return found
 
 
 def trained(runs: Path) -> dict[str, dict[str, Any]]:
-    """Recipes of prompts that were trained on this page."""
-    return _found(runs, "*/*/prompts/*/recipe.json")
+    """Recipes of what was trained on this page: prompts, and tuned models, whose recipes lie beside their folders."""
+    return _found(runs, "*/*/prompts/*/recipe.json", "*/*/tuned/*.recipe.json")
 
 
 def compressed(runs: Path) -> dict[str, dict[str, Any]]:
@@ -36,10 +40,13 @@ def compressed(runs: Path) -> dict[str, dict[str, Any]]:
 
 
 def train_form(recipe: dict[str, Any]) -> list[Any]:
-    """Values of the form of *Train*: corpus, window, tokens, steps, batch, rate, KL, start, validation, seed."""
+    """Values of the form of *Train*, in the order of ``learner.wanted_of``. Older recipes are those of prompts."""
     spec = recipe.get("spec", {})
-    names = ("tokens", "steps", "batch", "lr", "kl", "init", "evaluate_every", "seed")
-    return [recipe.get("corpus", gr.skip()), recipe.get("seq_len", gr.skip()), *(spec.get(n, gr.skip()) for n in names)]
+    return [
+        recipe.get("what", [SOFT]),
+        *(recipe.get(name, gr.skip()) for name in ("rank", "corpus", "seq_len")),
+        *(spec.get(n, gr.skip()) for n in ("tokens", "steps", "batch", "lr", "kl", "init", "evaluate_every", "seed")),
+    ]
 
 
 def compress_form(manifest: dict[str, Any]) -> list[Any]:

@@ -1,13 +1,17 @@
 """Settings that suit a model: what the forms of *Compress* and *Train* begin with, and begin with again for another."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ctplab.app.bench import Bench
+from ctplab.formats.tuned import SOFT
 
 SMALL = 20_000_000
 """Weights of a model that learns hundreds of steps in a minute or two on two cores."""
+TUNED_RATE = 0.1
+"""The rate of scales and norms, alone or with a prompt, for tens of steps: docs/results.md has what others reach."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,10 @@ class Suited:
     scored: int
     """Windows for a measurement that scores once for each row."""
 
+    def rate(self, what: Sequence[str]) -> float:
+        """The learning rate for what is learned, a prompt alone or other things."""
+        return self.lr if list(what) == [SOFT] else TUNED_RATE
+
 
 def suited(bench: Bench, name: str) -> Suited:
     """For the model called ``name``: the embedded world's text for the embedded model, general English for others."""
@@ -44,9 +52,9 @@ def compress_values(found: Suited) -> list[Any]:
     return [found.corpus, found.samples, found.seq_len]
 
 
-def train_values(found: Suited) -> list[Any]:
+def train_values(found: Suited, what: Sequence[str]) -> list[Any]:
     """Text, tokens a window, steps, batch, validate every, learning rate, weight of the KL."""
-    return [found.corpus, found.seq_len, found.steps, found.batch, found.every, found.lr, found.kl]
+    return [found.corpus, found.seq_len, found.steps, found.batch, found.every, found.rate(what), found.kl]
 
 
 def worth_values(found: Suited) -> list[Any]:

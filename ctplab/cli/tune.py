@@ -11,8 +11,7 @@ from ctplab.cli.shared import add_command, at_least, finish, load_model, manifes
 from ctplab.errors import InputError
 from ctplab.formats.tuned import KINDS, MANIFEST, SOFT, changes_between, fold, tuned_from
 from ctplab.learning.rows import initial_rows
-from ctplab.learning.saving import save_tuned
-from ctplab.models.fingerprints import weights_fingerprint
+from ctplab.learning.saving import made_tuned, save_tuned
 from ctplab.models.loading import resolve
 from ctplab.progress import bar
 
@@ -35,10 +34,7 @@ def tune(options: argparse.Namespace) -> None:
     teacher = teacher_of(options, text.train) if spec.taught else None
     earlier = ctp.load_prompt(options.init_prompt).rows()[0] if options.init_prompt else None
     prompt = initial_rows(model, spec, tokenizer, text.train, earlier) if k else None
-    made_from = {
-        "what": what, "rank": options.rank, "spec": spec.to_json(), "from": options.model, "corpus": options.corpus,
-        "corpus_fingerprint": text.train.fingerprint, "weights_fingerprint": weights_fingerprint(model),
-    }  # fmt: skip
+    made_from = made_tuned(what, options.rank, spec, model, options.model, options.corpus, text.train)
     if before is not None:
         if {key: before.get(key) for key in made_from} != made_from:
             raise InputError(f"{out} holds a model that was tuned otherwise: choose another --out")

@@ -2,13 +2,14 @@
 
 What computes x Wᵀ, by tokens and device:
 
-    a few tokens    torch's int4 kernel, if it takes the weights (``int4``); on a card with Triton else our own, which
-                    takes 2, 3, 4 and 8 bits and pruned weights (``kernels/product``)
+    a few tokens    on a card with Triton our own kernel, which takes 2, 3, 4 and 8 bits and pruned weights
+                    (``kernels/product``); else torch's int4 kernel, if it takes the weights (``int4``)
     more tokens     a dense copy, made by one Triton kernel on a card (``kernels/unpacking``), and the library's product
 
 ``packing.unpack`` is the fallback and the reference.
 """
 
+import operator
 import warnings
 from typing import Any
 
@@ -37,7 +38,8 @@ class PackedLinear(nn.Module):
     """Replaces ``nn.Linear`` (or ``Conv1D``). Its buffers are the parts that :func:`packing.pack` returns.
 
     Torch's int4 kernels compute the product of a few bfloat16 tokens without gradients, if the weights have 4 bits, no
-    pruning and a fitting shape. The layer then keeps the codes in the kernel's order as well: 8 bits per weight in all.
+    pruning and a fitting shape. The layer then keeps the codes in the kernel's order as well: 8 bits per weight in all,
+    until :func:`release`.
     """
 
     def __init__(self, parts: dict[str, Tensor], bits: int | None, bias: Tensor | None) -> None:
@@ -50,28 +52,36 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = parts["shape"].tolist()
         self.int4_group = int4.group_size(parts, bits)
         self.int4: int4.Int4 | None = None
-        self._starts: Tensor | None = None
+        self._matrix: Any = None  # the parts as Triton's kernels take them, and the parts that it was made of
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The unpacked weights, (out, in)."""
         parts = self._parts()
-        device = parts["scale" if "scale" in parts else "mask"].device
-        if usable(device):
+        if (
+            usable(parts["scale" if "scale" in parts else "mask"].device)
+            and (matrix := self._for_kernels()) is not None
+        ):
             from ctplab.compression.kernels.unpacking import dense
 
-            return dense(parts, self.bits, (self.out_features, self.in_features), dtype, self._kept_before())
+            return dense(matrix, dtype)
         return unpack(parts, self.bits, dtype)
 
-    def _kept_before(self) -> Tensor | None:
-        """The number of kept weights in the rows before each row, for Triton's kernels; None without a mask."""
-        if "mask" not in self.part_names:
-            return None
-        mask = self._parts()["mask"]
-        if self._starts is None or self._starts.device != mask.device:
-            from ctplab.compression.kernels.unpacking import kept_before
+    def _for_kernels(self) -> Any:
+        """The parts as Triton's kernels take them (``unpacking.Matrix``); None if they do not take them."""
+        parts = [self._buffers[name] for name in self.part_names]
+        if self._matrix is None or not all(map(operator.is_, parts, self._matrix[1])):
+            from ctplab.compression.kernels.unpacking import matrix
 
-            self._starts = kept_before(mask, (self.out_features, self.in_features))
-        return self._starts
+            self._matrix = matrix(self._parts(), self.bits, (self.out_features, self.in_features)), parts
+        return self._matrix[0]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "PackedLinear":
+        self._matrix = None  # it would keep the parts on the device that they leave
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._matrix = self.int4 = None  # they were made from the weights before
 
     def _parts(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self.part_names}
@@ -90,19 +100,20 @@ class PackedLinear(nn.Module):
         """The product of a few tokens from Triton's kernel, without gradients. Returns None if it does not fit."""
         if (torch.is_grad_enabled() and x.requires_grad) or not usable(x.device):
             return None
-        from ctplab.compression.kernels.product import TOKENS, product
+        from ctplab.compression.kernels.product import product, takes
 
-        if x.numel() > TOKENS * self.in_features or x.numel() == 0:
+        matrix = self._for_kernels()
+        if matrix is None or x.dtype == torch.float64 or not takes(x.numel() // self.in_features, matrix):
             return None
-        shape = (self.out_features, self.in_features)
-        y = product(x.reshape(-1, self.in_features), self._parts(), self.bits, shape, self._kept_before())
-        return y.view(*x.shape[:-1], self.out_features)
+        return product(x, matrix)
 
     def _int4_product(self, x: Tensor) -> Tensor | None:
         """The product from the int4 kernel. Returns None if no kernel fits or none is faster."""
+        if not self.int4_group or usable(x.device):
+            return None
         few = x.dtype == torch.bfloat16 and x.numel() <= int4.TOKENS.get(x.device.type, 0) * self.in_features
         needs_grad = torch.is_grad_enabled() and x.requires_grad
-        if not few or not self.int4_group or needs_grad or not int4.runs_on(x.device):
+        if not few or needs_grad or not int4.runs_on(x.device):
             return None
         if self.int4 is None or self.int4.codes.device != x.device:
             self.int4 = int4.prepare(self._parts(), self.int4_group)
@@ -111,3 +122,10 @@ class PackedLinear(nn.Module):
                 self.int4, self.int4_group = None, 0
                 return None
         return self.int4.product(x.reshape(-1, self.in_features).contiguous()).view(*x.shape[:-1], self.out_features)
+
+
+def release(model: nn.Module) -> None:
+    """Forget the copies of codes that products of a few tokens made: learning multiplies many tokens."""
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear):
+            layer.int4 = None

@@ -11,7 +11,7 @@ not fit into the card's memory), and a model on several cards. Such steps run as
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -122,7 +122,8 @@ class Steps:
         key = (model, len(numbers))  # another size is another graph
         try:
             if key not in self._graphs:
-                self._graphs[key] = self._record(self.gradients[model], numbers, n_targets)
+                with _numbers_kept(self.gradients[model].text.ids.device):  # a recording draws some for nothing
+                    self._graphs[key] = self._record(self.gradients[model], numbers, n_targets)
         except RuntimeError as error:
             self.obstacles[model] = f"recording failed: {str(error).splitlines()[0][:120]}"
             return self.gradients[model](numbers, n_targets)
@@ -135,7 +136,7 @@ class Steps:
         others = (numbers + 1) % len(gradient.text.ids)
 
         def result(run: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor]:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with _numbers_kept(device):
                 torch.manual_seed(0)  # an adapter's dropout draws the same numbers
                 loss = run(others, n_targets)
             grads = [p.grad.flatten() for p in gradient.learnable.parameters.values() if p.grad is not None]
@@ -146,6 +147,11 @@ class Steps:
         if not (_apart(replay, step) <= allowed).all().item():
             raise RuntimeError("a replay gives other numbers than the step")
         return graphed
+
+
+def _numbers_kept(device: torch.device) -> AbstractContextManager[None]:
+    """What is drawn inside does not move on the random numbers outside."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _apart(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:

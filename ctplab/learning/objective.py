@@ -95,6 +95,7 @@ class _Chunked(torch.autograd.Function):
             loss, down = loss_of(own, rows)
             total += loss
             (gradient[rows],) = torch.autograd.grad(logits, part, down.to(logits.dtype))
+            del logits, own, down  # before the next chunk's exist
         ctx.save_for_backward(gradient)
         return total
 

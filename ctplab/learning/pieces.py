@@ -12,8 +12,8 @@ CHUNK = 1 << 22
 CARD_CHUNK = 1 << 26
 BYTES = 12  # a value at the peak: logits and gradient in half precision, log-probabilities twice in fp32
 SHARE = 8  # a chunk takes at most this fraction of a card's free memory
-PIECE = 8e12
-"""Operations that keep a large card busy for 10 ms: beside them a piece's launches take no time."""
+PIECE = 6e12
+"""Operations that keep a large card busy for 8 ms: beside them a piece's launches take no time."""
 
 
 def chunk_on(device: torch.device) -> int:

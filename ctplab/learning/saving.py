@@ -1,5 +1,6 @@
 """Save what was learned with its recipe and its learning curve: a prompt, or a tuned model with its prompt."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from ctplab.learning.learned import Learned
 from ctplab.learning.tuned import Changes
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
-from ctplab.models.fingerprints import copy_fingerprint
+from ctplab.models.fingerprints import copy_fingerprint, weights_fingerprint
 from ctplab.specs import PromptSpec
+from ctplab.text.corpora import Split
 
 
 def save_prompt(
@@ -35,6 +37,19 @@ def save_prompt(
         "curve": [vars(step) for step in learned.steps],
     }
     return write(learned.prefix, learned.initial, info, out)
+
+
+def made_tuned(
+    what: Sequence[str], rank: int, spec: PromptSpec, model: Model, source: str, corpus: str, train: Split
+) -> dict[str, Any]:
+    """What decides a tuned model, as its manifest says it: the same again is the same model.
+
+    ``what``: kinds of ``formats.tuned.KINDS``, and ``SOFT``; ``model``: what was loaded from the folder ``source``.
+    """
+    return {
+        "what": list(what), "rank": rank, "spec": spec.to_json(), "from": source, "corpus": corpus,
+        "corpus_fingerprint": train.fingerprint, "weights_fingerprint": weights_fingerprint(model),
+    }  # fmt: skip
 
 
 def save_tuned(

@@ -6,6 +6,7 @@ too exist for only a few rows at a time (see :mod:`ctplab.learning.objective`).
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from ctplab import tensor_files
 from ctplab.disk import LOG, whole
 from ctplab.errors import InputError
+from ctplab.learning.fused import Fused
 from ctplab.learning.objective import Target, Taught, chunks, with_tail
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
@@ -32,12 +34,14 @@ class MemoryTeacher:
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self.fingerprint = weights_fingerprint(model)
         self._halves = halves(model)
+        self._fused = Fused.of(model)
         self.width = self._halves.width
 
     @torch.no_grad()
     def target(self, numbers: Tensor, ids: Tensor, masks: Tensor | None = None) -> Taught:
         """For windows ``ids`` (B, T) with their masks (B, T): what the model says about the targets."""
-        states, _ = predicted(self._halves.states([], ids), ids, masks)
+        with self._fused.on() if self._fused else nullcontext():
+            states, _ = predicted(self._halves.states([], ids), ids, masks)
         return Taught(states, self._halves.head)
 
 

@@ -178,6 +178,14 @@ class Tuned:
                 found[name] = value.clone() * (self._unit[unit] if kind == "left" else 1)
         return Changes(found, prefix)
 
+    def now(self) -> Changes:
+        """The changes as they are."""
+        return self.frozen({name: p.detach() for name, p in self.parameters.items()})
+
+    def start(self) -> Learned[Changes]:
+        """Make a result that holds no change yet and no steps."""
+        return Learned(self.now(), self.now())
+
     def remove(self) -> Model:
         """Take the changes off and return the model with its own weights."""
         for module, name in self._changed:
@@ -213,8 +221,7 @@ def learn_tuned(
     """
     tuned = Tuned(model, folder, what, rank, spec.seed, prompt)
     try:
-        first = {name: p.detach() for name, p in tuned.parameters.items()}
-        result = Learned(tuned.frozen(first), tuned.frozen(first))
+        result = tuned.start()
         steps: Any = take_steps(tuned, [model], train, validation, spec, result, teacher=teacher, state=state)
         return finish(steps, result, spec, progress)
     finally:

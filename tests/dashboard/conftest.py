@@ -124,3 +124,13 @@ def visit(chromium):
     for context in opened:
         context.close()
     assert not wrong
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    """A text of 900 short documents, for work whose result does not matter."""
+    path = tmp_path / "text.txt"
+    path.write_text(
+        "\n\n".join(f"The town {n} lies on the river {n % 7}, and people like it there." for n in range(900))
+    )
+    return path

@@ -208,6 +208,25 @@ def test_many_questions_arrive_block_by_block(real):
     assert len(job.outputs()) == 2  # one for each arm
 
 
+def test_scales_are_learned_for_a_program_and_a_cancelled_job_keeps_its_best(fake, text_file):
+    program, how = client(fake), {"corpus": f"file:{text_file}", "seq_len": 32, "batch": 2, "api_name": "/train"}
+    job = program.submit(["scales", "norms"], "of-a-program", steps=6, every=3, **how)
+    found, seen = job.result(timeout=120), [record["state"] for record in job.outputs()]
+    assert found["names"] == {"compressed": "of-a-program"} and "of-a-program" in fake.bench.models
+    assert [step for step, _ in found["validation"]] == [3, 6] and found["done"] == found["total"] == 6
+    assert seen[-1] == "done" and set(seen[:-1]) <= {"queued", "running"}
+    endless = program.submit(["norms"], "endless", steps=100_000, every=50, **how)
+    while not any(record["done"] for record in endless.outputs()):
+        time.sleep(0.05)
+    endless.cancel()
+    while fake.bench.jobs.unfinished("train"):
+        time.sleep(0.05)
+    kept = fake.bench.jobs.latest("train")
+    assert kept.state == "done" and "stopped by hand" in kept.note and kept.result["names"] == {"compressed": "endless"}
+    for name in ("of-a-program", "endless"):
+        del fake.bench.models[name]  # the same models as all other tests'
+
+
 def test_every_number_has_a_bound(real):
     program = client(real)
     for name, wrong in (
@@ -216,6 +235,8 @@ def test_every_number_has_a_bound(real):
         ("/latency", {"repeats": 10**6}), ("/latency", {"tokens": list(range(100))}),
         ("/compare", {"question": "a", "max_new_tokens": 10**9}), ("/compare", {"question": "a" * 30_000}),
         ("/questions", {"limit": 10**9}), ("/questions", {"questions": "task:../x"}),
+        ("/train", {"what": []}), ("/train", {"what": ["all"]}), ("/train", {"what": ["low-rank"], "rank": 10**6}),
+        ("/train", {"what": ["scales"], "name": "../x"}), ("/train", {"steps": 10**9}), ("/train", {"lr": -1}),
     ):  # fmt: skip
         with pytest.raises(Exception, match=r"give|choose|at most|a name of") as caught:
             program.predict(**wrong, api_name=name)

@@ -137,8 +137,8 @@ def test_a_job_is_its_owners(visit, real, text_file):
     for place, value in (("tokens", 2), ("steps", 150_000), ("batch", 1), ("every", 150_000)):  # never ends by itself
         mine.fill(f"#train-{place} input", str(value))
     mine.fill("#train-name textarea, #train-name input", "owned")
-    mine.get_by_label("Text", exact=True).last.fill(f"file:{text_file}")
-    mine.get_by_label("Text", exact=True).last.press("Enter")
+    mine.get_by_label("Text (or file:PATH)").fill(f"file:{text_file}")
+    mine.get_by_label("Text (or file:PATH)").press("Enter")
     mine.click("#train")
     tab(other, "Train")
     other.wait_for_selector("#train-job .job:has-text('another visitor')", timeout=120_000)
@@ -335,8 +335,8 @@ def test_train_reload_and_use_it(visit, real, text_file):
     for place, value in (("tokens", 4), ("steps", 6), ("batch", 2), ("every", 3)):
         page.fill(f"#train-{place} input", str(value))
     page.fill("#train-name textarea, #train-name input", "tiny")
-    page.get_by_label("Text", exact=True).last.fill(f"file:{text_file}")
-    page.get_by_label("Text", exact=True).last.press("Enter")
+    page.get_by_label("Text (or file:PATH)").fill(f"file:{text_file}")
+    page.get_by_label("Text (or file:PATH)").press("Enter")
     page.click("#train")
     page.wait_for_selector("#train-job .job", timeout=SOON)
     page.reload()  # the page opens where it was left
@@ -349,6 +349,41 @@ def test_train_reload_and_use_it(visit, real, text_file):
     generate(page)
     assert page.locator("#arms").get_by_label("soft", exact=True).is_checked()
     assert page.locator("#arm-soft .text").count() == 1 and "failed" not in page.locator("#arm-soft").inner_text()
+
+
+def test_scales_and_norms_are_learned_and_lead_to_compare(visit, real, text_file):
+    page = visit(real)
+    tab(page, "Train")
+    asked = page.locator("#train-what")
+    for name in ("scales", "norms"):
+        asked.get_by_label(name).check()
+    asked.get_by_label("prompt").uncheck()
+    page.wait_for_selector("#train-tokens", state="hidden", timeout=SOON)
+    assert page.locator("#train-init").is_hidden() and page.locator("#train-rank").is_hidden()
+    asked.get_by_label("low-rank").check()
+    page.wait_for_selector("#train-rank", timeout=SOON)
+    asked.get_by_label("low-rank").uncheck()
+    page.fill("#train-name textarea, #train-name input", "in-place")
+    for place, value in (("steps", 6), ("batch", 2), ("every", 3)):
+        page.fill(f"#train-{place} input", str(value))
+    page.get_by_label("Text (or file:PATH)").fill(f"file:{text_file}")
+    page.get_by_label("Text (or file:PATH)").press("Enter")
+    page.click("#train")
+    page.wait_for_selector("#train-job [data-state=done]:has-text('in-place')", timeout=60_000)
+    page.wait_for_selector("#train-says table")
+    page.click("#train-use")
+    page.wait_for_function("document.querySelector('#card').innerText.includes('scales and norms learned on')")
+    assert page.get_by_role("tab", name="Compare").get_attribute("aria-selected") == "true"
+    generate(page)
+    assert "in-place" in page.locator("#arm-compressed").inner_text()
+    page.click("#history > button")  # the form comes back as it was
+    page.evaluate("sessionStorage.clear()")
+    page.goto(real.url)
+    page.click("#history > button")
+    page.locator("#past [data-testid=cell-1-2]").click()
+    page.wait_for_selector("#train-tokens", state="hidden", timeout=SOON)
+    assert asked.get_by_label("norms").is_checked() and not asked.get_by_label("prompt").is_checked()
+    assert page.locator("#train-steps input").input_value() == "6"
 
 
 def test_results(visit, fake):
@@ -405,12 +440,3 @@ def test_narrow_pages_fit(visit, real, dark):
         page.wait_for_timeout(300)
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
     assert ("dark" in (page.locator("body").get_attribute("class") or "")) == dark
-
-
-@pytest.fixture
-def text_file(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text(
-        "\n\n".join(f"The town {n} lies on the river {n % 7}, and people like it there." for n in range(900))
-    )
-    return path

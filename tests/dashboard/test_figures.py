@@ -114,9 +114,11 @@ def test_a_curve_stands_between_its_two_models():
     assert list(drawn["objective of each step"].y) == [3.0, 2.5, 2.4]
     assert (list(drawn["validation NLL"].x), list(drawn["validation NLL"].y)) == ([2, 3], [2.0, 1.5])
     assert drawn["objective of each step"].yaxis != drawn["validation NLL"].yaxis  # other units, other axes
-    assert list(drawn["full model"].y) == [1.0, 1.0] and list(drawn["without a prompt"].y) == [3.0, 3.0]
+    assert list(drawn["full model"].y) == [1.0, 1.0] and list(drawn["compressed model"].y) == [3.0, 3.0]
     assert curves.recovery(job) == 0.75 and "75%" in curves.told(job)
-    assert "&lt;i&gt;Ohio" in curves.told(job)
+    assert "&lt;i&gt;Ohio" in curves.told(job) and "the best prompt so far" in curves.told(job)
+    job.result["words"] = "scales and norms"
+    assert "the best scales and norms so far" in curves.told(job) and "recover --tuned" in curves.told(job)
 
 
 def test_a_histogram_shows_every_count():

@@ -1,6 +1,6 @@
 """x Wᵀ of a few tokens with packed weights, in one Triton kernel: it reads the packed bits and no dense matrix.
 
-A program computes some outputs for all tokens. It walks along the columns, unpacks a tile of weights, and multiplies.
+A program computes some outputs for some tokens. It walks along the columns, decodes a tile of weights, and multiplies.
 For many tokens a dense copy and the library's product are faster: the copy then costs little beside the product.
 """
 
@@ -9,69 +9,85 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ctplab.compression.kernels.unpacking import code_at, kept_at
+from ctplab.compression.kernels.unpacking import Matrix, decoded
 
-TOKENS = 16
-"""The largest number of tokens: one tile of a tensor core. Not measured yet."""
-OUTPUTS, COLUMNS = 32, 128  # of W, a program and a step
+TOKENS, TOKENS_PRUNED = 16, 4
+"""The largest numbers of tokens: one tile of a tensor core, and what is multiplied without them."""
+FEW = 4  # tokens that are multiplied without tensor cores
+FEW_TILE = {"R": 4, "num_warps": 4}
+MORE_TILE = {"R": 32, "E": 16, "T": 16, "num_warps": 4, "num_stages": 3}
 
 
 @triton.jit
-def _product(
-    X, Out, Codes, Scale, Zero, Group, Mask, Starts, Values, tokens, rows, columns, groups, size,
-    BITS: tl.constexpr, MASKED: tl.constexpr, ORDERED: tl.constexpr,
-    T: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+def _few(
+    X, Out, Codes, Scale, Zero, Group, Mask, Starts, tokens, rows, width, groups,
+    BITS: tl.constexpr, MASKED: tl.constexpr, SIZE: tl.constexpr, E: tl.constexpr, R: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of R rows of W. See ``unpacking`` for the other arguments."""
-    t = tl.arange(0, T)
+    """Outputs of R rows of W for T tokens. See ``unpacking`` for the other arguments.
+
+    It multiplies and adds in fp32, in registers. A group's scale multiplies the sums of its eights, not its weights.
+    """
     r = (tl.program_id(0) * R + tl.arange(0, R)).to(tl.int64)
-    own = r < rows
-    total = tl.zeros((T, R), tl.float32)
-    if MASKED:
-        seen = tl.load(Starts + r, mask=own, other=0)
-    for first in range(0, columns, C):
-        c = first + tl.arange(0, C)
-        ok = own[:, None] & (c < columns)[None, :]
-        place = r[:, None] * columns + c[None, :]
-        kept = ok
-        if MASKED:
-            bits = kept_at(Mask, place, ok)
-            place = seen[:, None] + tl.cumsum(bits, 1) - 1
-            seen += tl.sum(bits, 1)
-            kept = bits > 0
-        if BITS == 0:
-            w = tl.load(Values + place, mask=kept, other=0.0).to(tl.float32)
-        else:
-            if ORDERED:
-                g = c // size
-            else:
-                g = tl.load(Group + c, mask=c < columns, other=0)
-            at = r[:, None] * groups + g[None, :]
-            scale = tl.load(Scale + at, mask=ok, other=0.0).to(tl.float32)
-            zero = tl.load(Zero + at, mask=ok, other=0).to(tl.float32)
-            w = tl.where(kept, scale * (code_at(Codes, place, kept, BITS).to(tl.float32) - zero), 0.0)
-        x = tl.load(
-            X + t[:, None] * columns + c[None, :], mask=(t < tokens)[:, None] & (c < columns)[None, :], other=0.0
-        )
-        total = tl.dot(x, tl.trans(w.to(x.dtype)), total, input_precision="ieee")
-    where = t[:, None] * rows + r[None, :]
-    tl.store(Out + where, total.to(Out.dtype.element_ty), mask=(t < tokens)[:, None] & own[None, :])
-
-
-def product(
-    x: Tensor, parts: dict[str, Tensor], bits: int | None, shape: tuple[int, int], starts: Tensor | None
-) -> Tensor:
-    """x (tokens, in) -> (tokens, out), for at most ``TOKENS`` tokens; sums in fp32. ``starts``: as for ``dense``."""
-    (tokens, columns), rows = x.shape, shape[0]
-    any_part = next(part for name, part in parts.items() if name != "shape")
-    out = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
-    groups = parts["scale"].shape[1] if "scale" in parts else 1
-    names = ("codes", "scale", "zero", "group", "mask")
-    with torch.cuda.device_of(out):  # Triton launches on the current card
-        _product[(triton.cdiv(rows, OUTPUTS),)](
-            x.contiguous(), out, *(parts.get(name, any_part) for name in names), any_part if starts is None else starts,
-            parts.get("values", any_part), tokens, rows, columns, groups, columns // groups,
-            BITS=0 if "values" in parts else bits, MASKED="mask" in parts, ORDERED="group" not in parts,
-            T=TOKENS, R=OUTPUTS, C=COLUMNS,
+    t = tl.arange(0, T)
+    total = tl.zeros((T, R, E), tl.float32)
+    for tile in range(0, tl.cdiv(width, E)):
+        scale, steps = decoded(
+            Codes, Scale, Zero, Group, Mask, Starts, r, r < rows, tile, width, groups, BITS, MASKED, SIZE, E
         )  # fmt: skip
+        # A thread loads eight numbers side by side. The compiler then lets it decode the eight weights that they meet.
+        c = tile * E * 8 + tl.arange(0, E * 8)
+        x = tl.load(
+            X + (t * width * 8)[:, None] + c[None, :], mask=(t < tokens)[:, None] & (c < width * 8)[None, :], other=0.0
+        )
+        x = tl.reshape(x.to(tl.float32), (T, 1, E, 8))
+        if SIZE < 0:  # ANY_GROUPS: a scale for each weight
+            total += tl.sum((scale * steps)[None, :, :, :] * x, 3)
+        else:
+            total += tl.sum(steps[None, :, :, :] * x, 3) * tl.reshape(scale, (1, scale.shape[0], scale.shape[1]))
+    at = t[:, None] * rows + r[None, :]
+    tl.store(Out + at, tl.sum(total, 2).to(Out.dtype.element_ty), mask=(t < tokens)[:, None] & (r < rows)[None, :])
+
+
+@triton.jit
+def _more(
+    X, Out, Codes, Scale, Zero, Group, Mask, Starts, tokens, rows, width, groups,
+    BITS: tl.constexpr, MASKED: tl.constexpr, SIZE: tl.constexpr, E: tl.constexpr, R: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """As ``_few``, by tensor cores: for up to T = 16 tokens, which take the time of one."""
+    r = (tl.program_id(0) * R + tl.arange(0, R)).to(tl.int64)
+    t = tl.arange(0, T)
+    total = tl.zeros((T, R), tl.float32)
+    for tile in range(0, tl.cdiv(width, E)):
+        scale, steps = decoded(
+            Codes, Scale, Zero, Group, Mask, Starts, r, r < rows, tile, width, groups, BITS, MASKED, SIZE, E
+        )  # fmt: skip
+        c = tile * E * 8 + tl.arange(0, E * 8)
+        x = tl.load(
+            X + (t * width * 8)[:, None] + c[None, :], mask=(t < tokens)[:, None] & (c < width * 8)[None, :], other=0.0
+        )
+        w = (scale * steps).to(x.dtype)
+        # This pair of steps changes nothing, except that a thread then decodes neighbours, not each eighth weight.
+        even, odd = tl.split(tl.reshape(w, (R, E * 4, 2)))
+        w = tl.reshape(tl.join(even, odd), (R, E * 8))
+        total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
+    at = t[:, None] * rows + r[None, :]
+    tl.store(Out + at, total.to(Out.dtype.element_ty), mask=(t < tokens)[:, None] & (r < rows)[None, :])
+
+
+def takes(tokens: int, matrix: Matrix) -> bool:
+    """Whether :func:`product` takes so many tokens: it then is faster than a dense copy and the library's product."""
+    return 0 < tokens <= (TOKENS_PRUNED if matrix.kind["MASKED"] else TOKENS)
+
+
+def product(x: Tensor, matrix: Matrix) -> Tensor:
+    """x (..., in), at most fp32 -> (..., out), for as many tokens as it :func:`takes`; sums in fp32."""
+    rows, width, _ = matrix.sizes
+    tokens = x.numel() // (width * 8)
+    out = x.new_empty(*x.shape[:-1], rows)
+    parts = (x.contiguous(), out, *matrix.tensors, tokens, *matrix.sizes)
+    with torch.cuda.device_of(out):  # Triton launches on the current card
+        if tokens <= FEW:
+            _few[(-(-rows // FEW_TILE["R"]),)](*parts, **matrix.kind, **FEW_TILE, T=tokens if tokens < 3 else 4)
+        else:
+            _more[(-(-rows // MORE_TILE["R"]),)](*parts, **(matrix.kind | MORE_TILE))
     return out

@@ -23,12 +23,12 @@ def _works(device: torch.device) -> bool:
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < FIRST:
         return False
     try:
-        from ctplab.compression.kernels.unpacking import dense
+        from ctplab.compression.kernels.unpacking import dense, matrix
 
-        codes = torch.tensor([0b00011011], dtype=torch.uint8, device=device)
+        codes = torch.tensor([0b00011011] * 2, dtype=torch.uint8, device=device)
         one = torch.ones(1, 1, device=device)
-        parts = {"codes": codes, "scale": one, "zero": one.byte()}
-        return dense(parts, 2, (1, 4), torch.float32).tolist() == [[2.0, 1.0, 0.0, -1.0]]
+        found = matrix({"codes": codes, "scale": one, "zero": one.byte()}, 2, (1, 8))
+        return found is not None and dense(found, torch.float32).tolist() == [[2.0, 1.0, 0.0, -1.0] * 2]
     except Exception as error:  # whatever a compiler, a driver or Triton raises: everything works without it
         warnings.warn(f"no Triton kernels on {device} ({type(error).__name__}): slower", stacklevel=4)
         return False
