@@ -1,7 +1,7 @@
 """The lab's main workflow on a real model, SmolLM2-135M-Instruct, in ten minutes on two cores or on a card. Resumable.
 
-Compress at two levels; learn through the user's own 3-bit copy, from the shipped prompt and from nothing; score every
-arm and control; show what a long run wins; ask; transfer; inspect; report.
+Compress at two levels; learn through the user's own 3-bit copy: a prompt from the shipped one, one from nothing, and
+scales and norms instead; score every arm and control; show what a long run wins; ask; transfer; inspect; report.
 """
 
 import os
@@ -15,7 +15,8 @@ import torch
 
 from ctplab.demo import shipped
 from ctplab.demo.asked import QUESTIONS, ask, side_by_side
-from ctplab.demo.measured import ByCorpus, level, ppl, recovered, right_answers, write
+from ctplab.demo.measured import ByCorpus, closeness, level, ppl, recovered, right_answers, write
+from ctplab.disk import kept_in
 from ctplab.formats.checkpoint import describe, model_bytes
 from ctplab.formats.fetch import get_model
 from ctplab.formats.loading import load
@@ -41,6 +42,9 @@ SHOWCASE, OTHER = CompressionSpec(bits=3), CompressionSpec(bits=4, sparsity=0.5)
 #: The first is learned and calibrated on. Without CTPLAB_DATA there is only what every machine has.
 CORPORA, AT_HAND = ("c4", "wikitext2", "ptb", "docs"), ("docs",)
 TRANSFERRED = ("wikitext2", "docs")
+TUNED = ("scales", "norms")
+#: Arms whose answers are held against the full model's, the first.
+HELD = ("full", "compressed", "soft", "from-nothing", "scales+norms")
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,19 @@ class Size:
     """Calibration windows."""
     windows: int
     """Test windows of each corpus."""
+    compared: int
+    """Test windows on which answers are held against the full model's."""
     prompt: PromptSpec
+    tuned_lr: float
+    """The rate of scales and norms, which take the steps of the prompt."""
 
 
-#: Learning takes about two minutes on two cores, and as long again from nothing.
-CORES = Size(256, 64, 5, PromptSpec(tokens=100, steps=28, batch=4, evaluate_every=7, validation_windows=4))
+#: Two prompts are learned, and scales and norms: each takes about 80 seconds on two cores.
+CORES = Size(256, 64, 5, 4, PromptSpec(tokens=100, steps=18, batch=4, evaluate_every=6, validation_windows=4), 0.1)
 #: The long run's recipe: what the first table of README was learned with.
-CARD = Size(512, 128, 32, PromptSpec(tokens=100, steps=1500, batch=8, evaluate_every=50, validation_windows=32))
+CARD = Size(
+    512, 128, 32, 16, PromptSpec(tokens=100, steps=1500, batch=8, evaluate_every=50, validation_windows=32), 0.1
+)
 
 
 def run_tour(
@@ -116,6 +126,8 @@ def run_tour(
     cold = study.prompt(tag, "tour-from-nothing", small, train, validation, recipe)
     for name, saved in (("the shipped prompt", warm), ("nothing", cold)):
         say(f"   from {name}, validation NLL by step: {show.curve_line(saved.info['curve'])}")
+    say("   and in as many steps the scales and norms of these weights: no byte more, no row in front")
+    tuned = study.tuned(tag, small, TUNED, train, validation, replace(recipe, lr=size.tuned_lr))
 
     say(f"\n3. Recovery of the NLL gap at {tag}, with the controls that tell it from adaptation")
     usual = arms(
@@ -126,18 +138,23 @@ def run_tour(
     found |= {
         "shipped": Arm("shipped", small, ready[tag].prefix),
         "from-nothing": Arm("from-nothing", small, cold.prefix),
+        tuned.name: tuned,
     }
     sums = {name: score(tag, arm) for name, arm in found.items() if name not in ("full", "compressed")}
     sums = {"full": whole, "compressed": alone[tag], **sums}
     perplexity, shares = recovered(sums, seed)
     say(report.recovery_table(perplexity, shares, on))
+    keep = kept_in(study.store.recovery(tag, "tour"))
+    near = closeness([found[name] for name in HELD], [texts[on].test], size.compared, keep)
+    say(f"\n   How close the answers stay to the full model's, on {on}")
+    say(report.fidelity_table(near[on]))
 
     long_run = shipped.long_run()
     say(f"\n4. The long run. {long_run['about']}:")
     say(show.long_run_table(long_run))
 
     say(f"\n5. {len(QUESTIONS)} questions through the model's chat template")
-    given = {name: ask(study, tag, found[name], QUESTIONS) for name in (*USUAL, "from-nothing")}
+    given = {name: ask(study, tag, found[name], QUESTIONS) for name in (*USUAL, tuned.name)}
     answers = side_by_side(QUESTIONS, given)
     say(show.answers_text(answers))
     questions = {name: right_answers([row["arms"][name]["right"] for row in answers]) for name in given}
@@ -154,7 +171,7 @@ def run_tour(
     on_this = {f"{tag} shipped": sums["shipped"], here: sums["soft"]}
     on_this[there] = score(tag, Arm(there, small, ready[OTHER.tag].prefix), some)
     dtype = check_dtypes([full, small])
-    del small, found, usual
+    del small, found, usual, tuned
     other, _ = study.compressed(OTHER, calibration)
     soft = score(OTHER.tag, Arm("soft", other, warm.prefix))
     on_other = {f"{tag} shipped": score(OTHER.tag, Arm(f"{tag} shipped", other, ready[tag].prefix), some), here: soft}
@@ -172,6 +189,7 @@ def run_tour(
         "answers": answers,
         "perplexity": perplexity,
         "recovery": shares,
+        "fidelity": near,
         "long_run": long_run,
         "transfer": {
             level: {c: {"compressed": levels[level]["ppl"][c], "soft": value} for c, value in ppl(behind).items()}

@@ -6,12 +6,13 @@ their targets are written into two of them before each replay. All graphs of a r
 only one runs at a time.
 
 What cannot be recorded: a step that waits for the host (it picks targets out of windows with masks, or its teacher does
-not fit into the card's memory), and a model on several cards. Such steps run as on a CPU.
+not fit into the card's memory), one that draws random numbers (an adapter's dropout), and a model on several cards.
+Such steps run as on a CPU.
 """
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -19,10 +20,13 @@ from torch import Tensor
 
 from ctplab.learning.step import Gradient
 from ctplab.learning.teacher import TopKTeacher
+from ctplab.models.anatomy import embeddings
 
-CLOSE, MOST = 1e-2, 0.2
-"""Relative difference of loss and gradient between a step and its replay. A card adds in no fixed order, so two runs of
-one step differ as well: up to three times their difference is allowed, if it is more than ``CLOSE``; never ``MOST``."""
+CLOSE = {torch.float32: (1e-4, 1e-2)}
+"""Relative differences of the loss and of the gradient between a step and its replay. A card adds in no fixed order."""
+HALF_CLOSE = (1e-3, 0.1)
+"""The same in half precision. Two runs of one step through 22 blocks on an H200: no difference in the loss, up to 1.4%
+in the gradient. A replay that reads what it should not has another gradient altogether."""
 WARM_UP = 3  # runs before the recording, in which kernels are compiled and libraries allocate what they keep
 
 
@@ -31,6 +35,8 @@ def obstacle(gradient: Gradient) -> str | None:
     device = gradient.text.ids.device
     if device.type != "cuda":
         return "there is no card"
+    if gradient.learnable.random:
+        return "dropout draws new numbers in every step"
     if gradient.text.masks is not None and gradient.masks is None:
         return "windows differ in their number of targets"
     if isinstance(gradient.teacher, TopKTeacher) and gradient.teacher.top.device != device:
@@ -122,8 +128,7 @@ class Steps:
         key = (model, len(numbers))  # another size is another graph
         try:
             if key not in self._graphs:
-                with _numbers_kept(self.gradients[model].text.ids.device):  # a recording draws some for nothing
-                    self._graphs[key] = self._record(self.gradients[model], numbers, n_targets)
+                self._graphs[key] = self._record(self.gradients[model], numbers, n_targets)
         except RuntimeError as error:
             self.obstacles[model] = f"recording failed: {str(error).splitlines()[0][:120]}"
             return self.gradients[model](numbers, n_targets)
@@ -136,22 +141,15 @@ class Steps:
         others = (numbers + 1) % len(gradient.text.ids)
 
         def result(run: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor]:
-            with _numbers_kept(device):
-                torch.manual_seed(0)  # an adapter's dropout draws the same numbers
-                loss = run(others, n_targets)
+            loss = run(others, n_targets)
             grads = [p.grad.flatten() for p in gradient.learnable.parameters.values() if p.grad is not None]
             return loss.float().clone(), torch.cat(grads)
 
-        step, again, replay = result(gradient), result(gradient), result(graphed)
-        allowed = (3 * _apart(again, step)).clamp(CLOSE, MOST)
-        if not (_apart(replay, step) <= allowed).all().item():
+        step, replay = result(gradient), result(graphed)
+        allowed = CLOSE.get(embeddings(gradient.cut.model).dtype, HALF_CLOSE)
+        if not (_apart(replay, step) <= torch.tensor(allowed, device=device)).all().item():
             raise RuntimeError("a replay gives other numbers than the step")
         return graphed
-
-
-def _numbers_kept(device: torch.device) -> AbstractContextManager[None]:
-    """What is drawn inside does not move on the random numbers outside."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _apart(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:

@@ -141,6 +141,7 @@ KINDS = {
         "a prompt learned on the full model",
     ),
     "lora": Kind("baseline: compressed, with a LoRA adapter", "#332288"),
+    "scales+norms": Kind("compressed, with scales and norms learned as long: no byte more", "#EE6677"),
     "shipped": Kind("compressed, behind the prompt that comes with ctplab, untouched", "#117733"),
     "from-nothing": Kind("compressed, behind a prompt learned as long from random rows", "#DDCC77"),
     "nearest": Kind("compressed, behind the learned rows' nearest tokens", "#882255"),

@@ -106,8 +106,15 @@ def plain_words(result: dict[str, Any]) -> str:
         lines.append(
             f"- {corpus}, {where}: the prompt learned here closes {shares['soft']} of the gap, the shipped one "
             f"untouched {shares['shipped']}, as many steps from nothing {shares['from-nothing']}. The full model "
-            f"behind the first is at {shares['full+soft']}."
+            f"behind the first is at {shares['full+soft']}. As many steps on scales and norms, without a prompt, close "
+            f"{shares['scales+norms']}."
         )
+    on = result["learned_on"]
+    near = {arm: f"{tables.share(Interval(**told['same_top']))}%" for arm, told in result["fidelity"][on].items()}
+    lines.append(
+        f"- The first choice is the full model's for {near['compressed']} of the tokens of {on} without a prompt, for "
+        f"{near['soft']} behind the one learned here, and for {near['scales+norms']} with other scales and norms."
+    )
     n = {arm: round(row["exact_match"] * row["n"]) for arm, row in result["questions"].items()}
     lines.append("- Questions answered rightly: " + ", ".join(f"{arm} {count}" for arm, count in n.items()) + ".")
     if n["soft"] <= n["compressed"]:
@@ -161,6 +168,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"## Learning through this {tag} copy on {on}: {len(curve)} steps\n\n![curve](curve.png)",
         "## Recovery and its controls\n\n![recovery](recovery.png)",
         report.recovery_table(result["perplexity"], result["recovery"], on),
+        f"How close the answers stay to the full model's, on {on}:",
+        report.fidelity_table(result["fidelity"][on]),
         f"## The long run\n\n{result['long_run']['about']}.\n\n![long run](long-run.png)",
         long_run_table(result["long_run"]),
         "## Questions, through the chat template\n\n![questions](questions.png)",

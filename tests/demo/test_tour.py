@@ -46,7 +46,7 @@ def small(monkeypatch, tmp_path, tokenizer):
     monkeypatch.setattr(tour, "CORPORA", (LEARNED, OTHER))
     monkeypatch.setattr(tour, "TRANSFERRED", (OTHER,))
     monkeypatch.setenv("CTPLAB_DATA", str(tmp_path))
-    return tour.Size(48, 8, 4, replace(tour.CORES.prompt, tokens=8, steps=4, evaluate_every=2))
+    return tour.Size(48, 8, 4, 2, replace(tour.CORES.prompt, tokens=8, steps=4, evaluate_every=2), 0.1)
 
 
 def test_the_tour_writes_its_report_and_resumes(small, tmp_path):
@@ -58,8 +58,11 @@ def test_the_tour_writes_its_report_and_resumes(small, tmp_path):
         assert (report.parent / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         assert f"{name}.png" in report.read_text()
     arms = {"full", "compressed", "hard", "soft", "bos", "random", "init", "full+soft", "shipped", "from-nothing"}
+    arms.add("scales+norms")
     assert set(first["perplexity"][OTHER]) == arms
     assert set(first["levels"]) == {"full", "w3", "w4-s50"} and first["learned_on"] == LEARNED
+    assert set(first["fidelity"]) == {LEARNED} and set(first["fidelity"][LEARNED]) == set(tour.HELD) - {"full"}
+    assert first["fidelity"][LEARNED]["soft"]["n_tokens"] == small.compared * (small.seq_len - 1)
     assert len(first["answers"]) == len(QUESTIONS) == 15
     cells = [TransferCell.from_json(cell) for cell in first["cells"]]
     assert [cell.to_json() for cell in cells] == first["cells"] and len(cells) == 2 * 4
@@ -120,8 +123,9 @@ def test_the_tour_of_smollm2_at_a_reduced_size(monkeypatch, tmp_path):
     assert MODELS["smollm2"].folder.is_dir()
     monkeypatch.delenv("CTPLAB_DATA", raising=False)
     recipe = replace(tour.CORES.prompt, steps=4, evaluate_every=2, validation_windows=2)
-    found = tour.run_tour(tmp_path, size=tour.Size(128, 16, 4, recipe), device="cpu", progress=silent)
+    found = tour.run_tour(tmp_path, size=tour.Size(128, 16, 4, 2, recipe, 0.1), device="cpu", progress=silent)
     shares = {arm: row["value"] for arm, row in found["recovery"]["docs"].items()}
     assert shares["soft"] > max(shares[arm] for arm in ("hard", "bos", "random", "init"))
     assert shares["soft"] > shares["from-nothing"]
+    assert shares["scales+norms"] > shares["from-nothing"]
     assert found["questions"]["full"]["exact_match"] > 0.6
