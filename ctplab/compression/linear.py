@@ -56,15 +56,13 @@ class PackedLinear(nn.Module):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The unpacked weights, (out, in)."""
-        parts = self._parts()
-        if (
-            usable(parts["scale" if "scale" in parts else "mask"].device)
-            and (matrix := self._for_kernels()) is not None
-        ):
-            from ctplab.compression.kernels.unpacking import dense
+        first = self._buffers["scale" if "scale" in self._buffers else "mask"]
+        matrix = self._for_kernels() if first is not None and usable(first.device) else None
+        if matrix is None:
+            return unpack(self._parts(), self.bits, dtype)
+        from ctplab.compression.kernels.unpacking import dense
 
-            return dense(matrix, dtype)
-        return unpack(parts, self.bits, dtype)
+        return dense(matrix, dtype)
 
     def _for_kernels(self) -> Any:
         """The parts as Triton's kernels take them (``unpacking.Matrix``); None if they do not take them."""
@@ -87,19 +85,18 @@ class PackedLinear(nn.Module):
         return {name: getattr(self, name) for name in self.part_names}
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
-        y = self._int4_product(x)
-        if y is None:
-            y = self._few_product(x)
-        if y is None:
+        """x (..., in) -> (..., out). On a card this takes longer to launch than to run, so it asks little."""
+        if torch.is_grad_enabled() and x.requires_grad:
             y = _PackedMatmul.apply(x, self)
             assert isinstance(y, Tensor)
+        else:
+            y = self._few_product(x) if usable(x.device) else self._int4_product(x)
+            if y is None:
+                y = x @ self.dense(x.dtype).T
         return y if self.bias is None else y + self.bias
 
     def _few_product(self, x: Tensor) -> Tensor | None:
-        """The product of a few tokens from Triton's kernel, without gradients. Returns None if it does not fit."""
-        if (torch.is_grad_enabled() and x.requires_grad) or not usable(x.device):
-            return None
+        """The product of a few tokens from Triton's kernel. Returns None if it does not fit."""
         from ctplab.compression.kernels.product import product, takes
 
         matrix = self._for_kernels()
@@ -108,12 +105,9 @@ class PackedLinear(nn.Module):
         return product(x, matrix)
 
     def _int4_product(self, x: Tensor) -> Tensor | None:
-        """The product from the int4 kernel. Returns None if no kernel fits or none is faster."""
-        if not self.int4_group or usable(x.device):
-            return None
+        """The product from torch's int4 kernel. Returns None if no kernel fits or none is faster."""
         few = x.dtype == torch.bfloat16 and x.numel() <= int4.TOKENS.get(x.device.type, 0) * self.in_features
-        needs_grad = torch.is_grad_enabled() and x.requires_grad
-        if not few or needs_grad or not int4.runs_on(x.device):
+        if not self.int4_group or not few or not int4.runs_on(x.device):
             return None
         if self.int4 is None or self.int4.codes.device != x.device:
             self.int4 = int4.prepare(self._parts(), self.int4_group)

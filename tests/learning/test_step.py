@@ -210,7 +210,9 @@ def test_layers_of_other_kinds_stay(web):
     """No RMSNorm; one that multiplies by 1 + weight, and GELU; queries with norms of their own."""
     from conftest import any_tiny
 
-    kinds = {family: {type(module).__name__ for module, _ in fused.find(any_tiny(family).to(KERNELS))} for family in OTHERS}
+    kinds = {
+        family: {type(module).__name__ for module, _ in fused.find(any_tiny(family).to(KERNELS))} for family in OTHERS
+    }
     assert kinds == OTHERS
 
 

@@ -15,7 +15,7 @@ TOKENS, TOKENS_PRUNED = 16, 4
 """The largest numbers of tokens: one tile of a tensor core, and what is multiplied without them."""
 FEW = 4  # tokens that are multiplied without tensor cores
 FEW_TILE = {"R": 4, "num_warps": 4}
-MORE_TILE = {"R": 32, "E": 16, "T": 16, "num_warps": 4, "num_stages": 3}
+MORE_TILE = {"R": 16, "E": 16, "T": 16, "num_warps": 2, "num_stages": 3}
 
 
 @triton.jit
