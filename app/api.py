@@ -106,7 +106,7 @@ def build(bench: Bench) -> None:
         compressed: str = "",
         request: gr.Request = None,  # type: ignore[assignment]
     ) -> Iterator[dict]:
-        """Learn ``soft`` (a prompt), ``scales``, ``norms``, ``low-rank``, or several: where the job is, until it ends.
+        """Learn ``soft`` (a prompt), ``scales``, ``norms``, ``low-rank``, ``codes``, or several: where the job is.
 
         What is not given is what suits the full model. A client that cancels stops it, and the best is kept.
         """

@@ -26,14 +26,15 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     first = suited(bench, bench.chosen().full)
     gr.Markdown(
         "A **prompt** is learned through the header's compressed model, whose weights stay as they are; it takes "
-        "positions of every input. **Scales and norms** change the model, at no cost: codes, masks and bytes stay, and "
+        "positions of every input. **Scales and norms** change the model, at no cost: masks and bytes stay, and "
         "the tuned model is saved beside the one before. KL pulls the predictions towards the full model's; the rest "
         "of the weight is the next-token loss."
     )
     with gr.Row():
         what = gr.CheckboxGroup(
             [(name, kind) for kind, name in NAMES.items()], value=[SOFT], label="What is learned", elem_id="train-what",
-            info="low-rank: updates of the kept weights, for models that are only pruned", min_width=320, scale=2,
+            info="low-rank: updates of the kept weights, for models that are only pruned; codes: every weight's, in 16 "
+            "bytes of memory each", min_width=320, scale=2,
         )  # fmt: skip
         tokens = gr.Number(
             32, label="Tokens (k)", info="of the prompt", precision=0, minimum=1, elem_id="train-tokens", min_width=110

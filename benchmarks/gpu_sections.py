@@ -381,13 +381,16 @@ def packed(setup: Setup) -> None:
 
 def whole(setup: Setup) -> None:
     """A model of 7B's shape with 32 blocks: compressed, a prompt learned through packed weights, scored."""
-    setup.say("\na whole model of 7B's shape, 32 blocks, random weights")
+    setup.say("\na whole model of 7B's shape, 32 blocks, random weights; memory beside what the sections before left")
+    before = setup.allocated() / 2**30
     model = setup.model("7b")
     ids = setup.windows(model, 64, 1024).cpu()
     spec = ctp.CompressionSpec(bits=4, group_size=32 if setup.tiny else 128)
     found: list = []
     seconds, peak = setup.once(lambda: found.append(ctp.compress(model, ids, spec, progress=silent, inplace=True)[1]))
-    setup.say(f"compressed, {ids.shape[0]} x {ids.shape[1]} tokens: {seconds / 60:.2f} min, peak {peak:.1f} GiB")
+    setup.say(
+        f"compressed, {ids.shape[0]} x {ids.shape[1]} tokens: {seconds / 60:.2f} min, peak {peak - before:.1f} GiB"
+    )
     for name, parts in found.pop().parts.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, PackedLinear(parts, spec.bits, None))
@@ -402,7 +405,7 @@ def whole(setup: Setup) -> None:
         card=setup.device.type == "cuda",
     )
     told = memory.learning(memory.shape_of(model.config), settings)
-    setup.say(f"packed: {setup.allocated() / 2**30:.2f} GiB (ctplab memory: {told.weights / 2**30:.2f})")
+    setup.say(f"packed: {setup.allocated() / 2**30 - before:.2f} GiB (ctplab memory: {told.weights / 2**30:.2f})")
     ctp.recompute(model)
     text = Split("random", "train", ids.flatten(), ids.shape[1])
     recipe = ctp.PromptSpec(tokens=setup.k, steps=3 if setup.tiny else 20, batch=4, validation_windows=4)
@@ -414,8 +417,8 @@ def whole(setup: Setup) -> None:
     note = f" (not recorded: {learned[0].not_recorded})" if learned[0].not_recorded else ""
     setup.say(
         f"learned, {len(steps)} steps of 4 x {ids.shape[1]}, recomputed: {seconds / 60:.2f} min, {middle:.0f} ms each, "
-        f"peak {peak:.1f} GiB (ctplab memory: {told.total / 2**30:.1f}){note}"
+        f"peak {peak - before:.1f} GiB (ctplab memory: {told.total / 2**30:.1f}){note}"
     )
     arm = ctp.Arm("soft", model, learned[0].prefix)
     seconds, peak = setup.once(lambda: ctp.perplexity(arm, ids[:16]))
-    setup.say(f"scored, {min(16, len(ids))} x {ids.shape[1]}: {seconds / 60:.2f} min, peak {peak:.1f} GiB")
+    setup.say(f"scored, {min(16, len(ids))} x {ids.shape[1]}: {seconds / 60:.2f} min, peak {peak - before:.1f} GiB")

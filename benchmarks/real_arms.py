@@ -68,32 +68,41 @@ def changed(model: Model, changes: Mapping[str, Tensor]) -> Model:
     return other
 
 
+def on_validation(bench: Bench, model: Model) -> Found:
+    """The model on the validation windows of the text that is learned on, and of another one."""
+    texts = bench.learned_on.validation, bench.corpus(bench.options.aside, bench.options.seq_len).validation
+    arm = ctp.Arm("arm", model, none(model))
+    return {"validation": [bench.scores(arm, [text], close=False)["scores"][text.name] for text in texts]}
+
+
+def validation_ends(bench: Bench, stage: str, exact: Model) -> Found:
+    """The full and the compressed model on them: what shares are measured between."""
+    models = {"full": bench.models(bench.base)[0], "compressed": exact}
+    return {name: bench.record.piece(stage, name, lambda m=m: on_validation(bench, m)) for name, m in models.items()}
+
+
+def validation_shares(ends: Found, found: Found) -> list[ctp.Interval]:
+    """The share of the gap that is closed on each of the two."""
+    parts = zip(ends["full"]["validation"], ends["compressed"]["validation"], found["validation"], strict=True)
+    return [ctp.recovery(*map(ctp.WindowScores.from_json, part)) for part in parts]
+
+
 def rates(bench: Bench) -> None:
     """Short runs of scales and norms at 3 bits: the rate by KL, then the objective at the best rate."""
     o, record = bench.options, bench.record
-    folder, aside = level(bench, "w3"), bench.corpus(o.aside, o.seq_len).validation
+    folder = level(bench, "w3")
     exact = bench.models(folder)[0]
-
-    def on_validation(model: Model) -> Found:
-        arm, texts = ctp.Arm("arm", model, none(model)), (bench.learned_on.validation, aside)
-        return {"validation": [bench.scores(arm, [text], close=False)["scores"][text.name] for text in texts]}
-
-    def shares(found: Found) -> list[ctp.Interval]:
-        parts = zip(ends["full"]["validation"], ends["compressed"]["validation"], found["validation"], strict=True)
-        return [ctp.recovery(*map(ctp.WindowScores.from_json, part)) for part in parts]
-
-    models = {"full": bench.models(bench.base)[0], "compressed": exact}
-    ends = {name: record.piece("rates", name, lambda m=m: on_validation(m)) for name, m in models.items()}
+    ends = validation_ends(bench, "rates", exact)
     rows: list[list[str]] = []
 
     def tried(kl: float, lr: float) -> float:
         def compute() -> Found:
             spec, name = bench.spec(kl=kl, lr=lr, steps=o.rate_steps), f"rate-{kl:g}-{lr:g}"
             learned = bench.changes(name, folder, bench.models(folder)[1], TUNED, spec)
-            return on_validation(changed(exact, learned.prefix.tensors)) | {"best_step": learned.best_step}
+            return on_validation(bench, changed(exact, learned.prefix.tensors)) | {"best_step": learned.best_step}
 
         found = record.piece("rates", f"{OBJECTIVES[kl]}, {lr:g}", compute)
-        here = shares(found)
+        here = validation_shares(ends, found)
         rows.append([f"{lr:g}", OBJECTIVES[kl], *(each.percent for each in here), str(found["best_step"])])
         return here[0].value
 
@@ -112,31 +121,42 @@ def best_rate(bench: Bench) -> float:
     return bench.options.lr or (found["lr"] if found else 0.1)
 
 
+def compressed_scores(bench: Bench, name: str, folder: Path) -> Found:
+    """The compressed model of a level on the test texts; a piece that all stages share."""
+    exact = bench.models(folder)[0]
+    arm = ctp.Arm("c", exact, none(exact))
+    return bench.record.piece(f"{name}-arms", "compressed", lambda: bench.scores(arm))
+
+
+def tuned_scores(bench: Bench, name: str, folder: Path, what: Sequence[str], kl: float, lr: float) -> Found:
+    """Learn the kinds ``what`` of the compressed ``folder``, and score what comes of it."""
+    out = bench.tuned(name, folder, what, bench.spec(kl=kl, lr=lr))
+    made, model = bench.tuned_arm(name, out), read_manifest(out)
+    more = model["bytes"] - read_manifest(folder)["bytes"] + prefix_bytes(made.model, made.prefix)
+    return bench.scores(made) | _told(model["tuned"], kl, lr, more, made.prefix.k)
+
+
+def say_closed(bench: Bench, stage: str, arm: str, found: dict[str, Found]) -> None:
+    """Say in a line what an arm won."""
+    first, ends = bench.texts[0].name, (found["full"], found["compressed"])
+    each = ", ".join(f"{t.name} {closed(*ends, found[arm], t.name).percent}" for t in bench.texts)
+    bench.record.say(f"{stage}: {arm}: gap closed on {each}; KL on {first} {_kl(found[arm], first)}")
+
+
 def arms(bench: Bench, name: str) -> None:
     """Every arm of a level, learned and scored, beside the full model under the same changes."""
     stage, record, lr = f"{name}-arms", bench.record, best_rate(bench)
     folder, full = level(bench, name), full_scores(bench)
-    manifest, exact = read_manifest(folder), bench.models(folder)[0]
-    found: dict[str, Found] = {"full": full}
-    found["compressed"] = record.piece(stage, "compressed", lambda: bench.scores(ctp.Arm("c", exact, none(exact))))
+    exact = bench.models(folder)[0]
+    found: dict[str, Found] = {"full": full, "compressed": compressed_scores(bench, name, folder)}
 
     def piece(arm: str, compute: Any) -> None:
         found[arm] = record.piece(stage, arm, compute)
-        first = bench.texts[0].name
-        each = ", ".join(
-            f"{t.name} {closed(full, found['compressed'], found[arm], t.name).percent}" for t in bench.texts
-        )
-        record.say(f"{stage}: {arm}: gap closed on {each}; KL on {first} {_kl(found[arm], first)}")
+        say_closed(bench, stage, arm, found)
         show_arms(bench, name, found)
 
     def tuned(arm: str, what: Sequence[str], kl: float, lr: float = lr) -> None:
-        def compute() -> Found:
-            out = bench.tuned(f"{name}-{arm}", folder, what, bench.spec(kl=kl, lr=lr))
-            made, model = bench.tuned_arm(arm, out), read_manifest(out)
-            more = model["bytes"] - manifest["bytes"] + prefix_bytes(made.model, made.prefix)
-            return bench.scores(made) | _told(model["tuned"], kl, lr, more, made.prefix.k)
-
-        piece(arm, compute)
+        piece(arm, lambda: tuned_scores(bench, f"{name}-{arm}", folder, what, kl, lr))
 
     def on_full(arm: str, source: str) -> None:
         def compute() -> Found:

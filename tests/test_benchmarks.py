@@ -48,7 +48,7 @@ def test_all_stages_of_a_real_model(tmp_path):
     assert first.returncode == second.returncode == 0, first.stdout[-500:] + first.stderr[-500:]
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     shown = [run.stdout.split("| arm")[1:] for run in (first, second)]
-    assert len(shown[0]) == 5 and "steps in" not in second.stdout
+    assert len(shown[0]) == 9 and "steps in" not in second.stdout
     tables = (tmp_path / "out" / "tables.txt").read_text()
     assert all(text in tables and text in first.stdout and text in second.stdout for text in found["tables"].values())
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"results.json", "tables.txt", "rows.safetensors"}

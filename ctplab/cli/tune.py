@@ -85,12 +85,13 @@ def like(options: argparse.Namespace) -> None:
 
 def register(commands: Any) -> None:
     """Add the command."""
-    about = "a compressed model's scales, norms or kept values: the same bytes; resumes"
+    about = "a compressed model's scales, norms, codes or kept values: the same bytes; resumes"
     sub = add_command(commands, "tune", tune, about, shared=True)
     sub.add_argument("model", help="a folder that 'ctplab compress' made")
     sub.add_argument(
         "--what", default="scales,norms",
-        help=f"{', '.join((*KINDS, SOFT))}, separated by commas (scales,norms); soft: a prompt learned with the others",
+        help=f"{', '.join((*KINDS, SOFT))}, separated by commas (scales,norms); soft: a prompt learned with them; "
+        "codes: every weight's, through the rounding, in 16 bytes of memory a weight",
     )  # fmt: skip
     sub.add_argument(
         "--like", metavar="DIR",

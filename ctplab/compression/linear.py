@@ -2,8 +2,8 @@
 
 What computes x Wᵀ, by tokens and device:
 
-    a few tokens    torch's int4 kernel, if it takes the weights (``int4``); on a card with Triton else our own, which
-                    takes 2, 3, 4 and 8 bits and pruned weights (``kernels/product``)
+    a few tokens    on a card with Triton our own kernel, which takes 2, 3, 4 and 8 bits and pruned weights
+                    (``kernels/product``); else torch's int4 kernel, if it takes the weights (``int4``)
     more tokens     a dense copy, made by one Triton kernel on a card (``kernels/unpacking``), and the library's product
 
 ``packing.unpack`` is the fallback and the reference.
@@ -38,7 +38,8 @@ class PackedLinear(nn.Module):
     """Replaces ``nn.Linear`` (or ``Conv1D``). Its buffers are the parts that :func:`packing.pack` returns.
 
     Torch's int4 kernels compute the product of a few bfloat16 tokens without gradients, if the weights have 4 bits, no
-    pruning and a fitting shape. The layer then keeps the codes in the kernel's order as well: 8 bits per weight in all.
+    pruning and a fitting shape. The layer then keeps the codes in the kernel's order as well: 8 bits per weight in all,
+    until :func:`release`.
     """
 
     def __init__(self, parts: dict[str, Tensor], bits: int | None, bias: Tensor | None) -> None:
@@ -108,7 +109,7 @@ class PackedLinear(nn.Module):
 
     def _int4_product(self, x: Tensor) -> Tensor | None:
         """The product from the int4 kernel. Returns None if no kernel fits or none is faster."""
-        if not self.int4_group:
+        if not self.int4_group or usable(x.device):
             return None
         few = x.dtype == torch.bfloat16 and x.numel() <= int4.TOKENS.get(x.device.type, 0) * self.in_features
         needs_grad = torch.is_grad_enabled() and x.requires_grad
@@ -121,3 +122,10 @@ class PackedLinear(nn.Module):
                 self.int4, self.int4_group = None, 0
                 return None
         return self.int4.product(x.reshape(-1, self.in_features).contiguous()).view(*x.shape[:-1], self.out_features)
+
+
+def release(model: nn.Module) -> None:
+    """Forget the copies of codes that products of a few tokens made: learning multiplies many tokens."""
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear):
+            layer.int4 = None

@@ -1,19 +1,20 @@
-"""Folds learned changes into a compressed folder: the same codes, masks and bytes, other scales, norms or kept values.
+"""Folds learned changes into a compressed folder: the same masks and bytes, other scales, norms, codes or kept values.
 
 What can change without a new byte:
 
     scales     factors m: every grid's scale s becomes m·s; a pruned row's kept values are multiplied by m
     norms      the one-dimensional parameters: weights of norms, and biases
     low-rank   B·A is added to the kept values of a pruned matrix; zeros stay zeros
+    codes      kept codes move by whole steps of their grids; kept values that have no codes change one by one
 
 Codes are integers on a grid whose zero is an integer too, so nothing can be added to quantised weights without rounding
-them again: ``low-rank`` needs a pruned model. QA-LoRA (arXiv 2309.14717) pools A over each group, so that B·A adds one
-constant to a group, and puts that constant into the zero. Its zeros are real numbers. Ours are integers, as GPTQ's
-files and all kernels that read them want, so the constant would be rounded to whole steps of the grid. Learned zeros
-fail alike: none moves by half a step.
+them again. ``codes`` learns through the rounding. ``low-rank`` does not, and needs a pruned model. QA-LoRA (arXiv
+2309.14717) pools A over each group, so that B·A adds one constant to a group, and puts that constant into the zero. Its
+zeros are real numbers. Ours are integers, as GPTQ's files and all kernels that read them want, so the constant would be
+rounded to whole steps of the grid. Learned zeros fail alike: none moves by half a step.
 
-The sources: EfficientQAT (arXiv 2407.11062) for scales, PERP (arXiv 2312.15230) for norms and for low-rank updates that
-keep a mask.
+The sources: EfficientQAT (arXiv 2407.11062) for scales, and for weights behind a rounding; PERP (arXiv 2312.15230) for
+norms and for low-rank updates that keep a mask.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,13 +26,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ctplab import tensor_files
-from ctplab.compression.packing import unpack_bits
+from ctplab.compression.packing import full_codes, pack_bits, unpack_bits
 from ctplab.disk import whole, whole_folder, write_json
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
+from ctplab.specs import CompressionSpec
 from ctplab.text_files import read_json
 
-KINDS = ("scales", "norms", "low-rank")
+KINDS = ("scales", "norms", "low-rank", "codes")
 SOFT = "soft"
 """A prompt that was learned together with the changes; it lies in the folder ``PROMPT`` beside the weights."""
 PROMPT = "prompt"
@@ -44,12 +46,20 @@ def block_files(folder: Path) -> list[Path]:
     return [folder / "rest.safetensors", *sorted(folder.glob("block-*.safetensors"))]
 
 
-def grids(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """The packed matrices of a compressed folder: unit -> its parts without codes and values. Raises InputError."""
-    found = {}
+def bits_of(folder: Path) -> int | None:
+    """Bits a weight of a compressed folder; None if it is pruned only. Raises InputError if it is none."""
+    return CompressionSpec.from_json(checkpoint.read_manifest(folder)["spec"]).bits
+
+
+def grids(folder: Path, codes: bool = False) -> dict[str, dict[str, Tensor]]:
+    """The packed matrices of a compressed folder: unit -> its parts without values, and without codes unless asked for.
+
+    Raises InputError if it is none.
+    """
+    found, left_out = {}, ("values",) if codes else ("codes", "values")
     for path in block_files(folder):
         for unit, parts in checkpoint.parts_of(checkpoint.read_tensors(path)).items():
-            found[unit] = {name: part for name, part in parts.items() if name not in ("codes", "values")}
+            found[unit] = {name: part for name, part in parts.items() if name not in left_out}
     return found
 
 
@@ -57,10 +67,28 @@ def _shape(x: Tensor) -> str:
     return " x ".join(map(str, x.shape))
 
 
-def changed_parts(unit: str, parts: dict[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _moved(unit: str, parts: dict[str, Tensor], bits: int, steps: Tensor) -> Tensor:
+    """The packed codes of a matrix, each moved by so many steps (out, in). Raises InputError if one leaves its grid."""
+    codes = full_codes(parts, bits)
+    if codes.shape != steps.shape:
+        raise InputError(f"{unit} has {_shape(codes)} codes here, the changes {_shape(steps)}")
+    codes = codes + steps.to(torch.int16)
+    if codes.min() < 0 or codes.max() >= 2**bits:
+        raise InputError(f"codes of {unit} would leave their grid: they were learned on another copy")
+    if "mask" in parts:
+        codes = codes.flatten()[unpack_bits(parts["mask"], 1, codes.numel()).bool()]
+    return pack_bits(codes, bits)
+
+
+def changed_parts(
+    unit: str, parts: dict[str, Tensor], changes: Mapping[str, Tensor], bits: int | None
+) -> dict[str, Tensor]:
     """One packed matrix with its changes folded in. Every part keeps its dtype and shape."""
     parts, m = dict(parts), changes.get(f"scale:{unit}")
     if "scale" in parts:
+        if f"code:{unit}" in changes:
+            assert bits is not None
+            parts["codes"] = _moved(unit, parts, bits, changes[f"code:{unit}"])
         if m is not None:
             if m.shape != parts["scale"].shape:
                 raise InputError(f"{unit} has {_shape(parts['scale'])} scales here, the changes {_shape(m)}")
@@ -69,6 +97,8 @@ def changed_parts(unit: str, parts: dict[str, Tensor], changes: Mapping[str, Ten
     rows, columns = parts["shape"].tolist()
     kept = unpack_bits(parts["mask"], 1, rows * columns).view(rows, columns).bool()
     values = parts["values"].float()
+    if f"value:{unit}" in changes:
+        values = values + changes[f"value:{unit}"][kept]
     if m is not None:
         values = values * m.expand(rows, columns)[kept]
     if f"left:{unit}" in changes:
@@ -90,7 +120,7 @@ def fold(
     into the new folder, before it gets its name. Raises InputError if ``out`` exists, the disk refuses, or a change is
     not finite in the folder's half precision.
     """
-    manifest = checkpoint.read_manifest(folder)
+    manifest, bits = checkpoint.read_manifest(folder), bits_of(folder)
     with whole_folder(out) as new:
         for path in block_files(folder):
             stored = checkpoint.read_tensors(path)
@@ -99,7 +129,7 @@ def fold(
                 if f"norm:{name}" in changes:
                     tensors[name] = changes[f"norm:{name}"].to(tensors[name].dtype)
             for unit, parts in checkpoint.parts_of(stored).items():
-                tensors |= {f"{unit}::{part}": t for part, t in changed_parts(unit, parts, changes).items()}
+                tensors |= {f"{unit}::{part}": t for part, t in changed_parts(unit, parts, changes, bits).items()}
             for name, tensor in tensors.items():
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise InputError(f"{name} is not finite any more: learn with a smaller rate (lr=)")
@@ -122,7 +152,7 @@ def changes_between(before: Path, after: Path) -> dict[str, Tensor]:
     """What turned the compressed folder ``before`` into the tuned one ``after``, to fold into another compression.
 
     Scales come as factors, norms as they are. A grid whose scale is 0 keeps it: its factor is 1. Raises InputError if
-    the folders hold other matrices, or if kept values of a pruned one were changed, which suit their own codes only.
+    the folders hold other matrices, or if codes or kept values were changed, which suit their own copy only.
     """
     found = dict[str, Tensor]()
     for path in block_files(before):

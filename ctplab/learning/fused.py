@@ -62,7 +62,8 @@ def _norm(module: nn.Module) -> Forward | None:
     eps, weight = getattr(module, "variance_epsilon", None), getattr(module, "weight", None)
     if not isinstance(eps, float) or not isinstance(weight, Tensor):
         return None
-    return lambda x: F.rms_norm(x, weight.shape, weight, eps)
+    norm: Any = module
+    return lambda x: F.rms_norm(x, norm.weight.shape, norm.weight, eps)  # asked for each time: it may be learned
 
 
 def _mlp(module: nn.Module) -> Forward | None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ctplab import parallel
+from ctplab.compression.linear import release
 from ctplab.errors import InputError
 from ctplab.learning import schedule
 from ctplab.learning.graph import Steps
@@ -151,6 +152,8 @@ def take_steps(
     if isinstance(teacher, TopKTeacher):
         teacher = teacher.near(device)
     gradient = Steps([Gradient.of(learnable, cut, text, spec, teacher) for cut in cuts])
+    for model in turns.models:
+        release(model)
     for p in parameters.values():
         p.grad = torch.zeros_like(p)
     patient = _patient(device)

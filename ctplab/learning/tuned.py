@@ -1,14 +1,17 @@
-"""Learns what a compressed model can change without a new byte: scales, norms, and pruned matrices' kept values.
+"""Learns what a compressed model can change without a new byte: scales, norms, kept values, and the codes themselves.
 
-The rest of the weights, all codes and all masks stay as they are. The loop is the one that learns prompts. Each kind
-is a function of free parameters u that start at no change:
+All masks stay as they are, and codes too unless they are learned. The loop is the one that learns prompts. Each kind is
+a function of free parameters u that start at no change:
 
     scales     W·(1 + u/10), one u for each grid (row, or group of a row)
     norms      w + |w|·u/10, with |w| the root mean square of that parameter, or 1 for a parameter of zeros
     low-rank   W + mask·(B·A)·|W|/10, A random with rows of length 1, B zero; |W| of the kept values
+    codes      scale·(round(code + u/10) - zero), one u for each weight (see ``learning/codes``);
+               W + mask·|W|·u/100 if the matrix is pruned only
 
-With the tenth a step of AdamW moves each by about a tenth of the learning rate, so one rate suits all of them. A soft
-prompt can be learned with them in the same loop: its rows then stand in front of the model that changes.
+With the tenth a step of AdamW moves each by about a tenth of the learning rate, so one rate suits all of them. Kept
+values are so many that a hundredth is enough. Codes take 16 bytes a weight: u, its gradient and AdamW's two moments. A
+soft prompt can be learned with them in the same loop: its rows then stand in front of the model that changes.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ctplab.compression.packing import group_of, unpack_bits
+from ctplab.compression.packing import group_of
 from ctplab.errors import InputError
-from ctplab.formats.tuned import KINDS, grids
+from ctplab.formats.tuned import KINDS, bits_of, grids
+from ctplab.learning.codes import Codes, kept_of
 from ctplab.learning.learned import Learned
 from ctplab.learning.loop import finish, take_steps
 from ctplab.learning.rows import Rows
@@ -37,11 +41,13 @@ from ctplab.text.corpora import Split
 
 STEP = 0.1
 """How much a parameter moves in units of the learning rate, relative to what it changes."""
+VALUE_STEP = 0.01
+"""The same for single kept values of a pruned matrix."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What was learned, in the words of ``formats.tuned``: ``scale:UNIT``, ``norm:NAME``, ``left:`` and ``right:``."""
+    """What was learned, in the words of ``formats.tuned.fold``: ``scale:UNIT``, ``norm:NAME``, ``code:UNIT``, ..."""
 
     tensors: dict[str, Tensor] = field(repr=False)
     prefix: Prefix | None = None
@@ -86,12 +92,12 @@ class Tuned:
             raise InputError(f"what to tune: one or more of {', '.join(KINDS)}, not {','.join(what) or 'nothing'}")
         self.model, self._changed = model, list[tuple[nn.Module, str]]()
         self.parameters: dict[str, Tensor] = {}
-        self._unit = dict[str, float]()
-        packed = grids(folder)
+        self._unit, self._codes = dict[str, float](), dict[str, Codes]()
+        packed, self._bits = grids(folder, codes="codes" in what), bits_of(folder)
         if "low-rank" in what and any("scale" in parts for parts in packed.values()):
             raise InputError("low-rank updates need a pruned model that is not quantised: codes cannot take them")
         generator = torch.Generator().manual_seed(seed)
-        for unit, parts in packed.items() if {"scales", "low-rank"} & set(what) else ():
+        for unit, parts in packed.items() if {*what} - {"norms"} else ():
             self._matrix(unit, parts, what, rank, generator)
         if "norms" in what:
             self._norms()
@@ -115,6 +121,8 @@ class Tuned:
             raise InputError(f"{unit} is one of several stacked experts, which cannot be tuned") from None
         device, (rows, columns) = matrix.device, matrix.shape
         changes: list[Callable[[Tensor], Tensor]] = []
+        if "codes" in what:
+            changes.append(self._each_weight(unit, parts, matrix))
         if "scales" in what:
             u = self.parameters[f"scale:{unit}"] = torch.zeros(
                 parts["scale"].shape if "scale" in parts else (rows, 1), device=device
@@ -124,7 +132,7 @@ class Tuned:
                 of_column = nn.functional.one_hot(group_of(parts), u.shape[1]).T.to(device, matrix.dtype)
             changes.append(lambda w: w * _factor(u, of_column).to(w.dtype))
         if "low-rank" in what:
-            mask = unpack_bits(parts["mask"], 1, rows * columns).view(rows, columns).bool().to(device)
+            mask = kept_of(parts).to(device)
             right = torch.randn(rank, columns, generator=generator)
             right /= right.norm(dim=1, keepdim=True)
             left = self.parameters[f"left:{unit}"] = torch.zeros(rows, rank, device=device)
@@ -140,6 +148,18 @@ class Tuned:
             return w if upright else w.T
 
         self._put(layer, "weight", change)
+
+    def _each_weight(self, unit: str, parts: dict[str, Tensor], matrix: Tensor) -> Callable[[Tensor], Tensor]:
+        """The change of single weights: of their codes, or of kept values that have none."""
+        device, u = matrix.device, torch.zeros(matrix.shape, device=matrix.device)
+        if self._bits is not None:
+            self.parameters[f"code:{unit}"] = u
+            codes = self._codes[unit] = Codes.of(parts, self._bits, device)
+            return lambda w: codes.weight(u, w.dtype)
+        self.parameters[f"value:{unit}"] = u
+        mask = kept_of(parts).to(device)
+        size = self._unit[f"value:{unit}"] = VALUE_STEP * _rms(matrix[mask])
+        return lambda w: w + (size * mask * u).to(w.dtype)
 
     def _norms(self) -> None:
         for name, parameter in list(self.model.named_parameters()):
@@ -160,12 +180,15 @@ class Tuned:
         return [] if self._rows is None else self._rows.kv(model)
 
     def frozen(self, values: dict[str, Tensor]) -> Changes:
-        """The changes that these parameters stand for, fp32 on the CPU."""
+        """The changes that these parameters stand for, on the CPU: fp32, codes in whole steps."""
         found = {}
         prefix = None if self._rows is None else self._rows.frozen(values)
         for name, value in values.items():
             kind, _, unit = name.partition(":")
             if not unit:  # the prompt's rows
+                continue
+            if kind == "code":
+                found[name] = self._codes[unit].steps(value.detach())
                 continue
             value = value.detach().float().cpu()
             if kind == "scale":
@@ -174,6 +197,8 @@ class Tuned:
                 owner, _, own = unit.rpartition(".")
                 original = self.model.get_submodule(owner).parametrizations[own].original  # type: ignore[index]
                 found[name] = original.detach().float().cpu() + self._unit[unit] * value
+            elif kind == "value":
+                found[name] = self._unit[name] * value
             else:
                 found[name] = value.clone() * (self._unit[unit] if kind == "left" else 1)
         return Changes(found, prefix)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ctplab.compression import int4
+from ctplab.compression import int4, linear
 from ctplab.compression.linear import PackedLinear
 from ctplab.compression.obs import solve
 from ctplab.compression.packing import pack, pack_bits, packed_bytes, unpack, unpack_bits
@@ -107,7 +107,8 @@ def test_the_gpus_int4_kernel_takes_our_layout(columns):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("group_size", [None, 32, 64])
-def test_few_tokens_on_a_gpu_take_its_int4_kernel(group_size):
+def test_few_tokens_on_a_gpu_take_its_int4_kernel(group_size, monkeypatch):
+    """Without Triton. With it our own kernel takes them, and no copy of the codes exists."""
     generator = torch.Generator().manual_seed(0)
     W, X = torch.randn(48, 128, generator=generator), torch.randn(512, 128, generator=generator)
     found = solve(W, X.T @ X / 256, CompressionSpec(bits=4, group_size=group_size))
@@ -115,6 +116,9 @@ def test_few_tokens_on_a_gpu_take_its_int4_kernel(group_size):
     x = X[:6].bfloat16().cuda()
     exact = torch.nn.functional.linear(x.double(), found.W_hat.double().cuda(), layer.bias.double())
     with torch.no_grad():
+        layer(x)
+        assert layer.int4 is None
+        monkeypatch.setattr(linear, "usable", lambda device: False)
         out = layer(x)
     assert layer.int4 is not None
     assert (out.double() - exact).abs().max() < 0.02 * exact.abs().max()  # bfloat16 scales and offsets: 8 bits

@@ -134,7 +134,7 @@ def test_the_form_takes_only_what_the_choice_asks_for(lab):
     assert joint.short == "scales+norms+k4" and lab.wanted(["soft"]).kinds == []
     for what in ([], ["everything"], "scales", None, [["soft"]]):
         with pytest.raises(
-            ctp.InputError, match="what is learned: choose one or more of scales, norms, low-rank, soft"
+            ctp.InputError, match="what is learned: choose one or more of scales, norms, low-rank, codes, soft"
         ):
             lab.wanted(what)
     with pytest.raises(ctp.InputError, match="rank: give a number"):

@@ -19,7 +19,7 @@ from ctplab.learning.recompute import recompute
 from ctplab.models.anatomy import blocks, linears
 from ctplab.text.corpora import Split
 
-SMALL = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4, "vocab_size": 512}
+SMALL = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "vocab_size": 512}
 LARGER = {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 3, "vocab_size": 1024}
 
 
@@ -55,7 +55,7 @@ def peak_of_learning(model, settings):
     "sizes, settings",
     [
         (SMALL, Settings(20, 96, 4, "float32")),
-        (SMALL, Settings(20, 96, 4, "bfloat16", bits=4, group_size=16)),
+        (SMALL, Settings(20, 96, 4, "bfloat16", bits=4, group_size=32)),
         (LARGER, Settings(16, 128, 6, "bfloat16")),
         (LARGER, Settings(16, 128, 2, "float32", bits=3, group_size=8)),
     ],

@@ -1,0 +1,82 @@
+"""A quantised matrix whose codes move: each kept weight has a latent offset u, and its code is rounded on every pass.
+
+    c' = clamp(round(c + size·u), 0, maxq)        w = scale·(c' - zero)
+
+Rounding has no slope, so its gradient is taken for that of a straight line (the straight-through estimator, arXiv
+1308.3432): with respect to u it is that of w times scale·size inside the grid, and 0 for codes that it cuts off. At
+u = 0 the matrix is the compressed one to the bit. A pruned weight keeps its grid's zero, whatever its u.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctplab.compression.packing import full_codes, group_of, unpack_bits
+
+SIZE = 0.1
+"""How many steps of the grid a code moves for each unit of u, before it is rounded."""
+
+
+class _Rounded(torch.autograd.Function):
+    """The nearest integers; the gradient passes as if nothing had been rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def rounded(x: Tensor) -> Tensor:
+    """The nearest integers of ``x``, with the slope of ``x``."""
+    found = _Rounded.apply(x)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def kept_of(parts: dict[str, Tensor]) -> Tensor:
+    """The mask of a pruned matrix, (out, in) bool: True for weights that are kept."""
+    rows, columns = parts["shape"].tolist()
+    return unpack_bits(parts["mask"], 1, rows * columns).view(rows, columns).bool()
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The codes of a quantised matrix on its device, and the grids that they stand on."""
+
+    codes: Tensor  # (out, in) uint8
+    scale: Tensor  # (out, groups) fp32
+    zero: Tensor  # (out, groups) fp32
+    group: Tensor | None  # (in,), if there is more than one group
+    kept: Tensor | None  # (out, in) bool, if the matrix is pruned
+    maxq: int
+
+    @classmethod
+    def of(cls, parts: dict[str, Tensor], bits: int, device: torch.device) -> "Codes":
+        """Decode the packed ``parts`` of a matrix (see ``compression/packing``)."""
+        codes, scale, zero = (x.to(device) for x in (full_codes(parts, bits), parts["scale"], parts["zero"]))
+        group = group_of(parts).to(device) if scale.shape[1] > 1 else None
+        kept = kept_of(parts).to(device) if "mask" in parts else None
+        return cls(codes, scale.float(), zero.float(), group, kept, 2**bits - 1)
+
+    def moved(self, u: Tensor) -> Tensor:
+        """The codes for u (out, in): integers in floating point, with a gradient."""
+        offset = SIZE * (u if self.kept is None else u * self.kept)
+        return rounded(self.codes + offset).clamp(0, self.maxq)
+
+    def weight(self, u: Tensor, dtype: torch.dtype) -> Tensor:
+        """The matrix for u, (out, in)."""
+        scale, zero = self.scale, self.zero
+        if self.group is not None:
+            scale, zero = scale[:, self.group], zero[:, self.group]
+        return (scale * (self.moved(u) - zero)).to(dtype)
+
+    @torch.no_grad()
+    def steps(self, u: Tensor) -> Tensor:
+        """By how many steps of its grid each code has moved, (out, in) int16 on the CPU."""
+        u = u.to(self.codes.device)
+        return (self.moved(u) - self.codes).to(torch.int16).cpu()
