@@ -88,7 +88,10 @@ test-slow: .venv/.dev
 	-test -d node_modules/axe-core || npm install --no-save --no-package-lock --silent axe-core@4
 	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile
 
+# Types are checked as it is installed: the dashboard lies inside ctplab there.
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	rm -rf build/typed && mkdir -p build/typed
+	cp -r ctplab pyproject.toml build/typed && cp app/*.py build/typed/ctplab/app
+	cd build/typed && ../../$(BIN)/pyright --pythonpath ../../$(BIN)/python

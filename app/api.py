@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from threading import Event
 
 import gradio as gr
+from gradio import events
 
 import ctplab as ctp
 from ctplab.app import asked, jobs, learner
@@ -130,7 +131,7 @@ def build(bench: Bench) -> None:
                 raise ctp.InputError(job.note)
             yield job.record()
 
-    gr.api(compare, api_name="compare", **DEVICE)
-    gr.api(lens, api_name="lens", **DEVICE)
-    gr.api(questions, api_name="questions", **LONG)
-    gr.api(train, api_name="train", concurrency_id="train", concurrency_limit=jobs.ALL)  # a job: it only looks
+    events.api(compare, api_name="compare", **DEVICE)
+    events.api(lens, api_name="lens", **DEVICE)
+    events.api(questions, api_name="questions", **LONG)
+    events.api(train, api_name="train", concurrency_id="train", concurrency_limit=jobs.ALL)  # a job: it only looks

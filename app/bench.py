@@ -178,17 +178,17 @@ class Bench:
             found = [f"learned on {learned_on}, used here on {small.tag}: a transfer"]
         return True, notes + found
 
-    def fitting(self, chosen: Chosen) -> tuple[Loaded, ctp.SavedPrompt]:
-        """The compressed model and the prompt. Raises InputError if they do not fit."""
+    def fitting(self, chosen: Chosen) -> tuple[Loaded, ctp.Prefix, ctp.Prefix]:
+        """The compressed model, the prompt's rows and those it began with. Raises InputError if they do not fit."""
         if not chosen.prompt:
             raise ctp.InputError("no prompt is loaded: load one above, or learn one in the tab Train")
         small, saved = self.model(chosen.compressed), self.prompt(chosen.prompt)
         ctp.attach(saved, small.model, small.tokenizer)
-        if not hasattr(saved.prefix, "rows"):
+        if not isinstance(saved.prefix, ctp.Prefix):
             raise ctp.InputError(f"{chosen.prompt} is made of keys and values: it has no rows to compare with tokens")
         if saved.initial is None:
             raise ctp.InputError(f"{chosen.prompt} does not say what its rows started from")
-        return small, saved
+        return small, saved.prefix, saved.initial
 
     def arm(self, name: str, chosen: Chosen, hard_prompt: str, seed: int) -> tuple[ctp.Arm, Loaded]:
         """The arm called ``name`` with the model it runs on. Raises InputError if it cannot be made."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from ctplab.app import many, saves, views, welcome
 from ctplab.app.answers import Request, answer, chats, read_text
@@ -19,7 +20,7 @@ from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.text.reading import STARTS
 
 
-def build(bench: Bench, header: Header) -> list[gr.components.Component]:
+def build(bench: Bench, header: Header) -> list[Component]:
     """Lay the tab out; returns the components that a shared link restores, in the order of ``share.LINK``."""
     usual, examples = bench.default_arms(bench.chosen()), welcome.examples(bench)
     gr.HTML(welcome.strip(bench), elem_id="welcome")

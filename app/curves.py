@@ -46,7 +46,7 @@ def curves(job: Job | None) -> go.Figure:
                 x=[1, max(job.total, steps[-1])], y=[job.baselines[name]] * 2, mode="lines", name=words,
                 line={"color": colour(name), "width": 2, "dash": "dash"}, row=1, col=1,
             )  # fmt: skip
-    figure.update_xaxes(gridcolor=figures.GRID, range=[0, max(job.total, steps[-1]) + 1])
+    figure.update_xaxes(gridcolor=figures.GRID, zeroline=False, range=[0, max(job.total, steps[-1]) + 1])
     figure.update_xaxes(title="step", row=2, col=1)
     figure.update_yaxes(gridcolor=figures.GRID, zeroline=False)
     figure.update_yaxes(title="nats a token", row=1, col=1)

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 import ctplab as ctp
 from ctplab.app import history
@@ -49,8 +50,8 @@ class Header:
     def on_another_model(
         self,
         settings: Callable[..., list[Any]],
-        outputs: list[gr.components.Component],
-        more: Sequence[gr.components.Component] = (),
+        outputs: list[Component],
+        more: Sequence[Component] = (),
     ) -> None:
         """Fill ``outputs`` with ``settings(full model, *more)`` if a reader chooses or loads another full model."""
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, **PRIVATE}

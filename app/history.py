@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.share import SHOW_TAB
@@ -20,7 +21,7 @@ SECRET = "kept in the reader's own browser"  # a random one would lose the list 
 HEADERS = ["when", "what", "settings", "compressed", "prompt", "answers"]
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
 
-Form = dict[str, gr.components.Component]
+Form = dict[str, Component]
 """Setting -> the component that holds it."""
 
 
@@ -87,7 +88,7 @@ class Past:
         forget.click(lambda: ([], shown([])), None, [self.kept, self.table], **QUIET)
         page.load(shown, self.kept, self.table, **QUIET)
 
-    def filled(self, entry: dict[str, Any], bench: Bench) -> dict[gr.components.Component, Any]:
+    def filled(self, entry: dict[str, Any], bench: Bench) -> dict[Component, Any]:
         """Component -> value for an entry. Models and prompts that are not loaded now stay as they are, with a word."""
         form, settings = self.forms.get(entry["kind"], ("", {}))[1], dict(entry["settings"])
         known = {"full": bench.models, "compressed": bench.models, "prompt": bench.prompts}

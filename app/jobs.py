@@ -12,6 +12,7 @@ from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
 import ctplab as ctp
+from ctplab.app.toast import in_page
 from ctplab.app.turns import Turns
 
 T = TypeVar("T")
@@ -146,7 +147,7 @@ class Jobs:
         except Cancelled:
             job.state, job.note = "cancelled", job.note or "before it began"
         except ctp.InputError as error:
-            job.state, job.note = "failed", str(error)
+            job.state, job.note = "failed", in_page(str(error))
         except MemoryError:
             job.state, job.note = "failed", "not enough memory: ask for less at a time"
         except Exception as error:  # a thread that dies silently would leave its page waiting

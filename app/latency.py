@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+from gradio import events
 
 import ctplab as ctp
 from ctplab.app import figures, limits
@@ -145,4 +146,4 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             name = bench.chosen(compressed=compressed).compressed
             return measure(bench, name, tokens, length, new_tokens, repeats, flag)
 
-    gr.api(latency_api, api_name="latency", **LONG)
+    events.api(latency_api, api_name="latency", **LONG)

@@ -65,7 +65,8 @@ def places(bench: Bench, chosen: Chosen, wanted: Wanted, name: str) -> tuple[Pat
         out = store.prompt(chosen.compressed, name)
         return out, out / "prompt.json", store.prompt_state(chosen.compressed, name), out / "recipe.json"
     out = store.tuned(chosen.compressed, name)
-    return out, out / MANIFEST, *(out.with_name(f"{out.name}.{end}") for end in ("state.safetensors", "recipe.json"))
+    beside = [out.with_name(f"{out.name}.{end}") for end in ("state.safetensors", "recipe.json")]
+    return out, out / MANIFEST, beside[0], beside[1]
 
 
 def keep_recipe(wanted: Wanted, path: Path) -> None:

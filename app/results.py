@@ -221,7 +221,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         if result is None:
             return [NOTHING.format(runs=bench.runs), gr.update(visible=False), *[gr.skip()] * 9]
         corpora = list(result["perplexity"])
-        corpus = corpus if corpus in corpora else result["learned_on"]
+        corpus = corpus if corpus and corpus in corpora else str(result["learned_on"])
         full = result["levels"]["full"]
         words = (
             f"**{name}**, {size(full['bytes'])}, seed {result['seed']}: {len(result['levels']) - 1} levels, prompt of "

@@ -20,10 +20,10 @@ def inside_text(bench: Bench, chosen: Chosen, word: str) -> tuple[str, list[int]
 
 def map_of(bench: Bench, chosen: Chosen, word: str, picked: int | None) -> go.Figure:
     """The map of the chosen prompt, with the user's word on it."""
-    small, saved = bench.fitting(chosen)
+    small, learned, initial = bench.fitting(chosen)
     extra = inside_text(bench, chosen, word)[1]
     with bench.turns.turn():
-        points = ctp.project(small.model, saved.prefix, saved.initial, tuple(extra))
+        points = ctp.project(small.model, learned, initial, tuple(extra))
     return draw_map(points, lambda token: small.tokenizer.decode([token]), picked)
 
 

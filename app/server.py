@@ -14,6 +14,7 @@ os.environ.setdefault("OTEL_SDK_DISABLED", "true")
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from gradio.themes import Base
 
 import ctplab as ctp
 from ctplab.app import export, page
@@ -24,7 +25,7 @@ from ctplab.app.places import Places, usual
 
 HERE = Path(__file__).parent
 #: Fonts of the reader's own system: the default theme would fetch some.
-THEME = gr.themes.Base(
+THEME = Base(
     primary_hue="emerald",
     neutral_hue="slate",
     radius_size="md",

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+from gradio import events
 from plotly.subplots import make_subplots
 
 import ctplab as ctp
@@ -26,9 +27,9 @@ ALL = "none"  # is in view
 def histogram(bench: Bench, chosen: Chosen, top: int, bins: int) -> dict[str, Any]:
     """Counts as ctplab gives them: {"edges", "counts", "mean", "rows"}."""
     top, bins = limits.whole(top, "nearest tokens a row", 1, 1000), limits.whole(bins, "bins", 1, 2000)
-    small, saved = bench.fitting(chosen)
+    small, learned, initial = bench.fitting(chosen)
     with bench.turns.turn():
-        return ctp.cosine_histogram(small.model, saved.prefix, saved.initial, top=top, bins=bins)
+        return ctp.cosine_histogram(small.model, learned, initial, top=top, bins=bins)
 
 
 def draw(data: dict[str, Any], top: int, log: bool, picked: int | None = None) -> go.Figure:
@@ -149,4 +150,4 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         with plain_errors():
             return histogram(bench, bench.chosen(full, compressed, prompt), top, bins)
 
-    gr.api(histogram_api, api_name="histogram", **DEVICE)
+    events.api(histogram_api, api_name="histogram", **DEVICE)

@@ -15,6 +15,7 @@ WORDS = (
     (r"\bsamples=", "'Windows'"),
     (r"\bseq_len=", "'Tokens a window'"),
     (r"\bmax_new_tokens\b", "'Longest answer'"),
+    (r"\blr=", "'Learning rate'"),
 )
 """What the library's messages call a setting, and the control of the page that sets it."""
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
+from gradio import events
 
 import ctplab as ctp
 from ctplab.app import export, figures, limits, rowmap, worth
@@ -21,10 +22,10 @@ SEQ_LEN, WINDOWS = 128, 32  # of the perplexity of the nearest-token hard prompt
 def rows(bench: Bench, chosen: Chosen, top: int, metric: str, centre: bool, special: bool, unused: bool) -> list[dict]:
     """One plain record for every row of the chosen prompt."""
     top, metric = limits.whole(top, "top", 1, 1000), limits.one_of(metric, "measure", METRICS)
-    small, saved = bench.fitting(chosen)
+    small, learned, initial = bench.fitting(chosen)
     with bench.turns.turn():
         found = ctp.inspect_prompt(
-            small.model, small.tokenizer, saved.prefix, saved.initial, top=top, metric=metric, centre=centre,
+            small.model, small.tokenizer, learned, initial, top=top, metric=metric, centre=centre,
             drop_special=special, drop_unused=unused,
         )  # fmt: skip
     return [asdict(row) for row in found]
@@ -151,10 +152,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     ) -> tuple[str, dict[str, Any]]:
         with plain_errors():
             chosen = Chosen(full, compressed, prompt or "")
-            small, saved = bench.fitting(chosen)
-            hard = ctp.nearest_hard_prompt(
-                small.model, small.tokenizer, saved.prefix, metric=metric, drop_special=special
-            )
+            small, learned, _ = bench.fitting(chosen)
+            hard = ctp.nearest_hard_prompt(small.model, small.tokenizer, learned, metric=metric, drop_special=special)
             text = bench.corpus(corpus, small.tokenizer, SEQ_LEN).test
             arms = [bench.arm(name, chosen, "", 0)[0] for name in ("compressed", "soft")]
             arms.insert(1, ctp.Arm("nearest", small.model, hard))
@@ -198,4 +197,4 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
             chosen = bench.chosen(full, compressed, prompt)
             return rows(bench, chosen, top, metric, centre, drop_special, drop_unused)
 
-    gr.api(nearest, api_name="nearest", **DEVICE)
+    events.api(nearest, api_name="nearest", **DEVICE)

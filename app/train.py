@@ -78,7 +78,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     recipes.offer(tab, lambda: recipes.trained(bench.runs), recipes.train_form, form, "train-again", PRIVATE)
     told = gr.Markdown(elem_id="train-told")
     status = gr.HTML(elem_id="train-job")
-    plot = gr.Plot(curves.curves(None), label="Validation between the two models, and the objective", elem_id="curves")
+    plot = gr.Plot(curves.curves(None), label="Validation and objective", elem_id="curves")
     says = gr.HTML(elem_id="train-says")
     shown = gr.State(None)
 

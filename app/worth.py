@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+from gradio import events
 
 import ctplab as ctp
 from ctplab.app import figures, limits
@@ -183,4 +184,4 @@ def build(bench: Bench, header: Header, found: gr.State, records: gr.State, tabl
                 rows = [{"row": row.row, **asdict(row.worth), "verdict": row.verdict} for row in now.rows]
                 yield {"where": now.where, "words": now.words(), "gain": asdict(now.gain), "rows": rows}
 
-    gr.api(worth, api_name="worth", **LONG)
+    events.api(worth, api_name="worth", **LONG)
