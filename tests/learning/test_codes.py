@@ -120,7 +120,8 @@ def test_folded_equals_learned_in_the_same_bytes(family, level, what, compressed
     assert (changed - plain).abs().max() > 5 * STORED * float(changed.std())
     torch.testing.assert_close(again, changed, rtol=0, atol=0 if exact else STORED * float(changed.std()))
     before = checkpoint.read_manifest(folder)
-    assert manifest["bytes"] == before["bytes"] and manifest["tag"] == "+".join([before["tag"], *what])
+    assert manifest["bytes"] == before["bytes"]
+    assert manifest["tag"].rpartition("-")[0] == "+".join([before["tag"], *what])
     for path in folder.glob("*.safetensors"):
         old, new = (checkpoint.read_tensors(place / path.name) for place in (folder, tmp_path / "out"))
         assert {n: (t.dtype, t.shape) for n, t in old.items()} == {n: (t.dtype, t.shape) for n, t in new.items()}
