@@ -7,11 +7,10 @@ from typing import Any
 
 from ctplab.app.bench import Bench
 from ctplab.formats.tuned import SOFT
+from ctplab.learning.tuned import RATE
 
 SMALL = 20_000_000
 """Weights of a model that learns hundreds of steps in a minute or two on two cores."""
-TUNED_RATE = 0.1
-"""The rate of scales and norms, alone or with a prompt, for tens of steps: docs/results.md has what others reach."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Suited:
 
     def rate(self, what: Sequence[str]) -> float:
         """The learning rate for what is learned, a prompt alone or other things."""
-        return self.lr if list(what) == [SOFT] else TUNED_RATE
+        return self.lr if list(what) == [SOFT] else RATE
 
 
 def suited(bench: Bench, name: str) -> Suited:

@@ -166,14 +166,14 @@ def learn(options: argparse.Namespace) -> None:
     (out / "state.safetensors").unlink(missing_ok=True)
 
 
-def recipe_options(sub: Parser) -> None:
+def recipe_options(sub: Parser, rate: str = "0.03") -> None:
     """Add the options of a recipe, for whatever is learned; :func:`recipe` and :func:`teacher_of` read them."""
     sub.add_argument("--corpus", default="atlas-web")
     loss_option(sub)
     sub.add_argument("--steps", type=at_least(1), help="1000; the paper's preset: 30,000")
     sub.add_argument("--batch", type=at_least(1), help="windows a step, over all processes (16; paper: 4)")
     sub.add_argument("--accumulate", type=at_least(1), metavar="N", help="a batch in N pieces, to save memory")
-    sub.add_argument("--lr", type=real, help="0.03; paper: 0.001")
+    sub.add_argument("--lr", type=real, help=f"{rate}; paper: 0.001")
     sub.add_argument("--patience", type=at_least(1), metavar="N", help="stop after N validations without a better one")
     sub.add_argument("--seq-len", type=at_least(0), default=0)
     sub.add_argument("--objective", default="nll", help="nll, kl or nll,kl (half each)")

@@ -13,6 +13,7 @@ from ctplab.formats.checkpoint import read_manifest
 from ctplab.formats.tuned import KINDS, MANIFEST, PROMPT, SOFT, changes_between, fold, tuned_from
 from ctplab.learning.rows import initial_rows
 from ctplab.learning.saving import made_tuned, save_tuned
+from ctplab.learning.tuned import RATE
 from ctplab.models.loading import resolve
 from ctplab.progress import bar
 
@@ -23,6 +24,8 @@ def tune(options: argparse.Namespace) -> None:
     """Learn the changes, and write a folder of the same bytes; the same command goes on where it stopped."""
     if options.like:
         return like(options)
+    if options.lr is None and options.preset is None:
+        options.lr = RATE
     spec, out, folder = recipe(options), Path(options.out), Path(resolve(options.model))
     read_manifest(folder)  # before any text is read
     what = list(dict.fromkeys(filter(None, options.what.split(","))))
@@ -123,6 +126,6 @@ def register(commands: Any) -> None:
         help="learn nothing: put what this tuned model learned on MODEL, another compression of the same base",
     )  # fmt: skip
     sub.add_argument("--rank", type=at_least(1), default=8, help="of low-rank updates, for pruned models (8)")
-    recipe_options(sub)
+    recipe_options(sub, f"{RATE:g}")
     prompt_options(sub)
     sub.add_argument("--out", required=True, metavar="DIR")

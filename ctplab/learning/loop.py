@@ -75,8 +75,8 @@ def _check(models: Sequence[Model], train: Split, spec: PromptSpec, k: int, teac
     if len(shapes) > 1:
         raise InputError(f"models to learn one prompt on need one vocabulary and width, not {sorted(shapes)}")
     vocabulary = models[0].get_output_embeddings().weight.shape[0]
-    if spec.kl > 0 and teacher is not None and teacher.vocabulary != vocabulary:
-        raise InputError(f"the teacher has {teacher.vocabulary} tokens, the model {vocabulary}: KL needs the same")
+    if spec.taught and teacher is not None and teacher.vocabulary != vocabulary:
+        raise InputError(f"the teacher has {teacher.vocabulary} tokens, the model {vocabulary}: both need the same")
     if isinstance(teacher, TopKTeacher) and teacher.corpus != train.fingerprint:
         raise InputError("the cached teacher was made for other text or windows than are learned from")
     for model in models:
@@ -203,7 +203,7 @@ def take_steps(
         unread.clear()
         yield from fresh
         if lost is not None:
-            result.stopped = f"the loss was not finite at step {lost}: stopped with the best prompt so far"
+            result.stopped = f"the loss was not finite at step {lost}: stopped with the best so far"
             return
         since = time.perf_counter()
 

@@ -39,6 +39,8 @@ from ctplab.prompts.prefix import Prefix
 from ctplab.specs import PromptSpec
 from ctplab.text.corpora import Split
 
+RATE = 0.1
+"""A learning rate that suits these changes, alone or with a prompt; docs/results.md has what others reach."""
 STEP = 0.1
 """How much a parameter moves in units of the learning rate, relative to what it changes."""
 VALUE_STEP = 0.01

@@ -11,10 +11,11 @@ import ctplab as ctp
 from ctplab import tensor_files
 from ctplab.app import beforehand, learner
 from ctplab.app.bench import Bench, Loaded
-from ctplab.app.suited import TUNED_RATE, suited
+from ctplab.app.suited import suited
 from ctplab.disk import read_json
 from ctplab.formats.tuned import PROMPT, tuned_from
 from ctplab.learning.saving import made_tuned, save_tuned
+from ctplab.learning.tuned import RATE
 from ctplab.models.fingerprints import weights_fingerprint
 from ctplab.progress import silent
 
@@ -153,4 +154,4 @@ def test_a_model_that_cannot_be_tuned_is_told_in_one_line(lab):
 def test_the_rate_suits_the_choice(real):
     found = suited(real.bench, "atlas")
     assert found.rate(["soft"]) == found.lr
-    assert found.rate(["scales"]) == found.rate(["scales", "soft"]) == TUNED_RATE
+    assert found.rate(["scales"]) == found.rate(["scales", "soft"]) == RATE

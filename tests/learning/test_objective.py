@@ -119,7 +119,7 @@ def test_learning_from_cache_follows_learning_from_memory(llama, web, few, tmp_p
     # log-probabilities in half precision
     assert [s.loss for s in runs[0]] == pytest.approx([s.loss for s in runs[1]], rel=2e-3)
     refused = {
-        "KL needs the same": (replace(cached, vocabulary=7), few),
+        "both need the same": (replace(cached, vocabulary=7), few),
         "other text or windows": (cached, web.test),
     }
     for message, (wrong, split) in refused.items():
