@@ -400,7 +400,7 @@ def test_results(visit, fake):
         assert height > 200 and lengths == expected
     assert plot(page, "#paper")[1][2:] == [4, 4, 4]
     page.locator("#transfer [data-testid=cell-0-1]").click()
-    page.wait_for_function("document.querySelector('#cell').innerText.includes('soft--atlas-web.json')")
+    page.wait_for_function("document.querySelector('#cell')?.innerText.includes('soft--atlas-web.json')")
 
 
 def test_sweeps(visit, fake):

@@ -322,7 +322,7 @@ def test_refusals_are_one_line_and_leave_nothing(llama, tokenizer, tmp_path, mon
         (wide, {}, "has width 31"),
         (kv, {}, "keys and values"),
         (huge, {}, r"does not fit into float16; use dtype='bfloat16'"),
-        (long, {}, "256 prompt tokens"),
+        (long, {}, "a prompt of 256 rows leaves no room"),
         (other, {}, "another tokenizer"),
         (nobody, {}, "does not say which model"),
         (saved, {"weights": "gptq"}, "is not quantised"),

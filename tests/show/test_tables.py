@@ -21,7 +21,7 @@ EXACT = {"exact_match": 0.25, "low": 0.2, "high": 0.31, "n": 8}
         (SHARE, "+45% [+42, +48]"),
         (Interval(-0.004, -1.2, 0.0), "-0% [-120, +0]"),
         (Interval(1.0, 1.0, 1.0), "+100% [+100, +100]"),
-        (Interval(math.nan, math.nan, math.nan), "+nan% [+nan, +nan]"),
+        (Interval(math.nan, math.nan, math.nan), "cannot tell"),
     ],
 )
 def test_percent(share, written):

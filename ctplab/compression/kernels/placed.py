@@ -57,7 +57,7 @@ def _spread(
     ok = (h < heads)[:, None] & (j < D // 2)[None, :]
     read = ok
     if FIRST:
-        read = ok & ((t >= k) | (b == 0))
+        read = (h < tl.where((t >= k) | (b == 0), heads, 0))[:, None] & (j < D // 2)[None, :]
     low, high = _halves(X, row * row_stride, h, j, D, read, D)
     if TURN:
         low, high = _turned(low, high, Cos, Sin, row % angles, j, D, False)
