@@ -107,6 +107,18 @@ def scored(nll: torch.Tensor, targets: int = 1) -> ctp.WindowScores:
     return ctp.WindowScores(nll.double(), torch.full((len(nll),), targets))
 
 
+def interrupted_at(count: int):
+    """A progress that a user ends with Ctrl-C after so many items."""
+
+    def progress(items, *, total=None, label=""):
+        for i, item in enumerate(items):
+            if i == count:
+                raise KeyboardInterrupt
+            yield item
+
+    return progress
+
+
 def tiny(family: str):
     """A random model of 2 blocks and width 32, in evaluation mode."""
     torch.manual_seed(0)

@@ -66,10 +66,16 @@ def full_codes(parts: dict[str, Tensor], bits: int) -> Tensor:
     rows, columns = parts["shape"].tolist()
     if "mask" not in parts:
         return unpack_bits(parts["codes"], bits, rows * columns).view(rows, columns)
-    kept = unpack_bits(parts["mask"], 1, rows * columns).bool()
+    kept = kept_of(parts).flatten()
     codes = parts["zero"][:, group_of(parts)].flatten()
     codes[kept] = unpack_bits(parts["codes"], bits, int(kept.sum()))
     return codes.view(rows, columns)
+
+
+def kept_of(parts: dict[str, Tensor]) -> Tensor:
+    """The mask of a pruned matrix, (out, in) bool: True for weights that are kept."""
+    rows, columns = parts["shape"].tolist()
+    return unpack_bits(parts["mask"], 1, rows * columns).view(rows, columns).bool()
 
 
 def group_of(parts: dict[str, Tensor]) -> Tensor:
@@ -84,7 +90,7 @@ def unpack(parts: dict[str, Tensor], bits: int | None, dtype: torch.dtype = torc
     """The dense matrix (out, in) that ``parts`` represent."""
     rows, columns = parts["shape"].tolist()
     if "values" in parts:
-        kept = unpack_bits(parts["mask"], 1, rows * columns).bool()
+        kept = kept_of(parts).flatten()
         flat = torch.zeros(rows * columns, dtype=dtype, device=parts["values"].device)
         flat[kept] = parts["values"].to(dtype)
         return flat.view(rows, columns)

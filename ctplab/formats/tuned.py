@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ctplab import tensor_files
-from ctplab.compression.packing import full_codes, pack_bits, unpack_bits
+from ctplab.compression.packing import full_codes, kept_of, pack_bits
 from ctplab.compression.parts import check_parts
 from ctplab.disk import whole, whole_folder, write_json
 from ctplab.errors import InputError
@@ -95,7 +95,7 @@ def _moved(unit: str, parts: dict[str, Tensor], bits: int, steps: Tensor) -> Ten
     if codes.min() < 0 or codes.max() >= 2**bits:
         raise InputError(f"codes of {unit} would leave their grid: they were learned on another copy")
     if "mask" in parts:
-        codes = codes.flatten()[unpack_bits(parts["mask"], 1, codes.numel()).bool()]
+        codes = codes[kept_of(parts)]
     return pack_bits(codes, bits)
 
 
@@ -114,7 +114,7 @@ def changed_parts(
             parts["scale"] = (parts["scale"].float() * m).to(parts["scale"].dtype)
         return parts
     rows, columns = parts["shape"].tolist()
-    kept = unpack_bits(parts["mask"], 1, rows * columns).view(rows, columns).bool()
+    kept = kept_of(parts)
     values = parts["values"].float()
     if f"value:{unit}" in changes:
         values = values + changes[f"value:{unit}"][kept]

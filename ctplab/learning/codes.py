@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctplab.compression.packing import full_codes, group_of, unpack_bits
+from ctplab.compression.packing import full_codes, group_of, kept_of
 
 SIZE = 0.1
 """How many steps of the grid a code moves for each unit of u, before it is rounded."""
@@ -36,12 +36,6 @@ def rounded(x: Tensor) -> Tensor:
     found = _Rounded.apply(x)
     assert isinstance(found, Tensor)
     return found
-
-
-def kept_of(parts: dict[str, Tensor]) -> Tensor:
-    """The mask of a pruned matrix, (out, in) bool: True for weights that are kept."""
-    rows, columns = parts["shape"].tolist()
-    return unpack_bits(parts["mask"], 1, rows * columns).view(rows, columns).bool()
 
 
 @dataclass(frozen=True)

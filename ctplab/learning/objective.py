@@ -129,6 +129,7 @@ def mixed_loss(
             wanted = teacher.logits(rows).to(logits.device) if isinstance(teacher, Taught) and kl > 0 else None
             own = None if weights is None else weights[rows]
             return loss_and_gradient_(logits, targets[rows], kl, wanted, own).sum(), logits
+        assert weights is None, "only the kernel weighs rows"
         logp = _wide(logits).log_softmax(-1)
         q = teacher(rows, logp) if teacher is not None and kl > 0 else None
         return loss_and_gradient(logp, targets[rows], kl, q)

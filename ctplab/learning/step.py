@@ -91,6 +91,7 @@ class Gradient:
         batch = -(-share // pieces)
         one_row = learnable.rows is not None and fits(cut, learnable.k, batch, text.ids.shape[1])
         weighed = text.masks is not None and usable(device) and not isinstance(teacher, TopKTeacher)
+        weighed = weighed and embeddings(cut.model).dtype != torch.float64  # the loss's kernel takes the weights
         masks = text.masks.to(device) if weighed and text.masks is not None else None
         return cls(learnable, cut, text, spec, teacher, chunk_on(device), one_row, Fused.of(cut.model), pieces, masks)
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ctplab.compression.packing import group_of
+from ctplab.compression.packing import group_of, kept_of
 from ctplab.errors import InputError
 from ctplab.formats.tuned import KINDS, bits_of, grids
-from ctplab.learning.codes import Codes, kept_of
+from ctplab.learning.codes import Codes
 from ctplab.learning.learned import Learned
 from ctplab.learning.loop import finish, take_steps
 from ctplab.learning.rows import Rows

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 from commands import refused, run_json
-from conftest import tiny
+from conftest import interrupted_at, tiny
 from test_step import NoHostReads
 
 import ctplab as ctp
-from ctplab.compression.packing import full_codes
+from ctplab.compression.packing import full_codes, kept_of
 from ctplab.disk import data_dir
 from ctplab.formats import checkpoint
 from ctplab.formats.tuned import changes_between, fold, grids
 from ctplab.learning import codes, fused
-from ctplab.learning.codes import SIZE, Codes, kept_of
+from ctplab.learning.codes import SIZE, Codes
 from ctplab.learning.step import Gradient
 from ctplab.learning.tuned import Tuned
 from ctplab.learning.windows import Windows
@@ -174,13 +174,7 @@ def test_learning_gets_better_and_resumes(level, compressed, web, quiet, tmp_pat
     whole = ctp.learn_tuned(*settings, **quiet)
     assert whole.best_step > 0 and whole.best_validation < whole.before
 
-    def broken(items, *, total=None, label=""):
-        for i, step in enumerate(items):
-            if i == 5:
-                raise KeyboardInterrupt
-            yield step
-
-    assert ctp.learn_tuned(*settings, state=state, progress=broken).stopped
+    assert ctp.learn_tuned(*settings, state=state, progress=interrupted_at(5)).stopped
     resumed = ctp.learn_tuned(*settings, state=state, **quiet)
     assert [s.loss for s in resumed.steps] == [s.loss for s in whole.steps]
     assert all(torch.equal(resumed.prefix.tensors[n], t) for n, t in whole.prefix.tensors.items())

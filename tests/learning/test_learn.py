@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import MORE_FAMILIES, from_config, tiny
+from conftest import MORE_FAMILIES, from_config, interrupted_at, tiny
 from safetensors.torch import load_file, save_file
 
 import ctplab as ctp
@@ -160,15 +160,8 @@ def test_a_state_of_another_run_or_a_damaged_one_is_not_trusted(llama, web, tmp_
 
 def test_interrupted_before_its_first_validation_there_is_no_prompt(llama, web):
     """The untrained rows are no result: nothing of them is kept under the name of one."""
-
-    def impatient(items, *, total=None, label=""):
-        for i, item in enumerate(items):
-            if i == 2:
-                raise KeyboardInterrupt
-            yield item
-
     with pytest.raises(KeyboardInterrupt):
-        ctp.learn(llama, web.train, web.validation, replace(SPEC, evaluate_every=8), progress=impatient)
+        ctp.learn(llama, web.train, web.validation, replace(SPEC, evaluate_every=8), progress=interrupted_at(2))
 
 
 def test_patience_stops_early_and_keeps_the_best(llama, web, quiet):
@@ -249,13 +242,7 @@ def test_validation_is_a_tenth_of_the_windows_by_default(steps, batch, models, e
 
 
 def test_an_interrupt_keeps_the_best(llama, web):
-    def impatient(items, *, total=None, label=""):
-        for count, item in enumerate(items):
-            if count == 6:
-                raise KeyboardInterrupt
-            yield item
-
-    learned = ctp.learn(llama, web.train, web.validation, SPEC, progress=impatient)
+    learned = ctp.learn(llama, web.train, web.validation, SPEC, progress=interrupted_at(6))
     assert "interrupted" in learned.stopped and learned.best_step == 4
 
 

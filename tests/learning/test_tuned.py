@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from commands import refused, run, run_json
-from conftest import tiny
+from conftest import interrupted_at, tiny
 
 import ctplab as ctp
 from ctplab.disk import data_dir
@@ -106,13 +106,7 @@ def test_learning_gets_better_resumes_and_leaves_the_model(compressed, web, quie
     whole = ctp.learn_tuned(*settings, **quiet)
     assert whole.best_step > 0 and whole.best_validation < next(s.loss for s in whole.steps)
 
-    def broken(steps, total, label):
-        for i, step in enumerate(steps):
-            if i == 5:
-                raise KeyboardInterrupt
-            yield step
-
-    assert ctp.learn_tuned(*settings, state=state, progress=broken).stopped
+    assert ctp.learn_tuned(*settings, state=state, progress=interrupted_at(5)).stopped
     resumed = ctp.learn_tuned(*settings, state=state, **quiet)
     assert [s.loss for s in resumed.steps] == [s.loss for s in whole.steps]
     assert all(torch.equal(resumed.prefix.tensors[n], t) for n, t in whole.prefix.tensors.items())

@@ -19,6 +19,14 @@ MORE_TILE = {"R": 16, "E": 16, "T": 16, "num_warps": 2, "num_stages": 3}
 
 
 @triton.jit
+def _columns(X, t, tokens, tile, width, E: tl.constexpr):
+    """The columns of x that the E eights of a tile meet, (T, 8 E)."""
+    c = tile * E * 8 + tl.arange(0, E * 8)
+    ok = (t < tokens)[:, None] & (c < width * 8)[None, :]
+    return tl.load(X + (t * width * 8)[:, None] + c[None, :], mask=ok, other=0.0)
+
+
+@triton.jit
 def _few(
     X, Out, Codes, Scale, Zero, Group, Mask, Starts, tokens, rows, width, groups,
     BITS: tl.constexpr, MASKED: tl.constexpr, SIZE: tl.constexpr, E: tl.constexpr, R: tl.constexpr, T: tl.constexpr,
@@ -35,11 +43,7 @@ def _few(
             Codes, Scale, Zero, Group, Mask, Starts, r, r < rows, tile, width, groups, BITS, MASKED, SIZE, E
         )  # fmt: skip
         # A thread loads eight numbers side by side. The compiler then lets it decode the eight weights that they meet.
-        c = tile * E * 8 + tl.arange(0, E * 8)
-        x = tl.load(
-            X + (t * width * 8)[:, None] + c[None, :], mask=(t < tokens)[:, None] & (c < width * 8)[None, :], other=0.0
-        )
-        x = tl.reshape(x.to(tl.float32), (T, 1, E, 8))
+        x = tl.reshape(_columns(X, t, tokens, tile, width, E).to(tl.float32), (T, 1, E, 8))
         if SIZE < 0:  # ANY_GROUPS: a scale for each weight
             total += tl.sum((scale * steps)[None, :, :, :] * x, 3)
         else:
@@ -61,10 +65,7 @@ def _more(
         scale, steps = decoded(
             Codes, Scale, Zero, Group, Mask, Starts, r, r < rows, tile, width, groups, BITS, MASKED, SIZE, E
         )  # fmt: skip
-        c = tile * E * 8 + tl.arange(0, E * 8)
-        x = tl.load(
-            X + (t * width * 8)[:, None] + c[None, :], mask=(t < tokens)[:, None] & (c < width * 8)[None, :], other=0.0
-        )
+        x = _columns(X, t, tokens, tile, width, E)
         w = (scale * steps).to(x.dtype)
         # This pair of steps changes nothing, except that a thread then decodes neighbours, not each eighth weight.
         even, odd = tl.split(tl.reshape(w, (R, E * 4, 2)))
