@@ -25,7 +25,7 @@ from ctplab.errors import InputError
 from ctplab.machine import versions
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
-from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
+from ctplab.models.fingerprints import base_facts, tokenizer_fingerprint
 from ctplab.models.loading import resolve, skeleton
 from ctplab.models.origin import origin
 from ctplab.models.weights import check_config, weight_files
@@ -147,7 +147,7 @@ def finish_folder(
             "base": base,
             "tag": report.spec.tag,
             "spec": report.spec.to_json(),
-            "base_fingerprint": base_fingerprint(model),
+            **base_facts(model),
             "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
             "calibration": report.calibration,
             "bytes": size,

@@ -69,6 +69,20 @@ def test_another_level_of_the_same_base_is_fine_and_said(folder, llama, tokenize
     ]
 
 
+def test_the_base_is_known_in_whatever_dtype(folder, llama, tokenizer):
+    """A prompt learned on a CPU is used on a GPU, where models are in bfloat16, and the other way round."""
+    half = tiny("llama").bfloat16()
+    prompt_file.write(Prefix("soft", torch.ones(5, 32)), None, prompt_file.made_for(half, tokenizer), folder / "half")
+    for where in (folder, folder / "half"):
+        for model in (llama, half, tiny("llama").half()):
+            assert ctp.attach(ctp.load_prompt(where), model, tokenizer) == []
+    llama.get_input_embeddings().weight[0, 0] *= -1
+    for said in ({}, {"base_signs": None}):  # files of earlier versions hold no signs
+        change(folder, **said)
+        assert "another base model" in ctp.attach(ctp.load_prompt(folder), llama, tokenizer)[0]
+        assert "another base model" in ctp.attach(ctp.load_prompt(folder), llama.half(), tokenizer)[0]
+
+
 def test_another_copy_of_the_same_level_is_said(folder, llama, tokenizer):
     """Not on a copy that it was learned through, nor on another level, which is said already."""
     change(folder, copies=[copy_fingerprint(llama)])
