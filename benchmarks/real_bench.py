@@ -139,7 +139,7 @@ class Bench:
         return self._models[folder]
 
     def learner(self, folder: Path) -> Model:
-        """The model in ``folder`` to learn through only: a third of the memory of :meth:`models`."""
+        """The model in ``folder``, to learn through only: in bfloat16 a third of the memory of :meth:`models`."""
         if folder in self._models or self.dtype == "float32":
             return self.models(folder)[1]
         if folder not in self._learners:
