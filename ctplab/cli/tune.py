@@ -14,6 +14,7 @@ from ctplab.formats.tuned import KINDS, MANIFEST, PROMPT, SOFT, changes_between,
 from ctplab.learning.rows import initial_rows
 from ctplab.learning.saving import made_tuned, save_tuned
 from ctplab.learning.tuned import RATE
+from ctplab.models.fingerprints import one_base
 from ctplab.models.loading import resolve
 from ctplab.progress import bar
 
@@ -89,7 +90,7 @@ def like(options: argparse.Namespace) -> None:
     source = Path(resolve(made_from["from"]))
     if not (source / MANIFEST).exists():
         raise InputError(f"{other} was tuned from {source}, which is not here: {found_by}")
-    if its.get("base_fingerprint") != mine.get("base_fingerprint"):
+    if not one_base(its, mine):
         note(f"{other} and {folder} have other embeddings: were they compressed from one model?")
     if its["spec"] != mine["spec"]:
         note(f"{other} is {its['tag']}, this is {mine['tag']}: what was learned at another level may do harm")

@@ -22,9 +22,10 @@ from ctplab.compression.parts import check_parts
 from ctplab.compression.reports import CompressionReport, Done, LayerReport
 from ctplab.disk import LOG, check_name, whole, write_json, writing
 from ctplab.errors import InputError
+from ctplab.machine import versions
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
-from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
+from ctplab.models.fingerprints import base_facts, tokenizer_fingerprint
 from ctplab.models.loading import resolve, skeleton
 from ctplab.models.origin import origin
 from ctplab.models.weights import check_config, weight_files
@@ -146,7 +147,7 @@ def finish_folder(
             "base": base,
             "tag": report.spec.tag,
             "spec": report.spec.to_json(),
-            "base_fingerprint": base_fingerprint(model),
+            **base_facts(model),
             "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
             "calibration": report.calibration,
             "bytes": size,
@@ -158,7 +159,7 @@ def finish_folder(
             "layers": [asdict(layer) for layer in report.layers],
             "untouched": list(report.untouched),
             "warnings": report.warnings,
-            "versions": {"torch": torch.__version__},
+            "versions": versions("torch"),
         }
         write_json(manifest, out / MANIFEST)
     return manifest

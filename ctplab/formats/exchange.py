@@ -27,7 +27,8 @@ from ctplab.text_files import read_json
 
 SIDECAR = "ctplab.json"
 """Holds the provenance beside an export. Other programs ignore it; an import reads it back."""
-_CARRIED = ("base", "tag", "corpus", "corpus_fingerprint", "base_fingerprint", "tokenizer_fingerprint", "spec")
+_CARRIED = ("base", "tag", "corpus", "corpus_fingerprint", "spec")
+_CARRIED += ("base_fingerprint", "base_signs", "tokenizer_fingerprint")
 
 
 def export_prompt(saved: prompt_file.SavedPrompt, out: Path, model: Model, to: str) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _noted(path: Path) -> dict[str, Any]:
         return {}
     info = read_json(path / SIDECAR)
     noted = {key: info[key] for key in _CARRIED if isinstance(info.get(key), dict if key == "spec" else str)}
-    return {**noted, "claimed": None} if "tokenizer_fingerprint" in noted else noted
+    return {"base_signs": None, **noted, "claimed": None} if "tokenizer_fingerprint" in noted else noted
 
 
 def _check(prefix: AnyPrefix, model: Model, path: Path) -> None:

@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from torch import Tensor
 from ctplab import tensor_files
 from ctplab.disk import whole
 from ctplab.errors import InputError
+from ctplab.machine import versions
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
-from ctplab.models.fingerprints import base_fingerprint, copy_fingerprint, tokenizer_fingerprint
+from ctplab.models.fingerprints import base_facts, copy_fingerprint, one_base, tokenizer_fingerprint
 from ctplab.prompts.compiled import compile_prefix
 from ctplab.prompts.prefix import AnyPrefix, KVPrefix, Prefix, only
 from ctplab.specs import SCHEMA
@@ -35,7 +35,8 @@ from ctplab.text_files import read_json
 MANIFEST = "prompt.json"
 TENSORS = "prompt.safetensors"
 
-_TEXT = ("base", "tag", "corpus", "corpus_fingerprint", "base_fingerprint", "tokenizer_fingerprint", "claimed")
+_TEXT = ("base", "tag", "corpus", "corpus_fingerprint", "claimed")
+_TEXT += ("base_fingerprint", "base_signs", "tokenizer_fingerprint")
 """Manifest entries that are text, or absent if unknown."""
 
 
@@ -58,7 +59,7 @@ class SavedPrompt:
 def made_for(model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
     """The facts about model and tokenizer that :func:`attach` checks."""
     return {
-        "base_fingerprint": base_fingerprint(model),
+        **base_facts(model),
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "width": embeddings(model).shape[1],
     }
@@ -76,7 +77,7 @@ def write(prefix: AnyPrefix, initial: AnyPrefix | None, info: dict[str, Any], ou
         "kind": "rows" if isinstance(prefix, Prefix) else "kv",
         "k": prefix.k,
         "init_ids": list(start.ids or ()) if start else [],
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "versions": versions("torch", "transformers"),
     }
     tensors = {} if start is None else {"init": start.rows}
     if isinstance(prefix, Prefix):
@@ -221,7 +222,7 @@ def attach(
             f"this prompt was made for {origin}, which has another tokenizer than {this}: its rows mean nothing here"
         )
     notes = []
-    if known[1] != base_fingerprint(model):
+    if not one_base(info, base_facts(model)):
         notes.append(f"the prompt was made for another base model ({origin}) of equal width and tokenizer")
     elif tag is not None and info.get("tag") not in (None, tag):
         notes.append(

@@ -78,6 +78,25 @@ def base_fingerprint(model: Model) -> str:
     return digest.hexdigest()[:16]
 
 
+def base_facts(model: Model) -> dict[str, str]:
+    """What manifests hold about the base model: its :func:`base_fingerprint`, and signs of the same rows.
+
+    Half precision changes values and no sign. So the signs tell that a prompt learned in float32 on a CPU fits the
+    same model in bfloat16 on a GPU, and the other way round.
+    """
+    table = embeddings(model).detach()
+    signs = table[:: max(1, table.shape[0] // 256)].signbit()
+    return {"base_fingerprint": base_fingerprint(model), "base_signs": tensor_fingerprint(signs)}
+
+
+def one_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two manifests, or a manifest and :func:`base_facts`, speak of one base model, in whatever dtype."""
+    if one.get("base_fingerprint") == other.get("base_fingerprint"):
+        return True
+    signs = one.get("base_signs")  # None in files of earlier versions
+    return signs is not None and signs == other.get("base_signs")
+
+
 def same_base(first: Model, second: Model) -> bool:
     """Whether the models have equal embeddings but for half precision, as compressions of one base do."""
     tables = [embeddings(model).detach() for model in (first, second)]

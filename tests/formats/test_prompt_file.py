@@ -43,7 +43,7 @@ def test_rows_and_their_start_come_back(folder, llama):
     prompt = ctp.load_prompt(folder)
     E, start = prompt.rows()
     assert torch.equal(E.rows, start.rows + 1) and start.ids == prefix.random_rows(llama, 5).ids
-    assert prompt.info["versions"]["torch"] == version("torch")
+    assert prompt.info["versions"] == {"ctplab": ctp.__version__, **{n: version(n) for n in ("torch", "transformers")}}
 
 
 @torch.no_grad()
@@ -67,6 +67,20 @@ def test_another_level_of_the_same_base_is_fine_and_said(folder, llama, tokenize
     assert ctp.attach(prompt, llama, tokenizer, tag="w3") == [
         "the prompt was learned on w4 and is used on w3, the same base model: a prompt of another level often does harm"
     ]
+
+
+def test_the_base_is_known_in_whatever_dtype(folder, llama, tokenizer):
+    """A prompt learned on a CPU is used on a GPU, where models are in bfloat16, and the other way round."""
+    half = tiny("llama").bfloat16()
+    prompt_file.write(Prefix("soft", torch.ones(5, 32)), None, prompt_file.made_for(half, tokenizer), folder / "half")
+    for where in (folder, folder / "half"):
+        for model in (llama, half, tiny("llama").half()):
+            assert ctp.attach(ctp.load_prompt(where), model, tokenizer) == []
+    llama.get_input_embeddings().weight[0, 0] *= -1
+    for said in ({}, {"base_signs": None}):  # files of earlier versions hold no signs
+        change(folder, **said)
+        assert "another base model" in ctp.attach(ctp.load_prompt(folder), llama, tokenizer)[0]
+        assert "another base model" in ctp.attach(ctp.load_prompt(folder), llama.half(), tokenizer)[0]
 
 
 def test_another_copy_of_the_same_level_is_said(folder, llama, tokenizer):
