@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +27,10 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import ctplab as ctp
+from ctplab.compression import onednn
 from ctplab.demo.embedded import SHOWCASE
 from ctplab.disk import data_dir
+from ctplab.learning.fused import Fused
 from ctplab.learning.keys_values import KeysValues, as_keys_and_values
 from ctplab.learning.objective import mixed_loss
 from ctplab.learning.rows import Rows, learn_steps, start
@@ -58,12 +61,13 @@ def make_step(method: str, model: LlamaForCausalLM) -> tuple[Callable[[Tensor], 
     rows = torch.randn(K, WIDTH, generator=torch.Generator().manual_seed(1)) * 0.02
     E = rows.clone().requires_grad_(True)
     if method == "ours":
-        cut = halves(model)
+        cut, fused = halves(model), Fused.of(model)
 
         def ours(ids: Tensor) -> Tensor:
-            states = cut.states(compile_rows(model, E), ids)[:, :-1].flatten(0, 1)
-            loss = mixed_loss(states, cut.head, VOCABULARY, ids[:, 1:].flatten()) / ids[:, 1:].numel()
-            loss.backward()
+            with fused.on() if fused else nullcontext():
+                states = cut.states(compile_rows(model, E), ids)[:, :-1].flatten(0, 1)
+                loss = mixed_loss(states, cut.head, VOCABULARY, ids[:, 1:].flatten()) / ids[:, 1:].numel()
+                loss.backward()
             return loss
 
         return ours, E
@@ -96,14 +100,17 @@ def make_step(method: str, model: LlamaForCausalLM) -> tuple[Callable[[Tensor], 
 
 
 def gemm_rate() -> float:
-    """FLOP/s (2 per multiply-add) of a product of the shape in the model's MLP."""
-    a, b = torch.randn(2048, WIDTH), torch.randn(WIDTH, INNER)
-    times = []
-    for _ in range(12):
-        began = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - began)
-    return 2 * 2048 * WIDTH * INNER / statistics.median(times[2:])
+    """FLOP/s (2 per multiply-add) of a product of the shape in the model's MLP, by what is faster: BLAS or oneDNN."""
+    a, b = torch.randn(2048, WIDTH), torch.randn(INNER, WIDTH)
+    found = []
+    for multiply in (F.linear, *([onednn.linear] if onednn.available() else [])):
+        times = []
+        for _ in range(12):
+            began = time.perf_counter()
+            multiply(a, b)
+            times.append(time.perf_counter() - began)
+        found.append(statistics.median(times[2:]))
+    return 2 * 2048 * WIDTH * INNER / min(found)
 
 
 def step_flops(model: LlamaForCausalLM, batch: int, length: int) -> float:

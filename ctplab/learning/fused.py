@@ -1,4 +1,4 @@
-"""Faster versions of some layers while a card learns: fewer passes over memory, and fewer tensors kept for later.
+"""Faster versions of some layers while a model learns: on a card, fewer passes over memory and fewer tensors kept.
 
 In a large batch these layers take as long as the matrix products. transformers writes them as a handful of operations,
 each of which reads and writes everything, and autograd keeps what stands between them.
@@ -7,7 +7,8 @@ each of which reads and writes everything, and autograd keeps what stands betwee
     gated MLP      silu(gate) · up in one kernel: autograd keeps gate and up, not silu(gate)
     attention      rotary positions, and the places of prefix and texts in a long row, in one kernel each way
 
-A layer is taken for one of them if it has their parts and gives the same numbers.
+A layer is taken for one of them if it has their parts and gives the same numbers. On a CPU it is the linear layers
+that have a faster version (see ``learning/products``).
 """
 
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctplab.compression.kernels.usable import usable
+from ctplab.learning import products
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
 from ctplab.prompts.attention import Layout, prefix_attention, takes_switch
@@ -37,8 +39,8 @@ class Fused:
 
     @classmethod
     def of(cls, model: Model) -> "Fused | None":
-        """Find the layers of ``model`` that can be replaced. None if it is not on a card with Triton, or has none."""
-        found = find(model) if usable(embeddings(model).device) else []
+        """Find the layers of ``model`` that can be replaced, on a card with Triton or on a CPU. None if it has none."""
+        found = find(model) if usable(embeddings(model).device) else products.find(model)
         return cls(found) if found else None
 
     @contextmanager

@@ -73,7 +73,7 @@ class Gradient:
     one_row: bool
     """Prefix and texts pass the model as one long row (see ``prompts/together``), not in two passes."""
     fused: Fused | None
-    """Faster versions of some of the model's layers, for a card."""
+    """Faster versions of some of the model's layers."""
     pieces: int
     """A batch passes the model in so many pieces."""
     masks: Tensor | None
