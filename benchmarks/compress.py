@@ -8,7 +8,8 @@ environments of ``make bench``. Time is load + compress + save; memory is the pr
 Loss is the squared output error per token, summed over layers, on the full model's inputs; ``output`` is the relative
 error of the logits, the joint effect of all layers. The floor is the time of the unavoidable matrix products of one
 pass at this machine's measured rate in the format that ours multiplies in (see ``compression/products``): the forward
-pass up to the last block's last input, and the Hessians. The choice of the format is part of the time.
+pass up to the last block's last input, and the Hessians. In float32 that is the faster one of torch's BLAS and oneDNN.
+The choice of the format, and of what computes the products, is part of the time.
 
 llm-compressor fits the grid of every group to the original weights (our ``static_groups``) and solves a block on the
 dense block's activations; GPTQModel solves layer after layer (our ``true_sequential``, which takes one pass).
@@ -21,10 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 HERE = Path(__file__).parent
 WINDOWS, LENGTH = 64, 512
@@ -138,15 +142,25 @@ def errors(folder: Path, outs: dict[str, Path]) -> dict[str, tuple[float, float]
     return found
 
 
-def gemm_rate(dtype: torch.dtype, device: str) -> float:
+def gemm_rate(dtype: torch.dtype, device: str, multiply: Callable[[Tensor, Tensor], Tensor] = F.linear) -> float:
     """Measured FLOP/s of a large matrix product on this machine."""
     a, b = torch.randn(4096, 2048).to(device, dtype), torch.randn(2048, 2048).to(device, dtype)
-    float((a @ b)[0, 0])
+    float(multiply(a, b)[0, 0])
     began = time.perf_counter()
     for _ in range(5):
-        c = a @ b
+        c = multiply(a, b)
     float(c[0, 0])  # waits until a GPU is done
     return 5 * 2 * 4096 * 2048 * 2048 / (time.perf_counter() - began)
+
+
+def gemm_rates(device: str) -> dict[str, float]:
+    """GFLOP/s in float32 and in bfloat16, and in float32 by oneDNN, if the device is a CPU that has it."""
+    from ctplab.compression import onednn
+
+    rates = {name: gemm_rate(getattr(torch, name), device) / 1e9 for name in ("float32", "bfloat16")}
+    if device == "cpu" and onednn.available():
+        rates["float32 by oneDNN"] = gemm_rate(torch.float32, device, onednn.linear) / 1e9
+    return rates
 
 
 def machine(device: str) -> str:
@@ -194,7 +208,7 @@ def main() -> None:
     products = results[HEADLINE].get("products", options.dtype)
     where = "GPU" if options.device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"{options.dtype}, {where}, {width} / {mlp} x {blocks}, {WINDOWS} x {LENGTH} tokens")
-    rates = {name: gemm_rate(getattr(torch, name), options.device) / 1e9 for name in ("float32", "bfloat16")}
+    rates = gemm_rates(options.device)
     print(f"{machine(options.device)}: " + ", ".join(f"{name} products {r:.0f} GFLOP/s" for name, r in rates.items()))
     print(f"{'':28} {'seconds':>8} {'ratio':>6} {'peak MB':>8} {'loss':>8} {'output':>7}")
     for label, row in results.items():
@@ -205,7 +219,7 @@ def main() -> None:
         )
     tokens, matrices = WINDOWS * LENGTH, 4 * width * width + 3 * width * mlp
     attention = 2 * LENGTH * width  # causal: half of all pairs
-    rate = rates[products] * 1e9
+    rate = max(r for name, r in rates.items() if name.startswith(products)) * 1e9
     forward = tokens * (blocks * (2 * matrices + attention) - 2 * width * mlp) / rate
     hessians = blocks * tokens * (3 * width * width + mlp * mlp) / rate  # symmetric: half
     floor = forward + hessians

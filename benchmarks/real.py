@@ -79,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--code-rates", type=float, nargs="+", default=[0.1, 0.2, 0.4], help="of the stage codes")
     found.add_argument("--longer", type=int, default=0, help="steps of one more prompt through most copies")
     found.add_argument("--prompt-lr", type=float, default=0.03)
+    found.add_argument("--from-rows", type=Path, help="prompts go on from these rows (safetensors, tensor E)")
+    found.add_argument("--look-every", type=int, help="steps between validations of prompts")
+    found.add_argument("--look-at", type=int, help="validation windows of prompts")
     found.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8], help="copies to learn on")
     found.add_argument("--corpus", default="c4", help="learned and calibrated on")
     found.add_argument("--score", nargs="+", default=["c4", "wikitext2", "ptb"])
@@ -96,6 +99,7 @@ def main() -> int:
         parser().error(f"stages are {', '.join(STAGES)}")
     warnings.simplefilter("ignore")
     settings = {name: value for name, value in vars(options).items() if name not in NOT_RESULTS}
+    settings["from_rows"] = options.from_rows and options.from_rows.name
     failed = 0
     try:
         record = Record(options.out, settings, options.minutes)

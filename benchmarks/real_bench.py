@@ -116,6 +116,7 @@ class Bench:
         self.learned_on = self.corpus(options.corpus, options.seq_len)
         self.texts = [self.corpus(name, options.score_len).test for name in options.score]
         self._models: dict[Path, tuple[Model, Model]] = {}
+        self._learners: dict[Path, Model] = {}
 
     def _folder(self, name: str) -> Path:
         if not Path(name).is_file():
@@ -137,6 +138,14 @@ class Bench:
             self._models[folder] = exact, self._cast(exact)
         return self._models[folder]
 
+    def learner(self, folder: Path) -> Model:
+        """The model in ``folder``, to learn through only: in bfloat16 a third of the memory of :meth:`models`."""
+        if folder in self._models or self.dtype == "float32":
+            return self.models(folder)[1]
+        if folder not in self._learners:
+            self._learners[folder] = ctp.load(folder, device=self.device, dtype=self.dtype)[0]
+        return self._learners[folder]
+
     def _cast(self, exact: Model) -> Model:
         kind = getattr(torch, self.dtype)
         if kind == torch.float32:
@@ -149,6 +158,7 @@ class Bench:
     def forget(self) -> None:
         """Give back the memory of all models but the full one."""
         self._models = {folder: pair for folder, pair in self._models.items() if folder == self.base}
+        self._learners.clear()
         self.tidy()
 
     def tidy(self) -> None:
@@ -177,15 +187,26 @@ class Bench:
             **changes,
         )
 
+    def from_rows(self) -> tuple[Found, ctp.Prefix | None]:
+        """What --from-rows and the looks change in a prompt's recipe, and the rows themselves."""
+        o = self.options
+        changes: Found = {"evaluate_every": o.look_every, "validation_windows": o.look_at}
+        if o.from_rows is None:
+            return changes, None
+        return changes | {"init": "prompt"}, ctp.Prefix("soft", read(o.from_rows)["E"])
+
     def teacher(self, spec: ctp.PromptSpec) -> Model | None:
         return self.models(self.base)[1] if spec.taught else None
 
     def prompt(self, name: str, folders: Sequence[Path], spec: ctp.PromptSpec, **how: Any) -> ctp.SavedPrompt:
         """The prompt ``name``, learned through the models in ``folders``, made unless it lies in the scratch folder."""
-        folder = self.scratch / "prompts" / stamped(name, [spec.to_json(), [each.name for each in folders]])
+        made_of: list[Any] = [spec.to_json(), [each.name for each in folders]]
+        if (earlier := how.get("earlier")) is not None:
+            made_of.append(tensor_fingerprint(earlier.rows))
+        folder = self.scratch / "prompts" / stamped(name, made_of)
         if not (folder / "prompt.json").exists():
             self.record.in_time(name)
-            models, text = [self.models(each)[1] for each in folders], self.learned_on
+            models, text = [self.learner(each) for each in folders], self.learned_on
             learned = ctp.learn(
                 models, text.train, text.validation, spec, tokenizer=self.tokenizer, teacher=self.teacher(spec),
                 state=folder / "state.safetensors", progress=self.progress, **how,

@@ -114,6 +114,8 @@ def copies(bench: Bench) -> None:
         saved = learned_through(bench, n, steps)
         return everywhere(saved.prefix) | {"best_step": saved.info["best_step"], "copies": saved.info["copies"]}
 
+    if (start := bench.from_rows()[1]) is not None:
+        piece("start", "rows that all go on from", lambda: everywhere(start))
     for n in sorted(counts, key=lambda n: (n != 1, -n)):  # the two ends of the curve first
         name = f"{n} {'copy' if n == 1 else 'copies'}"
         piece(name, name, lambda n=n: prompt(n, bench.options.steps))
@@ -125,8 +127,9 @@ def copies(bench: Bench) -> None:
 
 def learned_through(bench: Bench, n: int, steps: int | None = None) -> ctp.SavedPrompt:
     """The prompt of n copies; that of one is the level's own."""
-    spec = bench.spec(steps=steps or bench.options.steps)
-    return bench.prompt("w3-soft" if n == 1 else f"copies-{n}", sources(bench, n), spec)
+    changes, earlier = bench.from_rows()
+    spec = bench.spec(steps=steps or bench.options.steps, **changes)
+    return bench.prompt("w3-soft" if n == 1 else f"copies-{n}", sources(bench, n), spec, earlier=earlier)
 
 
 def carry(bench: Bench, folder: Path, own: Path, tuned: Path) -> Path:

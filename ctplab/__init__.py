@@ -1,5 +1,7 @@
 """ctplab: compress a language model, learn a soft prompt through its frozen weights, measure what comes back."""
 
+__version__ = "0.2.0.dev0"  # first: what is imported below writes it into files
+
 from ctplab.starting import guard
 
 guard()
@@ -85,5 +87,3 @@ from ctplab.specs import PromptSpec as PromptSpec
 from ctplab.text.corpora import Corpus as Corpus
 from ctplab.text.corpora import Split as Split
 from ctplab.text.corpora import corpus as corpus
-
-__version__ = "0.2.0.dev0"

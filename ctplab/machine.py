@@ -1,8 +1,11 @@
-"""What this machine has: its processor, and the memory that this process may still take."""
+"""What this machine has: its processor, the memory that this process may still take, and the versions of libraries."""
 
 import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
+
+from ctplab import __version__
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -32,3 +35,8 @@ def processor() -> str:
     lines = about.read_text().splitlines() if about.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
+
+
+def versions(*libraries: str) -> dict[str, str]:
+    """The versions of ctplab and of these libraries, as manifests record what wrote them."""
+    return {"ctplab": __version__, **{name: version(name) for name in libraries}}

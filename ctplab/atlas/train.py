@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from ctplab.atlas.docs import harvest
 from ctplab.atlas.registers import WRITERS, document
 from ctplab.disk import whole, write_json
+from ctplab.machine import versions
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def train(out: Path, recipe: Recipe, device: str = "cpu", compiled: bool = False
             _save_state(resume, model, optimizer, step + 1, curve)
             saved = time.time()
     model.eval().half().save_pretrained(out)  # half precision on disk, like the paper's full models
-    fingerprint = {"recipe": asdict(recipe), "torch": torch.__version__, "curve": curve}
+    fingerprint = {"recipe": asdict(recipe), **versions("torch"), "curve": curve}
     write_json(fingerprint, out / "training.json")
     resume.unlink(missing_ok=True)
 

@@ -8,9 +8,11 @@ from typing import Any
 import ctplab as ctp
 from ctplab.cli.numbers import at_least, real
 from ctplab.cli.parsing import in_flags
-from ctplab.cli.shared import add_command, finish, note, say, seq_len
+from ctplab.cli.shared import add_command, finish, note, note_replaced, say, seq_len
 from ctplab.compression.walk import PRODUCTS
+from ctplab.formats.checkpoint import MANIFEST
 from ctplab.models import Tokenizer
+from ctplab.models.fingerprints import tensor_fingerprint
 from ctplab.models.loading import local_folder, skeleton
 from ctplab.runs.stale import mark_report
 from ctplab.text.corpora import MOST_SAMPLES
@@ -28,6 +30,8 @@ def compress(options: argparse.Namespace) -> None:
         return
     windows = ctp.corpus(options.calibration, tokenizer, length).train.sample(options.samples, options.seed)
     settings: dict[str, Any] = {name: getattr(options, name) for name in ("device", "dtype", "batch", "products")}
+    made_from = {"spec": spec.to_json(), "calibration": tensor_fingerprint(windows), "base": options.model}
+    note_replaced(out / MANIFEST, made_from)
     manifest = ctp.compress_to(options.model, out, tokenizer, windows, spec, **settings)
     mark_report(out.resolve().parent.parent, out.resolve().parent.name)  # of a demo whose level this was
     keys = ("tag", "seconds", "bytes", "bits_per_weight", "nominal_bits_per_weight", "warnings", "untouched", "layers")

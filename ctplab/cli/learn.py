@@ -18,12 +18,14 @@ from ctplab.cli.shared import (
     loss_option,
     manifest_of,
     note,
+    note_replaced,
     say,
     seq_len,
 )
 from ctplab.errors import InputError
+from ctplab.formats.prompt_file import MANIFEST
 from ctplab.models import Tokenizer
-from ctplab.models.fingerprints import tokenizer_fingerprint
+from ctplab.models.fingerprints import copy_fingerprint, tokenizer_fingerprint
 from ctplab.models.loading import local_folder
 from ctplab.progress import bar
 from ctplab.text.corpora import MOST_SAMPLES
@@ -114,6 +116,8 @@ def learn(options: argparse.Namespace) -> None:
         raise InputError("the models have different tokenizers: one prompt cannot be learned on them")
     wanted = options.seq_len or (1024 if options.preset == "paper" else 0)
     text = ctp.corpus(options.corpus, tokenizer, seq_len(models[0], wanted, spec.tokens), loss=options.loss)
+    made_from = {"spec": spec.to_json(), "corpus_fingerprint": text.train.fingerprint}
+    note_replaced(out / MANIFEST, made_from | {"copies": [copy_fingerprint(model) for model in models]})
     redraw = redrawn(options) if options.redraw else None
     learned = ctp.learn(
         models,

@@ -20,6 +20,7 @@ from ctplab.prompts.arms import ALONE, Parts, build, check_dtypes
 from ctplab.prompts.wordings import wording
 from ctplab.text.corpora import LOSSES, NAMES
 from ctplab.text.reading import STARTS
+from ctplab.text_files import read_json
 
 # Output
 
@@ -44,6 +45,16 @@ def finish(options: argparse.Namespace, result: Any) -> None:
         result = {**result, "processes": parallel.size()}
     if options.json and parallel.is_main():
         print(to_json(result))
+
+
+def note_replaced(path: Path, made_from: dict[str, Any]) -> None:
+    """Say before any work if the manifest at ``path`` is of a result that was not ``made_from`` this."""
+    try:
+        old = read_json(path, finite=False)
+    except InputError:  # none, or a damaged one
+        return
+    if not made_from.items() <= old.items():
+        note(f"{path.parent} holds {old.get('tag')} made from other settings or text: it is replaced")
 
 
 # Options

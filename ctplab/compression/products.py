@@ -1,35 +1,38 @@
-"""In which number format a CPU multiplies while it compresses: float32 or bfloat16, whichever is faster there.
+"""How a CPU multiplies fastest while it compresses: in float32 or bfloat16, and float32 by torch's BLAS or by oneDNN.
 
-Some processors multiply bfloat16 numbers four times as fast as float32 ones; others take twice as long. A model's dtype
-says in what its weights are kept, and not in what they are multiplied best. So the first block reads one pass of the
-calibration text in both formats, and the machine keeps the answer. Weights and hidden states keep their dtype: only the
-inputs of linear layers and of Hessians are converted, and products are converted back.
+Some processors multiply bfloat16 numbers four times as fast as float32 ones; others take twice as long. Some multiply
+float32 twice as fast by oneDNN (see ``compression/onednn``). So the first block reads one pass of the calibration text
+in every way, and the machine keeps the answer. A model's dtype says in what its weights are kept, and not in what they
+are multiplied best. Weights and hidden states keep their dtype: only the inputs of linear layers and of Hessians are
+converted, and products are converted back.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctplab.compression import onednn
+from ctplab.compression.arithmetic import Arithmetic
 from ctplab.compression.hessian import Hessian
 
 CLEARLY = 1.25
-"""How many times as fast the other format must be: a measurement repeats to about a tenth."""
+"""How many times as fast another way must be: a measurement repeats to about a tenth."""
 WORTH = 0.05
 """Seconds of a pass from which on a choice matters. Shorter passes are not products for the most part."""
 REPEATS = 2
 
 
 @contextmanager
-def products_in(block: nn.Module, kind: torch.dtype) -> Iterator[None]:
-    """Inside, the linear layers of ``block`` multiply in ``kind``. Inputs and outputs keep their dtype."""
-    layers = [layer for layer in block.modules() if type(layer) is nn.Linear and layer.weight.dtype != kind]
-    layers = [layer for layer in layers if "forward" not in vars(layer)]
+def products_in(block: nn.Module, arithmetic: Arithmetic) -> Iterator[None]:
+    """Inside, the linear layers of ``block`` multiply in ``arithmetic``. Inputs and outputs keep their dtype."""
+    layers = [layer for layer in block.modules() if type(layer) is nn.Linear and "forward" not in vars(layer)]
+    layers = [layer for layer in layers if layer.weight.dtype != arithmetic.dtype or arithmetic.onednn]
     for layer in layers:
-        vars(layer)["forward"] = _forward(layer, kind)
+        vars(layer)["forward"] = _forward(layer, arithmetic)
     try:
         yield
     finally:
@@ -37,31 +40,42 @@ def products_in(block: nn.Module, kind: torch.dtype) -> Iterator[None]:
             del vars(layer)["forward"]
 
 
-def _forward(layer: nn.Linear, kind: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _forward(layer: nn.Linear, arithmetic: Arithmetic) -> Callable[[Tensor], Tensor]:
+    multiply, kind = onednn.linear if arithmetic.onednn else F.linear, arithmetic.dtype
+
     def forward(x: Tensor) -> Tensor:
         bias = None if layer.bias is None else layer.bias.to(kind)
-        return F.linear(x.to(kind), layer.weight.to(kind), bias).to(x.dtype)
+        return multiply(x.to(kind), layer.weight.to(kind), bias).to(x.dtype)
 
     return forward
 
 
-@torch.no_grad()
-def faster(block: nn.Module, run: Callable[[], object], states: Tensor) -> torch.dtype:
-    """The format in which ``run``, a pass through ``block``, and the Hessian of ``states`` (..., d) take less time.
+def ways(own: torch.dtype, products: str | None) -> list[Arithmetic]:
+    """The ways to choose from for a model of dtype ``own``, its own first. ``products``: only those in this format."""
+    if own not in (torch.float32, torch.bfloat16) and products is None:
+        return [Arithmetic(own)]
+    formats = [own, *({torch.float32, torch.bfloat16} - {own})] if products is None else [getattr(torch, products)]
+    by_onednn = [Arithmetic(torch.float32, onednn=True)] if onednn.available() else []
+    return [way for kind in formats for way in (Arithmetic(kind), *(by_onednn if kind == torch.float32 else []))]
 
-    It is the dtype of ``states`` unless the other one is faster by :data:`CLEARLY` in a pass of :data:`WORTH`. Time is
+
+@torch.no_grad()
+def fastest(choice: Sequence[Arithmetic], block: nn.Module, run: Callable[[], object], states: Tensor) -> Arithmetic:
+    """The way in which ``run``, a pass through ``block``, and the Hessian of ``states`` (..., d) take the least time.
+
+    It is the first of ``choice`` unless a later one is faster by :data:`CLEARLY` in a pass of :data:`WORTH`. Time is
     the processor's own, which other programs disturb less than the clock on the wall.
     """
-    own = states.dtype
-    if own not in (torch.float32, torch.bfloat16):
-        return own
-    other = torch.bfloat16 if own == torch.float32 else torch.float32
-    seconds = {own: float("inf"), other: float("inf")}
+    seconds = dict.fromkeys(choice, float("inf"))
     for _ in range(REPEATS):
-        for kind in seconds:
+        for way in choice:
             began = time.process_time()
-            with products_in(block, kind):
+            with products_in(block, way):
                 run()
-            Hessian(states.shape[-1], states.device, kind).add(states)
-            seconds[kind] = min(seconds[kind], time.process_time() - began)
-    return other if seconds[own] > max(WORTH, CLEARLY * seconds[other]) else own
+            Hessian(states.shape[-1], states.device, way).add(states)
+            seconds[way] = min(seconds[way], time.process_time() - began)
+    best = choice[0]
+    if seconds[best] > WORTH:
+        for way in choice[1:]:
+            best = way if seconds[best] > CLEARLY * seconds[way] else best
+    return best

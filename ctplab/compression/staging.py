@@ -17,9 +17,9 @@ possible: it is a function that can hand over control at any point and resume th
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 
-import torch
 from torch import Tensor, nn
 
+from ctplab.compression.arithmetic import Arithmetic
 from ctplab.compression.capture import Flow, Grouping, Stop, Watch
 from ctplab.compression.hessian import Hessian
 from ctplab.models.anatomy import weight_matrix
@@ -34,19 +34,19 @@ def staged(
     index: int,
     block: nn.Module,
     order: Grouping,
-    kind: torch.dtype,
+    arithmetic: Arithmetic,
     *,
     true_sequential: bool,
     advance: bool,
 ) -> Stages:
-    """Yield every group of ``order`` with its Hessian, whose products a CPU computes in ``kind``.
+    """Yield every group of ``order`` with its Hessian, whose products a CPU computes in ``arithmetic``.
 
     ``advance``: put the compressed block's outputs in ``flow``.
     """
 
     def empty(group: Group) -> Hessian:
         matrix = weight_matrix(block, group[0])
-        return Hessian(matrix.shape[1], matrix.device, kind)
+        return Hessian(matrix.shape[1], matrix.device, arithmetic)
 
     if true_sequential and order.stoppable:
         yield from _paused(flow, index, block, order, empty, advance)

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from ctplab import parallel
 from ctplab.compression import heap, obs, packing
+from ctplab.compression.arithmetic import Arithmetic
 from ctplab.compression.capture import Flow, Grouping, capture, find_groups
 from ctplab.compression.hessian import Hessian
-from ctplab.compression.products import faster, products_in
+from ctplab.compression.products import fastest, products_in, ways
 from ctplab.compression.rehearsal import flow_agrees, shares_weights
 from ctplab.compression.reports import CompressionReport, Done, LayerReport, Parts, report_of
 from ctplab.compression.sharing import deal, whole
@@ -115,14 +116,14 @@ def walk(
             )
         finished = enter(0, modules[0])
         flow = capture(model, modules, deal(calibration.to(device), batch))
-        kind = _kind(model, modules[0], flow, products)
+        arithmetic = _arithmetic(model, modules[0], flow, products)
         plans: dict[tuple, Grouping] = {}
         for index, (prefix, block) in enumerate(progress(named, total=len(named), label=f"compress {spec.tag}")):
             finished = finished if index == 0 else enter(index, block)
             more = index + 1 < len(named)
             if finished:
                 if more:
-                    with products_in(block, kind):
+                    with products_in(block, arithmetic):
                         flow.advance(index, block)
             else:
                 shape = (type(block), *((name, p.shape) for name, p in block.named_parameters()))
@@ -130,35 +131,36 @@ def walk(
                     found = find_groups(block, lambda index=index, block=block: flow.sample(index, block))
                     plans[shape] = parallel.of_main(found)  # another process may have seen other experts
                 stages = staged(
-                    flow, index, block, plans[shape], kind, true_sequential=spec.true_sequential, advance=more
+                    flow, index, block, plans[shape], arithmetic, true_sequential=spec.true_sequential, advance=more
                 )
-                yield index, _compress_block(prefix, block, stages, spec, kind)
+                yield index, _compress_block(prefix, block, stages, spec, arithmetic)
             leave(index, block)
 
 
-def _kind(model: Model, block: nn.Module, flow: Flow, products: str | None) -> torch.dtype:
-    """The number format to multiply in: on a CPU the one that ``products`` names, or the faster one."""
+def _arithmetic(model: Model, block: nn.Module, flow: Flow, products: str | None) -> Arithmetic:
+    """How to multiply: on a CPU in the format that ``products`` names, or in the faster one."""
     if products not in (None, *PRODUCTS):
         raise InputError(f"products must be one of {', '.join(PRODUCTS)}, not {products!r}")
     states = flow.hidden[0]
     if states.device.type != "cpu":
-        return states.dtype
-    if products is None:
-        own = str(states.dtype).removeprefix("torch.")
-        run = lambda: flow.run(0, 0, block)  # noqa: E731
-        find = lambda: {"products": str(faster(block, run, states)).removeprefix("torch.")}  # noqa: E731
-        where = f"products of {own} on {processor()}, {torch.get_num_threads()} threads"
-        return getattr(torch, parallel.of_main(kept_answer(model, where, find))["products"])
-    return getattr(torch, products)
+        return Arithmetic(states.dtype)
+    choice = ways(states.dtype, products)
+    if len(choice) == 1:
+        return choice[0]
+    find = lambda: {"way": choice.index(fastest(choice, block, lambda: flow.run(0, 0, block), states))}  # noqa: E731
+    where = f"the fastest of {choice} on {processor()}, {torch.get_num_threads()} threads"
+    return choice[parallel.of_main(kept_answer(model, where, find))["way"]]
 
 
-def _compress_block(prefix: str, block: nn.Module, stages: Stages, spec: CompressionSpec, kind: torch.dtype) -> Done:
+def _compress_block(
+    prefix: str, block: nn.Module, stages: Stages, spec: CompressionSpec, arithmetic: Arithmetic
+) -> Done:
     """Solve group after group. Each result is in place before the next group is asked for."""
     done: Done = []
-    with closing(stages), products_in(block, kind):  # also on errors: passes may wait in the middle of the block
+    with closing(stages), products_in(block, arithmetic):  # also on errors: passes may wait in the middle of the block
         for group, hessian in stages:
             matrices = {f"{prefix}.{name}": weight_matrix(block, name) for name in group}
-            done += _solve(matrices, whole(hessian), spec, str(kind).removeprefix("torch."))
+            done += _solve(matrices, whole(hessian), spec, arithmetic.name)
     return done
 
 

@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ctplab.atlas.questions import Question, all_questions, questions
 from ctplab.atlas.registers import document
 from ctplab.demo.measured import ByCorpus, closeness, level, ppl, recovered, right_answers, write
@@ -16,6 +14,7 @@ from ctplab.formats.checkpoint import model_bytes
 from ctplab.formats.loading import load
 from ctplab.inspect.nearest import inspect_prompt
 from ctplab.inspect.similarity import cosine_histogram
+from ctplab.machine import versions
 from ctplab.measure.outcomes import flips_against_full
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.progress import Progress, bar
@@ -187,7 +186,7 @@ def run_demo(
         "seed": seed,
         "dtype": check_dtypes([full, *compressed.values()]),
         "deterministic": "same numbers on the same machine, versions and thread count",
-        "torch": torch.__version__,
+        **versions("torch"),
         "seconds": round(time.perf_counter() - began, 1),
     }
     write(study.store.report(), result, report.markdown(result, CORPORA), report.figures(result))

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ctplab.demo import shipped
 from ctplab.demo.asked import QUESTIONS, ask, side_by_side
 from ctplab.demo.measured import ByCorpus, closeness, level, ppl, recovered, right_answers, write
@@ -22,6 +20,7 @@ from ctplab.formats.fetch import get_model
 from ctplab.formats.loading import load
 from ctplab.inspect.nearest import inspect_prompt
 from ctplab.inspect.similarity import cosine_histogram
+from ctplab.machine import versions
 from ctplab.measure.stats import change
 from ctplab.measure.transfer import TransferCell
 from ctplab.models import Tokenizer
@@ -206,7 +205,7 @@ def run_tour(
         "seed": seed,
         "dtype": dtype,
         "deterministic": "same numbers on the same machine, versions and thread count",
-        "torch": torch.__version__,
+        **versions("torch"),
         "seconds": round(time.perf_counter() - began, 1),
         "cpu_seconds": round(time.process_time() - processor, 1),
     }

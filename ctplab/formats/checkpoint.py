@@ -22,6 +22,7 @@ from ctplab.compression.parts import check_parts
 from ctplab.compression.reports import CompressionReport, Done, LayerReport
 from ctplab.disk import LOG, check_name, whole, write_json, writing
 from ctplab.errors import InputError
+from ctplab.machine import versions
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import blocks, parameter_name, weight_matrix
 from ctplab.models.fingerprints import base_facts, tokenizer_fingerprint
@@ -158,7 +159,7 @@ def finish_folder(
             "layers": [asdict(layer) for layer in report.layers],
             "untouched": list(report.untouched),
             "warnings": report.warnings,
-            "versions": {"torch": torch.__version__},
+            "versions": versions("torch"),
         }
         write_json(manifest, out / MANIFEST)
     return manifest

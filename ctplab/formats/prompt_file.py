@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from ctplab import tensor_files
 from ctplab.disk import whole
 from ctplab.errors import InputError
+from ctplab.machine import versions
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import embeddings
 from ctplab.models.fingerprints import base_facts, copy_fingerprint, one_base, tokenizer_fingerprint
@@ -77,7 +77,7 @@ def write(prefix: AnyPrefix, initial: AnyPrefix | None, info: dict[str, Any], ou
         "kind": "rows" if isinstance(prefix, Prefix) else "kv",
         "k": prefix.k,
         "init_ids": list(start.ids or ()) if start else [],
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "versions": versions("torch", "transformers"),
     }
     tensors = {} if start is None else {"init": start.rows}
     if isinstance(prefix, Prefix):

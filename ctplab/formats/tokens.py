@@ -9,7 +9,6 @@ soft_tokens.json                   what was made of what; written last
 """
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ctplab.disk import whole_folder, write_json, write_text
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint, gptq, prompt_file, token_front, token_readme, token_rows
 from ctplab.formats.loading import load
+from ctplab.machine import versions
 from ctplab.models import Model, Tokenizer
 from ctplab.models.anatomy import check_context
 from ctplab.models.loading import load_config, local_folder
@@ -100,7 +100,7 @@ def export_tokens(
             "dtype": dtype or "float16",
             **about,
             "warnings": notes,
-            "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+            "versions": versions("torch", "transformers", "tokenizers"),
         }
         write_text(token_readme.text(manifest, tokenizer), folder / "README.md")
         write_json(manifest, folder / MANIFEST)

@@ -34,6 +34,7 @@ from ctplab.compression.parts import check_parts
 from ctplab.disk import whole, whole_folder, write_json
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
+from ctplab.machine import versions
 from ctplab.models.fingerprints import TUNED, tensor_fingerprint, text_fingerprint
 from ctplab.specs import CompressionSpec
 from ctplab.text_files import read_json
@@ -164,7 +165,7 @@ def fold(
         write_json(config | {TUNED: learned}, new / "config.json")
         size = sum((new / path.name).stat().st_size for path in block_files(folder))
         tag = f"{manifest['tag']}+{'+'.join(made_from['what'])}-{learned[:DIGITS]}"
-        manifest |= {"tag": tag, "bytes": size, "tuned": made_from}
+        manifest |= {"tag": tag, "bytes": size, "tuned": made_from, "versions": versions("torch")}
         write_json(manifest, new / MANIFEST)
         also(new)
     return manifest

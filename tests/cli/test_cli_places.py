@@ -165,3 +165,22 @@ def test_what_a_tuned_folder_says_is_checked(capsys, tmp_path):
     (tmp_path / "level" / MANIFEST).write_text(json.dumps(changed))
     code, _, err = run(capsys, "tune", tmp_path / "level", "--like", tmp_path / "tuned", "--out", tmp_path / "far")
     assert code == 0 and "learned at another level" in err
+
+
+def test_what_is_replaced_is_told_first(capsys, tmp_path):
+    """The same command again says nothing; other settings or another text do, and the manifest says who wrote it."""
+    small, prompt = tmp_path / "small", tmp_path / "prompt"
+    compress = ("compress", "atlas", "--samples", "2", "--seq-len", "32", "--out", small)
+    learn = ("learn", small, "--tokens", "2", "--steps", "1", "--batch", "2", "--seq-len", "32", "--out", prompt)
+    for command, other, tag in ((compress, ("--bits", "3"), "w4"), (learn, ("--seed", "1"), "w3")):
+        first = (*command, "--bits", "4") if command is compress else command
+        for again, words in (
+            (first, None),
+            (first, None),
+            ((*command, *other), f"holds {tag} made from other settings or text: it is replaced"),
+        ):
+            code, _, err = run(capsys, *again)
+            assert code == 0
+            assert (words in err) if words else ("replaced" not in err)
+    for folder, name in ((small, "compression.json"), (prompt, "prompt.json")):
+        assert json.loads((folder / name).read_text())["versions"]["ctplab"] == ctp.__version__

@@ -3,12 +3,17 @@
 import pytest
 import torch
 
+from ctplab.compression import onednn
+from ctplab.compression.arithmetic import Arithmetic
 from ctplab.compression.hessian import Hessian
 
 
-def test_hessian_is_the_full_product():
+@pytest.mark.parametrize(
+    "by_onednn", [False, pytest.param(True, marks=pytest.mark.skipif(not onednn.available(), reason="no oneDNN"))]
+)
+def test_hessian_is_the_full_product(by_onednn):
     x = torch.randn(3, 40, 600, generator=torch.Generator().manual_seed(0))
-    hessian = Hessian(600, x.device)
+    hessian = Hessian(600, x.device, Arithmetic(torch.float32, by_onednn))
     for part in x:
         hessian.add(part)
     flat = x.flatten(0, 1).double()

@@ -7,9 +7,14 @@ import torch
 from torch import nn
 
 import ctplab as ctp
-from ctplab.compression import products
+from ctplab.compression import onednn, products
+from ctplab.compression.arithmetic import Arithmetic
 from ctplab.compression.capture import Watch
-from ctplab.compression.products import faster, products_in
+from ctplab.compression.products import fastest, products_in, ways
+
+FLOAT32, BFLOAT16 = Arithmetic(torch.float32), Arithmetic(torch.bfloat16)
+BY_ONEDNN = Arithmetic(torch.float32, onednn=True)
+has_onednn = pytest.mark.skipif(not onednn.available(), reason="this build of torch has no oneDNN")
 
 HALF = 2**-8
 """Half a unit in the last place of bfloat16, relative: each of the two inputs is off by as much."""
@@ -27,7 +32,7 @@ def test_only_the_products_are_in_the_other_format(dtype):
     block = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8, bias=False)).to(dtype)
     x, seen = torch.randn(5, 64, dtype=dtype), []
     exact = nn.functional.linear(x.double(), block[0].weight.double(), block[0].bias.double())
-    other = torch.bfloat16 if dtype == torch.float32 else torch.float32
+    other = BFLOAT16 if dtype == torch.float32 else FLOAT32
     plain = block(x)
     with products_in(block, other), Watch(block, lambda name, x: seen.append(x.dtype)).on():
         out = block[0](x)
@@ -42,25 +47,67 @@ def test_only_the_products_are_in_the_other_format(dtype):
     assert not any("forward" in vars(layer) for layer in block)
 
 
+@has_onednn
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_onednn_multiplies_in_float32(dtype):
+    torch.manual_seed(0)
+    layer = nn.Linear(512, 96).to(dtype)
+    x = torch.randn(2, 40, 512, dtype=dtype)
+    size = x.double().abs() @ layer.weight.double().abs().T + layer.bias.double().abs()
+    exact = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
+    plain = layer(x)
+    with products_in(layer, BY_ONEDNN):
+        out = layer(x)
+    assert out.dtype == dtype
+    # float32 sums of 513 terms, and at the end half a unit in the last place of a bfloat16 result
+    bound = 513 * 2**-24 * size + (HALF * exact.abs() if dtype == torch.bfloat16 else 0)
+    assert ((out.double() - exact).abs() <= bound).all()
+    assert torch.equal(layer(x), plain) and "forward" not in vars(layer), "all is as it was"
+
+
 @pytest.mark.parametrize(
-    ("own", "other", "chosen"),
+    ("seconds", "chosen"),
     [
-        (0.20, 0.05, torch.bfloat16),  # clearly faster
-        (0.20, 0.18, torch.float32),  # not clearly
-        (0.20, 0.40, torch.float32),
-        (0.04, 0.01, torch.float32),  # too short to matter
+        ((0.20, 0.10, 0.05), BFLOAT16),  # clearly faster
+        ((0.20, 0.10, 0.09), BY_ONEDNN),  # faster in float32, and the other format not clearly more so
+        ((0.20, 0.18, 0.17), FLOAT32),  # not clearly
+        ((0.20, 0.40, 0.40), FLOAT32),
+        ((0.04, 0.02, 0.01), FLOAT32),  # too short to matter
     ],
 )
-def test_the_clearly_faster_format_is_chosen(monkeypatch, own, other, chosen):
-    ends = itertools.accumulate(itertools.chain.from_iterable((0.0, each) for each in (own, other) * products.REPEATS))
-    clock = list(ends)
+def test_the_clearly_fastest_way_is_chosen(monkeypatch, seconds, chosen):
+    each = itertools.chain.from_iterable((0.0, one) for one in seconds * products.REPEATS)
+    clock = list(itertools.accumulate(each))
     monkeypatch.setattr(products.time, "process_time", lambda: clock.pop(0))
+    monkeypatch.setattr(onednn, "linear", nn.functional.linear)
     block = nn.Linear(8, 8)
-    assert faster(block, lambda: block(torch.zeros(1, 8)), torch.zeros(4, 8)) == chosen
+    choice = [FLOAT32, BY_ONEDNN, BFLOAT16]
+    assert fastest(choice, block, lambda: block(torch.zeros(1, 8)), torch.zeros(4, 8)) == chosen
 
 
-def test_models_of_other_dtypes_stay_as_they_are():
-    assert faster(nn.Linear(8, 8), pytest.fail, torch.zeros(4, 8, dtype=torch.float64)) == torch.float64
+def test_which_ways_there_are_to_choose_from(monkeypatch):
+    monkeypatch.setattr(onednn, "available", lambda: True)
+    assert ways(torch.float32, None) == [FLOAT32, BY_ONEDNN, BFLOAT16]
+    assert ways(torch.bfloat16, None) == [BFLOAT16, FLOAT32, BY_ONEDNN]
+    assert ways(torch.bfloat16, "float32") == [FLOAT32, BY_ONEDNN]
+    assert ways(torch.float32, "bfloat16") == [BFLOAT16]
+    assert ways(torch.float64, None) == [Arithmetic(torch.float64)], "models of other dtypes stay as they are"
+    monkeypatch.setattr(onednn, "available", lambda: False)
+    assert ways(torch.float32, None) == [FLOAT32, BFLOAT16]
+
+
+@has_onednn
+def test_codes_hardly_depend_on_what_computes_the_products(llama, windows, quiet, monkeypatch):
+    """Only the order of sums differs, so a code moves only if a weight lies almost halfway between two."""
+    spec, full, errors, found = ctp.CompressionSpec(bits=4, true_sequential=True), llama(windows).logits, [], []
+    for way in (FLOAT32, BY_ONEDNN):
+        monkeypatch.setattr("ctplab.compression.walk.ways", lambda own, products, way=way: [way])
+        small, _ = ctp.compress(llama, windows, spec, **quiet)
+        found.append(torch.cat([p.flatten() for p in small.model.layers.parameters()]))
+        errors.append((small(windows).logits - full).norm() / full.norm())
+    assert (found[0] != found[1]).float().mean() < 0.01
+    assert abs(errors[1] / errors[0] - 1) < 0.01  # far less than between two grids or orders of columns
 
 
 @pytest.mark.parametrize("settings", [{"bits": 4}, {"bits": 4, "sparsity": 0.5, "true_sequential": True}])

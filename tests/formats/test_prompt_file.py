@@ -43,7 +43,7 @@ def test_rows_and_their_start_come_back(folder, llama):
     prompt = ctp.load_prompt(folder)
     E, start = prompt.rows()
     assert torch.equal(E.rows, start.rows + 1) and start.ids == prefix.random_rows(llama, 5).ids
-    assert prompt.info["versions"]["torch"] == version("torch")
+    assert prompt.info["versions"] == {"ctplab": ctp.__version__, **{n: version(n) for n in ("torch", "transformers")}}
 
 
 @torch.no_grad()
