@@ -186,7 +186,7 @@ def killed(command, at: int) -> str:
     _, said = both[0].communicate(timeout=300)
     both[1].communicate(timeout=300)
     assert [p.returncode for p in both] == [130, -9], said
-    lines = [line for line in said.splitlines() if line.strip() and "it/s" not in line]  # bars apart
+    lines = [line for line in said.splitlines() if line.strip() and "%|" not in line]  # bars apart
     assert len(lines) == 1, said
     return lines[0]
 

@@ -11,7 +11,7 @@ source, the target and the full model.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ctplab.errors import InputError
 from ctplab.models import Model
-from ctplab.models.anatomy import block_matrices
+from ctplab.models.anatomy import block_matrices, embeddings
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,16 @@ def distance(first: Iterable[Tensor], second: Iterable[Tensor], full: Iterable[T
 def weight_distance(first: Model, second: Model, full: Model | None = None) -> Distance:
     """The distance of two models' blocks, matrix by matrix, packed or not. Embeddings and head are left out.
 
-    Raises InputError if the models have other matrices.
+    Models that are compared should be in one dtype: rounding to half precision counts as well. Raises InputError if the
+    models have other matrices.
     """
-    return distance(block_matrices(first), block_matrices(second), None if full is None else block_matrices(full))
+    return distance(_computed_with(first), _computed_with(second), None if full is None else _computed_with(full))
+
+
+def _computed_with(model: Model) -> Iterator[Tensor]:
+    """The blocks' matrices in the model's dtype: packed ones too, which are float32 until they are multiplied."""
+    dtype = embeddings(model).dtype
+    return (matrix.to(dtype) for matrix in block_matrices(model))
 
 
 def _sums(matrices: Iterable[tuple[Tensor, ...]]) -> Tensor:

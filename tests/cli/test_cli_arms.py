@@ -81,7 +81,7 @@ def test_what_excludes_each_other_is_said(capsys, folder):
 
 
 def test_scored_through_the_command(capsys, folder):
-    common = ("score", folder / "model", "--seq-len", "24", "--windows", "2")
+    common = ("score", folder / "model", "--seq-len", "24", "--windows", "2", "--dtype", "float32")
     random = run_json(capsys, *common, "--control", "random", "--prompt", folder / "prompt")
     assert (random["arm"], random["dtype"]) == ("random", "float32")
     same = run_json(capsys, *common, "--control", "random", "--tokens", "6")

@@ -90,7 +90,7 @@ def model(tokenizer, tmp_path):
 def test_score_takes_a_file_with_splits_among_others(capsys, tokenizer, texts, model):
     splits = "file:" + ",".join(str(texts / f"{name}.txt") for name in ("train", "validation", "test"))
     whole = f"file:{texts / 'whole.txt'}"
-    score = ("score", model, "--seq-len", "16", "--windows", "2")
+    score = ("score", model, "--seq-len", "16", "--windows", "2", "--device", "cpu")
     one = run_json(capsys, *score, "--corpus", f"{whole},{splits},atlas-web")
     assert list(one["corpora"]) == [whole, splits, "atlas-web"]
     assert run_json(capsys, *score, "--corpus", whole, "--corpus", splits, "--corpus", "atlas-web") == one

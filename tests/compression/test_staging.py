@@ -8,6 +8,7 @@ from torch import nn
 
 import ctplab as ctp
 from ctplab.compression import walk
+from ctplab.compression.arithmetic import Arithmetic
 from ctplab.compression.capture import Call, Flow, Grouping, find_groups
 from ctplab.compression.staging import staged
 from ctplab.models.anatomy import blocks, linears
@@ -74,7 +75,9 @@ def test_a_batch_that_skips_a_group_waits_at_the_next(advance):
     flow = Flow(list(states), {1: [Call((), {})]}, [range(0, 2), range(2, 3)])
     order = Grouping((("first",), ("expert",), ("last",)), True)
     tokens = {}
-    for group, hessian in staged(flow, 0, block, order, torch.float32, true_sequential=True, advance=advance):
+    for group, hessian in staged(
+        flow, 0, block, order, Arithmetic(torch.float32), true_sequential=True, advance=advance
+    ):
         tokens[group[0]] = hessian.tokens
         getattr(block, group[0]).weight.mul_(2)  # stands for the solver: what comes later must see it
     assert tokens == {"first": 3, "expert": 2, "last": 3}
@@ -103,7 +106,7 @@ def test_an_input_that_is_written_over_counts_as_it_was(true_sequential):
     block, states = Careless(), [torch.randn(2, 4), torch.randn(2, 4)]
     flow = Flow(list(states), {1: [Call((), {})], 2: [Call((), {})]}, [range(0, 2)])
     order = find_groups(block, lambda: flow.sample(0, block))
-    stages = staged(flow, 0, block, order, torch.float32, true_sequential=true_sequential, advance=False)
+    stages = staged(flow, 0, block, order, Arithmetic(torch.float32), true_sequential=true_sequential, advance=False)
     hessians = {group[0]: hessian.matrix for group, hessian in stages}
     x = torch.cat(states).double() + 1
     torch.testing.assert_close(hessians["first"].double(), 2 * x.T @ x / 4, rtol=1e-5, atol=1e-5)  # fp32 products

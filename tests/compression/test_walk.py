@@ -37,8 +37,8 @@ def test_every_linear_of_every_family_is_found_and_nothing_else(model, windows, 
 def test_save_load_score_is_bitwise_the_same(model, windows, tokenizer, tmp_path, spec, quiet):
     small, report = ctp.compress(model, windows, ctp.CompressionSpec(**spec), **quiet)
     manifest = ctp.save(small, tmp_path / "m", tokenizer, report, "tiny")
-    loaded, _ = ctp.load(tmp_path / "m")
-    packed, _ = ctp.load(tmp_path / "m", packed=True)
+    loaded, _ = ctp.load(tmp_path / "m", device="cpu")
+    packed, _ = ctp.load(tmp_path / "m", device="cpu", packed=True)
     scores = [ctp.perplexity(ctp.Arm("x", m, prefix.none(m)), windows).nll for m in (small, loaded, packed)]
     assert scores[0] == scores[1]
     assert scores[2] == pytest.approx(scores[0], rel=1e-5)  # fp32 products in another order
@@ -107,7 +107,7 @@ def test_experts_that_saw_nothing_are_rounded_and_reported(config, web, tokenize
     assert silent and all("experts" in layer.name for layer in silent)
     assert any(layer.name in warning for layer in silent for warning in report.warnings)
     ctp.save(small, tmp_path, tokenizer, report, "tiny")
-    loaded, _ = ctp.load(tmp_path)
+    loaded, _ = ctp.load(tmp_path, device="cpu")
     assert torch.equal(loaded(one).logits, small(one).logits)
 
 

@@ -42,7 +42,7 @@ def test_values_against_tokens():
 
 def test_a_short_text_is_learned_by_heart(web, quiet):
     """Keys and values on four windows: the loop counts values, targets and readings, and warns."""
-    model, _ = ctp.load(data_dir() / SHOWCASE)
+    model, _ = ctp.load(data_dir() / SHOWCASE, device="cpu")
     recipe = ctp.PromptSpec.kv_prefix(
         tokens=8, steps=32, batch=2, lr=0.03, evaluate_every=4, validation_windows=8, warmup=2
     )

@@ -35,7 +35,7 @@ def test_orders_that_look_at_nothing(arm, web):
 
 
 def test_a_cut_prompt_is_a_prompt_that_says_what_it_was_cut_from(tmp_path, tokenizer):
-    model, _ = ctp.load(data_dir() / SHOWCASE)
+    model, _ = ctp.load(data_dir() / SHOWCASE, device="cpu")
     whole = ctp.load_prompt(data_dir() / "prompt")
     found = shorter(whole, [7, 3, 50], by="worth")
     write(found.prefix, found.initial, found.info, tmp_path / "cut")

@@ -72,6 +72,8 @@ def test_models_packed_or_not(llama, tokenizer, web, tmp_path, quiet):
     packed = [ctp.load(tmp_path / str(seed), device="cpu", packed=True)[0] for seed in (0, 1)]
     assert ctp.weight_distance(*packed, llama) == found and found.in_errors and found.in_errors > 0.1
     assert ctp.weight_distance(copies[0], packed[0]).apart == 0
+    half = [ctp.load(tmp_path / "0", device="cpu", packed=way, dtype="bfloat16")[0] for way in (True, False)]
+    assert ctp.weight_distance(*half).apart == 0, "as on a GPU, where sources are loaded packed and targets are not"
 
 
 def test_gpt2_stores_its_weights_the_other_way_round(web, tokenizer, tmp_path, quiet):

@@ -71,6 +71,7 @@ def test_the_curve_in_the_file_is_the_share_that_recovery_gives(learned, tokeniz
 def test_the_command(learned, capsys, tmp_path):
     root, _, small, *_ = learned
     command = ("pace", "--full", "atlas", "--compressed", root / "w2", "--prompts", root / "cold", root / "warm")
+    command += ("--device", "cpu")  # as the models were that they were learned through
     found = run_json(capsys, *command, "--reach", "0.01", "0.99", "--figure", tmp_path / "pace.png")["prompts"]
     assert [len(each["points"]) for each in found] == [4, 4] and found[0]["steps_to"]["0.99"] is None
     assert found[1]["points"][0][1] == pytest.approx(found[0]["best"], abs=1e-5), "it starts where the other was best"

@@ -15,6 +15,8 @@ from ctplab.models.weights import INDEX, weight_files
 
 #: Single precision over a mean of some hundred targets.
 SAME_NLL = 1e-5
+EXACT = ("--device", "cpu")
+"""As the model in memory, which is compared with what the commands make."""
 
 
 def llama(tied: bool, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
@@ -43,11 +45,11 @@ def check_commands(capsys, folder, model, tokenizer):
     """``info`` counts the weights, ``score`` agrees with transformers, ``compress`` with compression in memory."""
     found = run_json(capsys, "info", folder)
     assert found["parameters"] == sum(p.numel() for p in model.parameters()) and found["tag"] == "full"
-    scored = run_json(capsys, "score", folder, "--windows", "3", "--seq-len", "64")["corpora"]["atlas-web"]
+    scored = run_json(capsys, "score", folder, "--windows", "3", "--seq-len", "64", *EXACT)["corpora"]["atlas-web"]
     windows = ctp.corpus("atlas-web", tokenizer, 64).test.windows[:3]
     assert scored["nll"] / scored["n_tokens"] == pytest.approx(nll_by_hand(model, windows), rel=SAME_NLL)
     out = folder.parent / "w4"
-    run_json(capsys, "compress", folder, "--bits", "4", "--samples", "4", "--seq-len", "64", "--out", out)
+    run_json(capsys, "compress", folder, "--bits", "4", "--samples", "4", "--seq-len", "64", "--out", out, *EXACT)
     sample = ctp.corpus("atlas-web", tokenizer, 64).train.sample(4, 0)
     wanted, _ = ctp.compress(model, sample, ctp.CompressionSpec(bits=4))
     small, _ = ctp.load(out, device="cpu")
