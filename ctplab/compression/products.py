@@ -19,11 +19,11 @@ from ctplab.compression import onednn
 from ctplab.compression.arithmetic import Arithmetic
 from ctplab.compression.hessian import Hessian
 
-CLEARLY = 1.25
-"""How many times as fast another way must be: a measurement repeats to about a tenth."""
+CLEARLY = 1.15
+"""How many times as fast another way must be: a measurement repeats to a tenth."""
 WORTH = 0.05
 """Seconds of a pass from which on a choice matters. Shorter passes are not products for the most part."""
-REPEATS = 2
+REPEATS = 3
 
 
 @contextmanager
