@@ -8,7 +8,7 @@ each of which reads and writes everything, and autograd keeps what stands betwee
     attention      rotary positions, and the places of prefix and texts in a long row, in one kernel each way
 
 A layer is taken for one of them if it has their parts and gives the same numbers. On a CPU it is the linear layers
-that have a faster version (see ``learning/products``).
+that have a faster version (see ``learning/linears``).
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctplab.compression.kernels.usable import usable
-from ctplab.learning import products
+from ctplab.learning import linears
 from ctplab.models import Model
 from ctplab.models.anatomy import embeddings
 from ctplab.prompts.attention import Layout, prefix_attention, takes_switch
@@ -40,7 +40,7 @@ class Fused:
     @classmethod
     def of(cls, model: Model) -> "Fused | None":
         """Find the layers of ``model`` that can be replaced, on a card with Triton or on a CPU. None if it has none."""
-        found = find(model) if usable(embeddings(model).device) else products.find(model)
+        found = find(model) if usable(embeddings(model).device) else linears.find(model)
         return cls(found) if found else None
 
     @contextmanager

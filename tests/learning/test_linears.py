@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ctplab.compression import onednn
-from ctplab.learning import products
+from ctplab.learning import linears
 from ctplab.learning.fused import Fused
 
 ROUNDING = 2e-5
@@ -49,9 +49,9 @@ def test_a_frozen_layer_keeps_nothing_of_its_input():
 
 
 def test_the_model_computes_the_same_loss_and_gradient(llama, monkeypatch):
-    monkeypatch.setattr(products, "WORTH", 0)
-    monkeypatch.setattr(products, "faster", lambda weight: True)
-    monkeypatch.setattr(products, "kept_answer", lambda model, what, find: find())
+    monkeypatch.setattr(linears, "WORTH", 0)
+    monkeypatch.setattr(linears, "faster", lambda weight: True)
+    monkeypatch.setattr(linears, "kept_answer", lambda model, what, find: find())
     ids = torch.arange(24).view(2, 12)
     rows = llama.get_input_embeddings()(ids).detach()
     fused, grads, logits = Fused.of(llama), [], []
@@ -76,30 +76,30 @@ def test_weights_that_are_learned_are_asked_for_each_time(monkeypatch):
         def forward(self, w):
             return 2 * w
 
-    monkeypatch.setattr(products, "WORTH", 0)
-    monkeypatch.setattr(products, "kept_answer", lambda model, what, find: {"faster": True})
+    monkeypatch.setattr(linears, "WORTH", 0)
+    monkeypatch.setattr(linears, "kept_answer", lambda model, what, find: {"faster": True})
     layer, x = nn.Linear(16, 8), torch.randn(3, 16)
-    ((_, forward),) = products.find(layer)
+    ((_, forward),) = linears.find(layer)
     parametrize.register_parametrization(layer, "weight", Twice())
     torch.testing.assert_close(forward(x), nn.functional.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
     forward(x).sum().backward()
     # d/dW of the original weight: twice the sum of x
     (original,) = (p for name, p in layer.named_parameters() if name.endswith("original"))
     torch.testing.assert_close(original.grad, 2 * x.sum(0).expand(8, -1), rtol=1e-5, atol=1e-5)
-    assert len(products.find(layer)) == 1, "found again, now that it is learned"
+    assert len(linears.find(layer)) == 1, "found again, now that it is learned"
 
 
 def test_small_models_and_other_dtypes_are_left_alone(llama, monkeypatch):
-    monkeypatch.setattr(products, "kept_answer", pytest.fail)
-    assert products.find(llama) == []
-    monkeypatch.setattr(products, "WORTH", 1)
-    assert products.find(llama.double()) == []
+    monkeypatch.setattr(linears, "kept_answer", pytest.fail)
+    assert linears.find(llama) == []
+    monkeypatch.setattr(linears, "WORTH", 1)
+    assert linears.find(llama.double()) == []
     monkeypatch.setattr(onednn, "available", lambda: False)
-    assert products.find(llama.float()) == []
+    assert linears.find(llama.float()) == []
 
 
 @pytest.mark.parametrize(("seconds", "chosen"), [((0.3, 0.1), True), ((0.3, 0.28), False), ((0.1, 0.3), False)])
 def test_only_what_is_clearly_faster_is_taken(monkeypatch, seconds, chosen):
-    clock = list(itertools.accumulate(itertools.chain.from_iterable((0.0, s) for s in seconds * products.REPEATS)))
-    monkeypatch.setattr(products.time, "process_time", lambda: clock.pop(0))
-    assert products.faster(torch.randn(8, 16)) == chosen
+    clock = list(itertools.accumulate(itertools.chain.from_iterable((0.0, s) for s in seconds * linears.REPEATS)))
+    monkeypatch.setattr(linears.time, "process_time", lambda: clock.pop(0))
+    assert linears.faster(torch.randn(8, 16)) == chosen
