@@ -10,6 +10,7 @@ converted, and products are converted back.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ CLEARLY = 1.15
 WORTH = 0.05
 """Seconds of a pass from which on a choice matters. Shorter passes are not products for the most part."""
 REPEATS = 3
+
+C = TypeVar("C")
 
 
 @contextmanager
@@ -63,19 +66,31 @@ def ways(own: torch.dtype, products: str | None) -> list[Arithmetic]:
 def fastest(choice: Sequence[Arithmetic], block: nn.Module, run: Callable[[], object], states: Tensor) -> Arithmetic:
     """The way in which ``run``, a pass through ``block``, and the Hessian of ``states`` (..., d) take the least time.
 
-    It is the first of ``choice`` unless a later one is faster by :data:`CLEARLY` in a pass of :data:`WORTH`. Time is
-    the processor's own, which other programs disturb less than the clock on the wall.
+    It is the first of ``choice`` unless a later one is faster by :data:`CLEARLY` in a pass of :data:`WORTH`.
     """
-    seconds = dict.fromkeys(choice, float("inf"))
-    for _ in range(REPEATS):
-        for way in choice:
-            began = time.process_time()
-            with products_in(block, way):
-                run()
-            Hessian(states.shape[-1], states.device, way).add(states)
-            seconds[way] = min(seconds[way], time.process_time() - began)
+
+    def multiply(way: Arithmetic) -> None:
+        with products_in(block, way):
+            run()
+        Hessian(states.shape[-1], states.device, way).add(states)
+
+    seconds = processor_seconds(choice, multiply)
     best = choice[0]
     if seconds[best] > WORTH:
         for way in choice[1:]:
             best = way if seconds[best] > CLEARLY * seconds[way] else best
     return best
+
+
+def processor_seconds(choice: Sequence[C], multiply: Callable[[C], object]) -> dict[C, float]:
+    """The least time of ``multiply`` for each of ``choice``, of :data:`REPEATS` that take turns.
+
+    Time is the processor's own, which other programs disturb less than the clock on the wall.
+    """
+    seconds = dict.fromkeys(choice, float("inf"))
+    for _ in range(REPEATS):
+        for way in choice:
+            began = time.process_time()
+            multiply(way)
+            seconds[way] = min(seconds[way], time.process_time() - began)
+    return seconds

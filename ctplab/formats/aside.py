@@ -57,9 +57,11 @@ class Aside:
     ) -> None:
         if self._threads is None:
             return
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        if kind is None:
-            self._wait()
+        try:
+            if kind is None:
+                self._wait()  # first: what no thread has begun yet would be cancelled below
+        finally:
+            self._threads.shutdown(wait=True, cancel_futures=True)
 
 
 def _pinned(read: Callable[[int], Tensors], index: int) -> Tensors:

@@ -3,7 +3,6 @@
 See ``compression/onednn``. Forward and backward, most of a step on a CPU is such products.
 """
 
-import time
 from collections.abc import Callable
 
 import torch
@@ -12,21 +11,21 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from ctplab.compression import onednn
-from ctplab.compression.products import CLEARLY
+from ctplab.compression.products import CLEARLY, processor_seconds
 from ctplab.machine import processor
 from ctplab.models import Model
 from ctplab.models.checks import kept_answer
 
 WORTH = 4_000_000
 """Weights of a model from which on it is tried. Steps of smaller ones are not products for the most part."""
-TOKENS, REPEATS = 1024, 3
+TOKENS = 1024
 """What is tried."""
 
 
 def find(model: Model) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
     """The linear layers of ``model`` with their faster versions: all in float32 on a CPU, or none."""
-    layers = [layer for layer in model.modules() if type(layer) is nn.Linear or _parametrized(layer)]
-    layers = [layer for layer in layers if isinstance(layer, nn.Linear) and "forward" not in vars(layer)]
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and "forward" not in vars(layer)]
+    layers = [layer for layer in layers if type(layer) is nn.Linear or parametrize.is_parametrized(layer)]
     layers = [layer for layer in layers if (layer.weight.device.type, layer.weight.dtype) == ("cpu", torch.float32)]
     if sum(layer.in_features * layer.out_features for layer in layers) < WORTH or not onednn.available():
         return []
@@ -35,10 +34,6 @@ def find(model: Model) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
     if not kept_answer(model, where, lambda: {"faster": faster(largest.weight)})["faster"]:
         return []
     return [(layer, _forward(layer)) for layer in layers]
-
-
-def _parametrized(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) and parametrize.is_parametrized(layer)
 
 
 def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
@@ -51,15 +46,7 @@ def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def faster(weight: Tensor) -> bool:
-    """Whether oneDNN multiplies ``weight`` (out, in) with some tokens clearly faster than torch's BLAS.
-
-    Time is the processor's own, which other programs disturb less than the clock on the wall.
-    """
+    """Whether oneDNN multiplies ``weight`` (out, in) with some tokens clearly faster than torch's BLAS."""
     x = torch.randn(TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0))
-    seconds = {F.linear: float("inf"), onednn.linear: float("inf")}
-    for _ in range(REPEATS):
-        for multiply in seconds:
-            began = time.process_time()
-            multiply(x, weight)
-            seconds[multiply] = min(seconds[multiply], time.process_time() - began)
+    seconds = processor_seconds([F.linear, onednn.linear], lambda multiply: multiply(x, weight))
     return seconds[F.linear] > CLEARLY * seconds[onednn.linear]

@@ -1,6 +1,7 @@
 """Block by block from disk: the same bytes as in memory, resumable, and never more than one block in memory."""
 
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import MORE_FAMILIES, SHARED, from_config, tiny
 import ctplab as ctp
 from ctplab import tensor_files
 from ctplab.formats import checkpoint, streaming
+from ctplab.formats.aside import Aside
 from ctplab.models.anatomy import blocks
 
 SPEC = ctp.CompressionSpec(bits=4, sparsity=0.5)
@@ -115,6 +117,18 @@ def test_a_compressed_model_is_not_compressed_again(windows, tokenizer, tmp_path
     ctp.compress_to(tmp_path / "full", tmp_path / "out", tokenizer, windows, SPEC, **quiet)
     with pytest.raises(ctp.InputError, match="compressed already"):
         ctp.compress_to(tmp_path / "out", tmp_path / "twice", tokenizer, windows, SPEC, **quiet)
+
+
+def test_the_last_block_is_written_although_no_thread_has_begun_it():
+    """On a card its thread may still be waking up when the work ends."""
+    written, free = [], threading.Event()
+    with Aside("cuda") as aside:
+        assert aside._threads is not None
+        for _ in range(2):
+            aside._threads.submit(free.wait)  # both threads are busy
+        aside.write(written.append, "the last block")
+        threading.Timer(0.1, free.set).start()
+    assert written == ["the last block"]
 
 
 def test_a_full_disk_is_one_line(windows, tokenizer, tmp_path, quiet, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ctplab.compression import onednn
+from ctplab.compression import onednn, products
 from ctplab.learning import linears
 from ctplab.learning.fused import Fused
 
@@ -100,6 +100,6 @@ def test_small_models_and_other_dtypes_are_left_alone(llama, monkeypatch):
 
 @pytest.mark.parametrize(("seconds", "chosen"), [((0.3, 0.1), True), ((0.3, 0.28), False), ((0.1, 0.3), False)])
 def test_only_what_is_clearly_faster_is_taken(monkeypatch, seconds, chosen):
-    clock = list(itertools.accumulate(itertools.chain.from_iterable((0.0, s) for s in seconds * linears.REPEATS)))
-    monkeypatch.setattr(linears.time, "process_time", lambda: clock.pop(0))
+    clock = list(itertools.accumulate(itertools.chain.from_iterable((0.0, s) for s in seconds * products.REPEATS)))
+    monkeypatch.setattr(products.time, "process_time", lambda: clock.pop(0))
     assert linears.faster(torch.randn(8, 16)) == chosen
