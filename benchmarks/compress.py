@@ -17,6 +17,7 @@ dense block's activations; GPTQModel solves layer after layer (our ``true_sequen
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -96,8 +97,8 @@ def report(began: float, device: str, products: str) -> None:
     print("RESULT " + json.dumps({"seconds": seconds, "peak_mb": peak, "products": products}), flush=True)
 
 
-def run(command: list[str]) -> dict:
-    done = subprocess.run(command, capture_output=True, text=True)
+def run(command: list[str], **environment: str) -> dict:
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         print(done.stdout[-1500:], done.stderr[-1500:], file=sys.stderr)
@@ -198,7 +199,8 @@ def main() -> None:
             out = outs[label] = Path(scratch) / label.replace(" ", "-")
             call = ["--device", options.device, "--contender", str(folder), str(out), json.dumps(settings)]
             call += ["--products", options.products] if options.products else []
-            results[label] = run([sys.executable, __file__, *call])
+            cache = {"CTPLAB_CACHE": f"{out}-cache"}  # else an earlier run would have made the choice
+            results[label] = run([sys.executable, __file__, *call], **cache)
         for label, peer in PEERS.items() if options.peers else ():
             out = outs[label] = Path(scratch) / peer
             python = options.venvs / f".venv-{peer.replace('_', '-')}" / "bin" / "python"
