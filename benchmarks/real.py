@@ -75,9 +75,7 @@ def parser() -> argparse.ArgumentParser:
         found.add_argument(f"--{name}", type=int, default=number)
     found.add_argument("--rates", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2])
     found.add_argument("--lr", type=float, help="of scales, norms and codes, instead of the one that 'rates' finds")
-    found.add_argument(
-        "--also", type=float, nargs="*", default=[], help="further rates of these, in full"
-    )
+    found.add_argument("--also", type=float, nargs="*", default=[], help="further rates of these, in full")
     found.add_argument("--longer", type=int, default=0, help="steps of one more prompt through most copies")
     found.add_argument("--prompt-lr", type=float, default=0.03)
     found.add_argument("--from-rows", type=Path, help="prompts go on from these rows (safetensors, tensor E)")

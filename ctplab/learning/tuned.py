@@ -10,7 +10,7 @@ a function of free parameters u that start at no change:
                W + mask·|W|·u/100 if the matrix is pruned only
 
 With the tenth a step of AdamW moves each by about a tenth of the learning rate, so one rate suits all of them. Codes
-and kept values are so many that less is enough. Codes take 16 bytes a weight: u, its gradient and AdamW's two moments. A
+and kept values are so many that less is enough. Codes take 16 bytes a weight: u, its gradient, two moments. A
 soft prompt can be learned with them in the same loop: its rows then stand in front of the model that changes.
 """
 
