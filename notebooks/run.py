@@ -64,7 +64,8 @@ def machine_paths(notebook: nbformat.NotebookNode) -> list[str]:
 def main(names: list[str]) -> None:
     there = sorted(HERE.glob("*.ipynb"))
     if unknown := set(names) - {path.stem for path in there}:
-        sys.exit(f"no notebook {min(unknown)}: there are {', '.join(path.stem for path in there)}")
+        print(f"no notebook {min(unknown)}: there are {', '.join(path.stem for path in there)}", file=sys.stderr)
+        sys.exit(2)
     for path in there:
         if not names or path.stem in names:
             began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
