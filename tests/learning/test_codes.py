@@ -20,7 +20,7 @@ from ctplab.learning.tuned import Tuned
 from ctplab.learning.windows import Windows
 from ctplab.prompts.head import halves
 
-SPEC = ctp.PromptSpec(steps=8, batch=4, lr=2.0, warmup=2, evaluate_every=4, validation_windows=4)
+SPEC = ctp.PromptSpec(steps=8, batch=4, lr=4.0, warmup=2, evaluate_every=4, validation_windows=4)
 LEVELS = {
     "w3": ctp.CompressionSpec(bits=3),
     "w3-g8-ao": ctp.CompressionSpec(bits=3, group_size=8, act_order=True),
