@@ -149,7 +149,7 @@ def _behind(model: Model, ids: Tensor) -> Tensor:
     out = model.forward(**inputs, **last_only(model))
     kv = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
     mask = torch.ones_like(ids)
-    cache = Behind(kv, 1, model.config)
+    cache = Behind(kv, model.config)
     return model.forward(input_ids=ids[:, K:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
 
 
