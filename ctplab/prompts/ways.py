@@ -118,7 +118,9 @@ def allowed(dtype: torch.dtype, noise: float = 0.0) -> float:
 @torch.no_grad()
 def _try(model: Model) -> Ways:
     """Try every way, on more texts if one does not show that all are right."""
-    found = dict.fromkeys(("causal", "rows", "compiled", "maskless", "behind", "cached", "padded"), False)
+    found: dict[str, bool] = dict.fromkeys(
+        ("causal", "rows", "compiled", "maskless", "behind", "cached", "padded"), False
+    )
     with _quiet(model):
         for number in range(TEXTS):
             found |= {name: True for name, right in _right(model, text(model, number)).items() if right}
@@ -187,6 +189,8 @@ def _behind(model: Model, ids: Tensor) -> Tensor:
     inputs: dict[str, Any] = {"inputs_embeds": embed(model, ids[:, :K]), "past_key_values": recorder, "use_cache": True}
     out = model.forward(**inputs, **last_only(model))
     kv = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+    if any(keys is None for keys, _ in kv):
+        raise TypeError("the cache has layers that keep nothing")
     mask = torch.ones_like(ids)
     cache = Behind(kv, model.config)
     return model.forward(input_ids=ids[:, K:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
