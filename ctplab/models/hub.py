@@ -2,8 +2,12 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 from ctplab.errors import InputError
 
@@ -27,13 +31,34 @@ def find(name: str) -> str | None:
         kept = try_to_load_from_cache(name, "config.json")
     except HFValidationError:
         raise InputError(f"{name!r} is neither a folder here nor the name of a model on the hub") from None
-    if not os.environ.get("HF_HUB_OFFLINE") and answers(constants.ENDPOINT):
+    if answers(constants.ENDPOINT):
         return name
     return str(Path(kept).parent) if isinstance(kept, str) else None
 
 
+@contextmanager
+def or_cache() -> Iterator[None]:
+    """Inside, if the hub does not answer, its libraries read what they keep, and do not try for a minute."""
+    from huggingface_hub import constants
+
+    places: list[Any] = [constants]
+    with suppress(ImportError):
+        places.append(import_module("datasets.config"))
+    before = [place.HF_HUB_OFFLINE for place in places]
+    offline = not answers(constants.ENDPOINT)
+    for place, own in zip(places, before, strict=True):
+        place.HF_HUB_OFFLINE = own or offline
+    try:
+        yield
+    finally:
+        for place, own in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = own
+
+
 def answers(address: str) -> bool:
-    """Whether a server answers in time. Looking up its name counts too, which has no limit itself."""
+    """Whether a server answers in time, if ``HF_HUB_OFFLINE`` lets us ask. Looking up its name counts too."""
+    if os.environ.get("HF_HUB_OFFLINE"):
+        return False
     asked, before = _found.get(address, (-VALID, False))
     if time.monotonic() - asked < VALID:
         return before

@@ -66,6 +66,20 @@ def test_without_the_hub_a_downloaded_model_loads(far, tokenizer):
 def test_a_hub_that_answers_is_asked_itself(far, monkeypatch):
     monkeypatch.setattr(hub, "answers", lambda address: True)
     assert check_name(NAME) == NAME
+
+
+def test_nobody_is_asked_if_the_hub_is_off(far, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: pytest.fail("asked"))
     with pytest.raises(ctp.InputError, match="does not answer from here"):
         check_name(NAME)
+
+
+def test_texts_and_questions_of_the_hub_are_not_waited_for(far, tokenizer, monkeypatch):
+    """Their libraries try several times, with pauses: half a minute and more."""
+    pytest.importorskip("datasets")
+    monkeypatch.delenv("CTPLAB_DATA", raising=False)
+    began = time.monotonic()
+    with pytest.raises(ctp.InputError, match="cannot get Salesforce/wikitext from the hub"):
+        _ = ctp.corpus("wikitext2", tokenizer, seq_len=32).test.windows
+    assert time.monotonic() - began < hub.PATIENCE + BUSY
