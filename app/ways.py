@@ -162,7 +162,7 @@ class TunedWay:
         if before is not None and {key: before.get(key) for key in self.made_from} != self.made_from:
             raise ctp.InputError(f"{out} holds a model that was tuned otherwise: choose another name")
         rows = initial_rows(self.model, wanted.spec) if SOFT in wanted.what else None
-        self.tuned = Tuned(self.model, self.source, wanted.kinds, wanted.rank, wanted.spec.seed, rows)
+        self.tuned = Tuned(self.model, self.source, wanted.kinds, wanted.rank, wanted.spec.seed, rows, lesson.teacher)
         self.result: Learned[Changes] = self.tuned.start()
         self.steps: Iterator[Step] = take_steps(
             self.tuned, [self.model], text.train, text.validation, wanted.spec, self.result, teacher=lesson.teacher,

@@ -3,8 +3,13 @@
     c' = clamp(round(c + size·u), 0, maxq)        w = scale·(c' - zero)
 
 Rounding has no slope, so its gradient is taken for that of a straight line (the straight-through estimator, arXiv
-1308.3432): with respect to u it is that of w times scale·size inside the grid, and 0 for codes that it cuts off. At
-u = 0 the matrix is the compressed one to the bit. A pruned weight keeps its grid's zero, whatever its u.
+1308.3432): with respect to u it is that of w times scale·size inside the grid, and 0 for codes that it cuts off. A
+pruned weight keeps its grid's zero, whatever its u.
+
+Each u starts where the full model's weight lies in the cell of its code, so codes that rounding nearly put elsewhere
+move first. Weights outside the cell (the solver makes up for earlier errors with later codes) start near its edge. If
+the full model is not there, each starts in the middle. Either way no code has moved at first, and the matrix is the
+compressed one to the bit.
 """
 
 from dataclasses import dataclass
@@ -15,8 +20,10 @@ from torch import Tensor
 
 from ctplab.compression.packing import full_codes, group_of, kept_of
 
-SIZE = 0.1
+SIZE = 0.05
 """How many steps of the grid a code moves for each unit of u, before it is rounded."""
+EDGE = 0.45
+"""How far from the middle of its cell, in steps of the grid, a code may start; the cell ends at a half."""
 
 
 class _Rounded(torch.autograd.Function):
@@ -64,10 +71,22 @@ class Codes:
 
     def weight(self, u: Tensor, dtype: torch.dtype) -> Tensor:
         """The matrix for u, (out, in)."""
-        scale, zero = self.scale, self.zero
-        if self.group is not None:
-            scale, zero = scale[:, self.group], zero[:, self.group]
+        scale, zero = self._grids()
         return (scale * (self.moved(u) - zero)).to(dtype)
+
+    def _grids(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero of each weight: (out, in), or (out, 1) if a row is one group."""
+        if self.group is None:
+            return self.scale, self.zero
+        return self.scale[:, self.group], self.zero[:, self.group]
+
+    @torch.no_grad()
+    def start(self, full: Tensor) -> Tensor:
+        """The u (out, in) at which no code has moved and each is as near to the ``full`` weight as its cell allows."""
+        scale, zero = self._grids()
+        inside = (full.to(scale) / scale + zero - self.codes).clamp(-EDGE, EDGE)
+        offset = inside.nan_to_num(0) / SIZE  # a grid of one value has no cells
+        return offset if self.kept is None else offset * self.kept
 
     @torch.no_grad()
     def steps(self, u: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class MemoryTeacher:
     """A teacher that runs its model on every batch."""
 
     def __init__(self, model: Model) -> None:
+        self.model = model
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self.fingerprint = weights_fingerprint(model)
         self._halves = halves(model)
@@ -78,6 +79,13 @@ class TopKTeacher:
 
 
 Teacher = MemoryTeacher | TopKTeacher
+
+
+def full_of(teacher: Model | Teacher | None) -> Model | None:
+    """The full model that teaches, if its weights are in memory."""
+    if isinstance(teacher, MemoryTeacher):
+        return teacher.model
+    return None if isinstance(teacher, TopKTeacher) else teacher
 
 
 def cached_teacher(

@@ -6,7 +6,7 @@ a function of free parameters u that start at no change:
     scales     W·(1 + u/10), one u for each grid (row, or group of a row)
     norms      w + |w|·u/10, with |w| the root mean square of that parameter, or 1 for a parameter of zeros
     low-rank   W + mask·(B·A)·|W|/10, A random with rows of length 1, B zero; |W| of the kept values
-    codes      scale·(round(code + u/10) - zero), one u for each weight (see ``learning/codes``);
+    codes      scale·(round(code + u/10) - zero), one u for each weight that need not start at 0 (``learning/codes``);
                W + mask·|W|·u/100 if the matrix is pruned only
 
 With the tenth a step of AdamW moves each by about a tenth of the learning rate, so one rate suits all of them. Kept
@@ -30,7 +30,7 @@ from ctplab.learning.codes import Codes
 from ctplab.learning.learned import Learned
 from ctplab.learning.loop import finish, take_steps
 from ctplab.learning.rows import Rows
-from ctplab.learning.teacher import Teacher
+from ctplab.learning.teacher import Teacher, full_of
 from ctplab.models import Model
 from ctplab.models.anatomy import as_matrix
 from ctplab.progress import Progress, bar
@@ -75,7 +75,8 @@ def _rms(x: Tensor) -> float:
 class Tuned:
     """The learnable changes of ``model``, which was loaded from the compressed ``folder`` and is not packed.
 
-    ``what``: kinds of ``formats.tuned.KINDS``. ``prompt``: rows to learn with them, in front of every text.
+    ``what``: kinds of ``formats.tuned.KINDS``. ``prompt``: rows to learn with them, in front of every text. ``full``:
+    the model that was compressed, if it is there; codes then start where its weights lie in their cells.
     :meth:`remove` takes all changes off again. Raises InputError if the model has nothing of such a kind.
     """
 
@@ -89,10 +90,11 @@ class Tuned:
         rank: int = 8,
         seed: int = 0,
         prompt: Prefix | None = None,
+        full: Model | None = None,
     ) -> None:
         if not what or not set(what) <= set(KINDS):
             raise InputError(f"what to tune: one or more of {', '.join(KINDS)}, not {','.join(what) or 'nothing'}")
-        self.model, self._changed = model, list[tuple[nn.Module, str]]()
+        self.model, self._full, self._changed = model, full, list[tuple[nn.Module, str]]()
         self.parameters: dict[str, Tensor] = {}
         self._unit, self._codes = dict[str, float](), dict[str, Codes]()
         packed, self._bits = grids(folder, codes="codes" in what), bits_of(folder)
@@ -155,8 +157,11 @@ class Tuned:
         """The change of single weights: of their codes, or of kept values that have none."""
         device, u = matrix.device, torch.zeros(matrix.shape, device=matrix.device)
         if self._bits is not None:
-            self.parameters[f"code:{unit}"] = u
             codes = self._codes[unit] = Codes.of(parts, self._bits, device)
+            full = _matrix_of(self._full, unit)
+            if full is not None and full.shape == u.shape:
+                u = codes.start(full.to(device))
+            self.parameters[f"code:{unit}"] = u
             return lambda w: codes.weight(u, w.dtype)
         self.parameters[f"value:{unit}"] = u
         mask = kept_of(parts).to(device)
@@ -221,6 +226,14 @@ class Tuned:
         return self.model.requires_grad_(False)
 
 
+def _matrix_of(model: Model | None, unit: str) -> Tensor | None:
+    """The weight (out, in) of a layer, or None if there is no such layer with a weight of its own."""
+    try:
+        return None if model is None else as_matrix(model.get_submodule(unit))
+    except AttributeError:
+        return None
+
+
 def _factor(u: Tensor, of_column: Tensor | None) -> Tensor:
     """The factors (out, groups) of u, or (out, in) with ``of_column`` (groups, in)."""
     return 1 + STEP * (u if of_column is None else u @ of_column.to(u.dtype))
@@ -243,10 +256,11 @@ def learn_tuned(
     """Learn changes of ``model``, loaded from ``folder``; the model is as it was afterwards.
 
     ``prompt``: rows to start a soft prompt from, which is learned in the same loop. ``spec.tokens`` and ``spec.init``
-    have no effect here (``rows.initial_rows`` makes such a prompt of them). ``formats.tuned.fold`` writes the changes
+    have no effect here (``rows.initial_rows`` makes such a prompt of them). If ``teacher`` is the full model itself,
+    codes start where its weights lie in their cells (``learning/codes``). ``formats.tuned.fold`` writes the changes
     into a folder.
     """
-    tuned = Tuned(model, folder, what, rank, spec.seed, prompt)
+    tuned = Tuned(model, folder, what, rank, spec.seed, prompt, full_of(teacher))
     try:
         result = tuned.start()
         steps: Any = take_steps(tuned, [model], train, validation, spec, result, teacher=teacher, state=state)

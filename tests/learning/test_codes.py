@@ -14,7 +14,7 @@ from ctplab.disk import data_dir
 from ctplab.formats import checkpoint
 from ctplab.formats.tuned import changes_between, fold, grids
 from ctplab.learning import codes, fused
-from ctplab.learning.codes import SIZE, Codes
+from ctplab.learning.codes import EDGE, SIZE, Codes
 from ctplab.learning.step import Gradient
 from ctplab.learning.tuned import Tuned
 from ctplab.learning.windows import Windows
@@ -100,6 +100,50 @@ def test_without_a_change_it_is_the_compressed_model_to_the_bit(family, level, d
         assert torch.equal(getattr(model.get_submodule(owner), own), weight), name
     tuned.remove()
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("family", "level"), [("llama", "w3-g8-ao"), ("gpt2", "w4-s50")])
+def test_codes_start_where_the_full_weights_lie_in_their_cells(family, level, dtype, compressed):
+    folder, _ = compressed(family, LEVELS[level])
+    model, full = ctp.load(folder, device="cpu", dtype=dtype)[0], tiny(family)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    tuned = Tuned(model, folder, ("codes",), full=full)
+    for name, weight in before.items():  # no code has moved
+        owner, _, own = name.rpartition(".")
+        assert torch.equal(getattr(model.get_submodule(owner), own), weight), name
+    outside, inside, bits = 0, 0, LEVELS[level].bits or 0
+    for unit, parts in grids(folder, codes=True).items():
+        layer = full.get_submodule(unit)
+        weight = (layer.weight if isinstance(layer, torch.nn.Linear) else layer.weight.T).detach().double()
+        group = parts["group"].long() if "group" in parts else torch.zeros(weight.shape[1], dtype=torch.long)
+        scale, zero = (parts[name].double()[:, group] for name in ("scale", "zero"))
+        wanted = weight / scale + zero - full_codes(parts, bits)
+        kept = kept_of(parts) if "mask" in parts else torch.ones_like(wanted, dtype=torch.bool)
+        found = SIZE * tuned.parameters[f"code:{unit}"].detach().double()
+        near = kept & (wanted.abs() < EDGE)
+        torch.testing.assert_close(found[near], wanted[near], rtol=0, atol=1e-5)  # fp32, of values up to 15
+        assert (found[kept & ~near].abs() - EDGE).abs().max() < 1e-6 and (found[~kept] == 0).all()
+        assert ((found > 0) == (wanted > 0))[kept].all()
+        outside, inside = outside + int((kept & ~near).sum()), inside + int(near.sum())
+    assert outside > 0 and inside > 0
+
+
+def test_a_teacher_without_such_weights_leaves_codes_in_the_middle(compressed):
+    folder, model = compressed("llama", LEVELS["w3"])
+    wider = tiny("llama")
+    for unit in grids(folder, codes=True):
+        wider.set_submodule(unit, torch.nn.Linear(40, 40))
+    for other in (tiny("gpt2"), wider, None):
+        tuned = Tuned(model, folder, ("codes",), full=other)
+        assert all(not p.any() for p in tuned.parameters.values())
+        tuned.remove()
+
+
+def test_a_grid_of_one_value_has_no_cells():
+    one = random_codes()
+    flat = replace(one, scale=torch.zeros_like(one.scale), zero=one.zero * 0, codes=one.codes * 0)
+    assert torch.equal(flat.start(torch.zeros(5, 6)), torch.zeros(5, 6))
 
 
 @pytest.mark.parametrize("what", [("codes",), ("scales", "norms", "codes")])
