@@ -11,17 +11,17 @@ from threading import Event
 from typing import Any
 
 import ctplab as ctp
-from ctplab.app import hub, limits
+from ctplab.app import limits
 from ctplab.app.jobs import Jobs
 from ctplab.app.loaded import Chosen as Chosen
 from ctplab.app.loaded import Loaded as Loaded
-from ctplab.app.places import HUB, Places
+from ctplab.app.places import Places
 from ctplab.app.turns import Turns
 from ctplab.disk import data_dir
 from ctplab.formats.checkpoint import MANIFEST, describe
 from ctplab.formats.tuned import PROMPT
 from ctplab.models.fingerprints import base_fingerprint, tokenizer_fingerprint
-from ctplab.models.loading import resolve
+from ctplab.models.loading import check_name, resolve
 from ctplab.prompts import arms
 
 ARMS = tuple(name for name in (*arms.USUAL, *arms.CONTROLS) if name not in ("text", "full+own"))
@@ -71,8 +71,7 @@ class Bench:
                 return loaded.name
         self.places.check_model(source)
         self.check_room()
-        on_hub = HUB.fullmatch(source) and not Path(resolve(source)).exists()
-        where = hub.folder(source) if on_hub else source
+        where = check_name(source)  # which may wait for the hub, and nobody need wait for that
         with self.turns.turn():
             model, tokenizer = ctp.load(where, device=self.device)
         folder = Path(resolve(source))

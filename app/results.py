@@ -1,4 +1,7 @@
-"""Tab *Results*: what the runs in the run folder found (sweeps: ``sweeps.py``). Reads files; measures nothing."""
+"""Tab *Results*: what the runs in the run folder found. Reads files; measures nothing.
+
+Tuned models are in ``tunings.py``, sweeps in ``sweeps.py``.
+"""
 
 import json
 from collections.abc import Collection
@@ -9,7 +12,7 @@ import gradio as gr
 import plotly.graph_objects as go
 
 import ctplab as ctp
-from ctplab.app import figures, nearness, sweeps
+from ctplab.app import figures, nearness, sweeps, tunings
 from ctplab.app.bench import PRIVATE, Bench
 from ctplab.app.header import Header
 from ctplab.app.views import size
@@ -256,4 +259,5 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         queue=False, **PRIVATE,
     )  # fmt: skip
     matrix.select(pick, run, files, queue=False, show_progress="hidden", **PRIVATE)
+    tunings.build(bench, tab)
     sweeps.build(bench, tab)

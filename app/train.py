@@ -78,7 +78,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     recipes.offer(tab, lambda: recipes.trained(bench.runs), recipes.train_form, form, "train-again", PRIVATE)
     told = gr.Markdown(elem_id="train-told")
     status = gr.HTML(elem_id="train-job")
-    plot = gr.Plot(curves.curves(None), label="Validation and objective", elem_id="curves")
+    plot = gr.Plot(curves.curves([], {}, 0), label="Validation and objective", elem_id="curves")
     says = gr.HTML(elem_id="train-says")
     shown = gr.State(None)
 
@@ -99,7 +99,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         if job is None or now == shown:
             return [gr.skip()] * 7
         finished = renew(bench, full, compressed, prompt) if job.state == "done" else (gr.skip(),) * 3
-        return [job.html(owner(request)), curves.curves(job), curves.told(job), now, *finished]
+        drawn = curves.curves(list(job.points), job.baselines, job.total)  # it goes on while this is drawn
+        return [job.html(owner(request)), drawn, curves.told(job), now, *finished]
 
     def stopped(request: gr.Request) -> None:
         with plain_errors():

@@ -181,13 +181,16 @@ class TunedWay:
         )
 
     def save(self, out: Path, baselines: dict[str, float]) -> None:
-        """Write the best changes as ``ctplab tune`` does; they replace what this same learning left when stopped."""
+        """Write the best changes as ``ctplab tune`` does; they replace what this same learning left when stopped.
+
+        ``baselines``: validation NLL of both models.
+        """
         new = out.with_name(f"{out.name}.new") if out.exists() else out
         if new != out:
             shutil.rmtree(new, ignore_errors=True)  # of a save that was killed
         save_tuned(
             self.result, self.source, new, self.made_from, self.lesson.wanted.spec, self.model, self.tokenizer,
-            **self.lesson.provenance,
+            baselines, **self.lesson.provenance,
         )  # fmt: skip
         if new != out:
             shutil.rmtree(out)

@@ -106,6 +106,16 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, about
 
 
+def told(path: Path) -> dict[str, Any]:
+    """What a sealed file says of itself, from its header alone: unchecked. Raises InputError if it says nothing."""
+    with opened(path) as file:
+        found = text_files.parse_json((file.metadata() or {}).get(ENTRY) or "null", finite=False)
+    about = found.get("about") if isinstance(found, dict) else None
+    if not isinstance(about, dict):
+        raise InputError(f"{path} was not written by this version of the lab")
+    return about
+
+
 def _seal(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> str:
     """16 hex digits over names, shapes, dtypes and values, and over ``about``."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())

@@ -11,6 +11,8 @@ What computes x Wᵀ, by tokens and device:
 
 import operator
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ class PackedLinear(nn.Module):
 
     Torch's int4 kernels compute the product of a few bfloat16 tokens without gradients, if the weights have 4 bits, no
     pruning and a fitting shape. The layer then keeps the codes in the kernel's order as well: 8 bits per weight in all,
-    until :func:`release`.
+    while nobody learns (:func:`without_copies`).
     """
 
     def __init__(self, parts: dict[str, Tensor], bits: int | None, bias: Tensor | None) -> None:
@@ -118,8 +120,15 @@ class PackedLinear(nn.Module):
         return self.int4.product(x.reshape(-1, self.in_features).contiguous()).view(*x.shape[:-1], self.out_features)
 
 
-def release(model: nn.Module) -> None:
-    """Forget the copies of codes that products of a few tokens made: learning multiplies many tokens."""
-    for layer in model.modules():
-        if isinstance(layer, PackedLinear):
-            layer.int4 = None
+@contextmanager
+def without_copies(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, packed layers make no copies of their codes: learning multiplies many tokens, and memory is short."""
+    layers = [layer for model in models for layer in model.modules() if isinstance(layer, PackedLinear)]
+    groups = [(layer, layer.int4_group) for layer in layers if layer.int4_group]
+    for layer, _ in groups:
+        layer.int4, layer.int4_group = None, 0
+    try:
+        yield
+    finally:
+        for layer, group in groups:
+            layer.int4_group = group

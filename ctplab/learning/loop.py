@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ctplab import parallel
-from ctplab.compression.linear import release
+from ctplab.compression.linear import without_copies
 from ctplab.errors import InputError
 from ctplab.learning import schedule
 from ctplab.learning.graph import Steps
@@ -109,103 +109,102 @@ def take_steps(
     ``state``: the loop saves to this file at every validation and resumes from it. A resumed run gives the same curve.
     Raises InputError if recipe, text and models do not fit together.
     """
-    turns = Turns(models, redraw, teacher, spec)
-    if not spec.taught:
-        teacher = None
-    elif teacher is not None and not isinstance(teacher, Teacher):
-        teacher = MemoryTeacher(teacher)
-    _check(models, train, spec, learnable.k, teacher)
-    device = embeddings(models[0]).device
-    text = Windows.of(train, device)
-    check_ids(models[0], train.windows)
-    check_ids(models[0], validation.windows)
-    plan = schedule.validations(spec, len(text.ids), len(validation.windows), len(models))
-    held_out = Windows.of(validation, device, plan.windows)
-    parameters = learnable.parameters
-    result.validation_tokens, result.train_tokens = held_out.targets, text.targets
-    result.values = sum(p.numel() for p in parameters.values())
-    result.epochs = spec.steps * min(spec.batch, len(text.ids)) / len(text.ids)
-    identity: dict[str, Any] = {
-        "recipe": spec.to_json(),
-        "corpus": [train.fingerprint, validation.fingerprint],
-        "start": tensor_fingerprint(*parameters.values()),
-        "model": [weights_fingerprint(model) for model in models],
-        "teacher": None if teacher is None else teacher.fingerprint,
-        **turns.identity,
-    }
-    optimizer = torch.optim.AdamW(list(parameters.values()), lr=spec.lr, weight_decay=spec.weight_decay)
-    cuts = [halves(model) for model in turns.models]
-    if spec.hidden > 0 and isinstance(teacher, MemoryTeacher):
-        _check_states(cuts, teacher)
-    first = 0
-    kept = None if state is None else load_state(state, parameters, optimizer, identity)
-    if kept is not None:
-        best, record = kept
-        result.prefix, first = learnable.frozen(best), record["step"]
-        result.best_step, result.best_validation = record["best_step"], record["best_validation"]
-        result.steps[:] = [Step(**step) for step in record["curve"]]
-        result.before = record.get("before", math.inf)
-    else:
-        best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
-        result.before = result.best_validation = _validate(learnable, cuts[: len(models)], held_out, spec.batch)
-    parallel.wait()  # no process writes the state before all have read it
-    if isinstance(teacher, TopKTeacher):
-        teacher = teacher.near(device)
-    gradient = Steps([Gradient.of(learnable, cut, text, spec, teacher) for cut in cuts])
-    for model in turns.models:
-        release(model)
-    for p in parameters.values():
-        p.grad = torch.zeros_like(p)
-    patient = _patient(device)
-    unread: list[tuple[int, float, Tensor]] = []  # steps whose loss and gradient norm are still on the device
-    since = time.perf_counter()
-
-    for step, numbers in enumerate(schedule.batches(len(text.ids), spec, first), first):
-        if spec.patience is not None and result.stale >= spec.patience:
-            result.stopped = f"stopped after {step} steps: {spec.patience} validations without a better one"
-            return
-        lr = optimizer.param_groups[0]["lr"] = schedule.rate(spec, step)
-        n_targets = max(1, text.targets_of(numbers))
-        seeded = _seeded(schedule.seed_of(spec, step), device) if learnable.random else nullcontext()
-        with turns.on(step) as number, seeded:
-            loss = gradient(number, parallel.share(numbers), n_targets)
-        parallel.add_up([loss, *(p.grad for p in parameters.values() if p.grad is not None)])
-        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), spec.clip)
-        optimizer.step()
-        unread.append((step, lr, torch.stack([loss, norm.to(loss)])))
-        if patient and not plan.due(step) and time.perf_counter() - since < READ_EVERY:
-            continue
-        read = torch.stack([each for _, _, each in unread]).tolist()
-        result.not_recorded = gradient.obstacle if device.type == "cuda" else None
-        trained = (time.perf_counter() - since) / len(unread)
-        finite = [all(map(math.isfinite, each)) for each in read]
-        lost = None if all(finite) else unread[finite.index(False)][0]
-        measured = None
-        if lost is None and plan.due(step):
-            measured = _validate(learnable, cuts[: len(models)], held_out, spec.batch)
-            if measured < result.best_validation:
-                result.best_validation, result.best_step = measured, step + 1
-                best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
-                result.prefix = learnable.frozen(best)
-        seconds = (time.perf_counter() - since) / len(unread)
-        tokens = len(numbers) * train.seq_len
-        fresh = [
-            Step(at, each[0], rate, seconds, tokens / trained, measured if at == step else None)
-            for (at, rate, _), each in zip(unread, read, strict=True)
-            if lost is None or at < lost
-        ]
-        result.steps += fresh
-        if measured is not None and state is not None and parallel.is_main():
-            record = {"step": step + 1, "best_step": result.best_step, "best_validation": result.best_validation}
-            record["before"] = result.before
-            record["curve"] = [asdict(s) for s in result.steps]
-            save_state(state, parameters, optimizer, best, identity, record)
-        unread.clear()
-        yield from fresh
-        if lost is not None:
-            result.stopped = f"the loss was not finite at step {lost}: stopped with the best so far"
-            return
+    with without_copies(models):
+        turns = Turns(models, redraw, teacher, spec)
+        if not spec.taught:
+            teacher = None
+        elif teacher is not None and not isinstance(teacher, Teacher):
+            teacher = MemoryTeacher(teacher)
+        _check(models, train, spec, learnable.k, teacher)
+        device = embeddings(models[0]).device
+        text = Windows.of(train, device)
+        check_ids(models[0], train.windows)
+        check_ids(models[0], validation.windows)
+        plan = schedule.validations(spec, len(text.ids), len(validation.windows), len(models))
+        held_out = Windows.of(validation, device, plan.windows)
+        parameters = learnable.parameters
+        result.validation_tokens, result.train_tokens = held_out.targets, text.targets
+        result.values = sum(p.numel() for p in parameters.values())
+        result.epochs = spec.steps * min(spec.batch, len(text.ids)) / len(text.ids)
+        identity: dict[str, Any] = {
+            "recipe": spec.to_json(),
+            "corpus": [train.fingerprint, validation.fingerprint],
+            "start": tensor_fingerprint(*parameters.values()),
+            "model": [weights_fingerprint(model) for model in models],
+            "teacher": None if teacher is None else teacher.fingerprint,
+            **turns.identity,
+        }
+        optimizer = torch.optim.AdamW(list(parameters.values()), lr=spec.lr, weight_decay=spec.weight_decay)
+        cuts = [halves(model) for model in turns.models]
+        if spec.hidden > 0 and isinstance(teacher, MemoryTeacher):
+            _check_states(cuts, teacher)
+        first = 0
+        kept = None if state is None else load_state(state, parameters, optimizer, identity)
+        if kept is not None:
+            best, record = kept
+            result.prefix, first = learnable.frozen(best), record["step"]
+            result.best_step, result.best_validation = record["best_step"], record["best_validation"]
+            result.steps[:] = [Step(**step) for step in record["curve"]]
+            result.before = record.get("before", math.inf)
+        else:
+            best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
+            result.before = result.best_validation = _validate(learnable, cuts[: len(models)], held_out, spec.batch)
+        parallel.wait()  # no process writes the state before all have read it
+        if isinstance(teacher, TopKTeacher):
+            teacher = teacher.near(device)
+        gradient = Steps([Gradient.of(learnable, cut, text, spec, teacher) for cut in cuts])
+        for p in parameters.values():
+            p.grad = torch.zeros_like(p)
+        patient = _patient(device)
+        unread: list[tuple[int, float, Tensor]] = []  # steps whose loss and gradient norm are still on the device
         since = time.perf_counter()
+
+        for step, numbers in enumerate(schedule.batches(len(text.ids), spec, first), first):
+            if spec.patience is not None and result.stale >= spec.patience:
+                result.stopped = f"stopped after {step} steps: {spec.patience} validations without a better one"
+                return
+            lr = optimizer.param_groups[0]["lr"] = schedule.rate(spec, step)
+            n_targets = max(1, text.targets_of(numbers))
+            seeded = _seeded(schedule.seed_of(spec, step), device) if learnable.random else nullcontext()
+            with turns.on(step) as number, seeded:
+                loss = gradient(number, parallel.share(numbers), n_targets)
+            parallel.add_up([loss, *(p.grad for p in parameters.values() if p.grad is not None)])
+            norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), spec.clip)
+            optimizer.step()
+            unread.append((step, lr, torch.stack([loss, norm.to(loss)])))
+            if patient and not plan.due(step) and time.perf_counter() - since < READ_EVERY:
+                continue
+            read = torch.stack([each for _, _, each in unread]).tolist()
+            result.not_recorded = gradient.obstacle if device.type == "cuda" else None
+            trained = (time.perf_counter() - since) / len(unread)
+            finite = [all(map(math.isfinite, each)) for each in read]
+            lost = None if all(finite) else unread[finite.index(False)][0]
+            measured = None
+            if lost is None and plan.due(step):
+                measured = _validate(learnable, cuts[: len(models)], held_out, spec.batch)
+                if measured < result.best_validation:
+                    result.best_validation, result.best_step = measured, step + 1
+                    best = {name: p.detach().cpu().clone() for name, p in parameters.items()}
+                    result.prefix = learnable.frozen(best)
+            seconds = (time.perf_counter() - since) / len(unread)
+            tokens = len(numbers) * train.seq_len
+            fresh = [
+                Step(at, each[0], rate, seconds, tokens / trained, measured if at == step else None)
+                for (at, rate, _), each in zip(unread, read, strict=True)
+                if lost is None or at < lost
+            ]
+            result.steps += fresh
+            if measured is not None and state is not None and parallel.is_main():
+                record = {"step": step + 1, "best_step": result.best_step, "best_validation": result.best_validation}
+                record["before"] = result.before
+                record["curve"] = [asdict(s) for s in result.steps]
+                save_state(state, parameters, optimizer, best, identity, record)
+            unread.clear()
+            yield from fresh
+            if lost is not None:
+                result.stopped = f"the loss was not finite at step {lost}: stopped with the best so far"
+                return
+            since = time.perf_counter()
 
 
 def _patient(device: torch.device) -> bool:

@@ -1,10 +1,11 @@
 """Estimate the memory for learning a prompt: bytes of tensors by kind, from a model's shape and the settings.
 
-The estimate follows ``learning/step.py`` through LLaMA-shaped blocks (RMSNorm, attention without a mask, gated MLP). It
-counts the tensors that autograd keeps, those that one block's backward pass adds, and one chunk of logits. With
-``card`` it counts what a card learns with: prefix and texts in one row, fused layers, a fused loss, larger chunks of
-logits, and half of a large batch at a time (``learning/fused``, ``learning/pieces``). It does not count the process
-itself, a GPU's context (about half a GB), the allocator's slack, the training text or a teacher.
+The estimate follows ``learning/step.py`` through LLaMA-shaped blocks (RMSNorm, attention without a mask, gated MLP),
+prefix and texts in one long row. It counts the tensors that autograd keeps, those that one block's backward pass adds,
+and one chunk of logits. Models that need two passes take a few percent more: the keys and values of the prefix, and
+their gradients. With ``card`` it counts what a card learns with: fused layers, a fused loss, larger chunks of logits,
+half of a large batch at a time (``learning/fused``, ``learning/pieces``), and what cuBLAS keeps. It does not count the
+process itself, a GPU's context (about half a GB), the allocator's slack, the training text or a teacher.
 
 Symbols: d width, f MLP width, V vocabulary, k prompt rows, n tokens per window, B windows at once, s bytes per number.
 """
@@ -16,6 +17,9 @@ from ctplab.errors import InputError
 from ctplab.learning.pieces import CARD_CHUNK, CHUNK, pieces_on_card
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CUBLAS = 3 << 25
+"""What cuBLAS keeps on a card: torch gives it 32 MB for each of the three streams that run a step, try it and record it
+(NVIDIA Hopper; 8 MB on others)."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,14 @@ class Memory:
     """Tensors that the backward pass of one block adds, including a weight matrix that it unpacks."""
     logits: int
     """One chunk of logits with its softmax and gradient. They are freed before the backward pass."""
+    libraries: int = 0
+    """What a card's libraries keep."""
 
     @property
     def total(self) -> int:
         """Bytes at the peak, which is either in the loss or in the last block's backward pass."""
-        return self.weights + self.prompt + self.optimizer + self.kept + max(self.block, self.logits)
+        always = self.weights + self.prompt + self.optimizer + self.kept + self.libraries
+        return always + max(self.block, self.logits)
 
 
 def learning(shape: Shape, settings: Settings) -> Memory:
@@ -129,22 +136,22 @@ def learning(shape: Shape, settings: Settings) -> Memory:
     if settings.card:
         halves = pieces_on_card(shape.layers * shape.block_weights, settings.batch, settings.seq_len)
         settings = replace(settings, batch=-(-settings.batch // halves))
-    text = settings.batch * settings.seq_len
-    if settings.card:
-        one, inputs = _saved_on_card(shape, settings, s), s * d * (k + text)
-        last = 3 * s * d * (k + text)  # the last states, cut off from the prefix, and their gradient
-    else:
-        one = _saved(shape, settings.batch, settings.seq_len, k, s) + _saved(shape, 1, k, 0, s)
-        inputs = s * (text * d + k * (d + 2 * shape.kv_width))
-        last = text * d * (2 * s + 4)  # the last states and their gradient; the last norm's input in fp32
+    one, rows = _saved(shape, settings, s), _rows(settings)
+    last = rows * d * (2 * s + (s if settings.card else 4))  # the last states, their gradient, the last norm's input
     return Memory(
         weights=_weights(shape, settings, s),
         prompt=k * d * (4 + s),
         optimizer=3 * k * d * 4,
-        kept=shape.layers * (inputs if settings.recompute else one) + last,
+        kept=shape.layers * (s * d * rows if settings.recompute else one) + last,
         block=(one if settings.recompute else 0) + _backward(shape, settings, s),
         logits=_logits(shape, settings, s),
+        libraries=CUBLAS if settings.card else 0,
     )
+
+
+def _rows(settings: Settings) -> int:
+    """Length of the row in which the prefix and all texts stand."""
+    return settings.tokens + settings.batch * settings.seq_len
 
 
 def _weights(shape: Shape, settings: Settings, s: int) -> int:
@@ -155,34 +162,28 @@ def _weights(shape: Shape, settings: Settings, s: int) -> int:
     return linears * settings.bits // 8 + linears // group * 3 + shape.embedding_weights * s  # fp16 scale, uint8 zero
 
 
-def _saved(shape: Shape, batch: int, n: int, k: int, s: int) -> int:
-    """Bytes that autograd saves in one block for ``n`` positions behind ``k`` others.
+def _saved(shape: Shape, settings: Settings, s: int) -> int:
+    """Bytes that autograd saves in one block.
 
-    These are the inputs of both norms in fp32; queries (with k padding rows), keys, values and the attention's output;
-    and in the MLP the gate, its activation and the up projection. Autograd does not save the inputs of frozen weights.
+    These are the inputs of both norms, in fp32; queries, keys, values and the attention's output, with a copy of the
+    prefix in front of every text; and in the MLP the gate, its activation and the up projection. Autograd does not save
+    the inputs of frozen weights. A card's norms keep their input in the model's dtype, and its MLP no activation.
     """
-    norms = 2 * 4 * shape.width * n
-    attention = s * 2 * (shape.width + shape.kv_width) * (k + n)
-    return batch * (norms + attention + s * (3 if shape.gated else 1) * shape.inner * n)
-
-
-def _saved_on_card(shape: Shape, settings: Settings, s: int) -> int:
-    """The same of one long row: norms in the model's dtype, the prefix in front of every text, no activation."""
-    rows = settings.tokens + settings.batch * settings.seq_len
     placed = settings.batch * (settings.tokens + settings.seq_len)
-    mlp = (2 if shape.gated else 1) * shape.inner * rows
-    return s * (2 * shape.width * rows + 2 * (shape.width + shape.kv_width) * placed + mlp)
+    norms = 2 * shape.width * (s if settings.card else 4)
+    mlp = s * shape.inner * (1 if not shape.gated else 2 if settings.card else 3)
+    return _rows(settings) * (norms + mlp) + placed * s * 2 * (shape.width + shape.kv_width)
 
 
 def _backward(shape: Shape, settings: Settings, s: int) -> int:
     """Bytes of the gradients alive at once in the MLP, the widest part, or of one gradient and an unpacked matrix."""
-    text = settings.batch * settings.seq_len
-    gradients = text * s * (3 if shape.gated else 2) * shape.inner
+    rows = _rows(settings)
+    gradients = rows * s * (3 if shape.gated else 2) * shape.inner
     if settings.bits is None:
-        return text * s * shape.width + gradients
+        return rows * s * shape.width + gradients
     # in fp32, plus its codes or its copy in dtype; on a card one kernel writes it
     unpacked = shape.width * shape.inner * (s if settings.card else 4 + (s if s < 4 else 1))
-    return text * s * shape.width + max(gradients, text * s * shape.inner + unpacked)
+    return rows * s * shape.width + max(gradients, rows * s * shape.inner + unpacked)
 
 
 def _logits(shape: Shape, settings: Settings, s: int) -> int:

@@ -60,13 +60,15 @@ def save_tuned(
     spec: PromptSpec,
     model: Model,
     tokenizer: Tokenizer,
+    baselines: dict[str, float] | None = None,
     **provenance: Any,
 ) -> dict[str, Any]:
     """Fold the best changes of ``learned`` into the new folder ``out``, and return its manifest.
 
     ``source``: the compressed folder that ``model`` was loaded from. ``made_from``: what decides the result, with the
-    list ``what``. A prompt that was learned with them goes into ``out/prompt``, with ``provenance``. Raises InputError
-    as :func:`ctplab.formats.tuned.fold`.
+    list ``what``. ``baselines``: NLL a token of the full and the compressed model on the validation windows, if known.
+    A prompt that was learned with the changes goes into ``out/prompt``, with ``provenance``. Raises InputError as
+    :func:`ctplab.formats.tuned.fold`.
     """
     score, changes = learned.validation, learned.prefix
     about = {
@@ -74,6 +76,8 @@ def save_tuned(
         "best_step": learned.best_step,
         "validation": {"nll": score.nll, "n_tokens": score.n_tokens, "ppl": score.ppl},
         "curve": [vars(step) for step in learned.steps],
+        "validation_before": learned.before,
+        "validation_baselines": baselines,
     }
 
     def with_prompt(new: Path) -> None:

@@ -25,10 +25,11 @@ from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.compiled import Concatenated, compiled
 from ctplab.prompts.head import watched
-from ctplab.prompts.together import CLOSE
 from ctplab.prompts.ways import ways
 from ctplab.text.corpora import Split
 
+CLOSE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""The largest relative difference that rounding explains, in one layer."""
 SCORES = 2**24
 """Attention scores in fp32 at a time: 64 MB."""
 

@@ -1,6 +1,5 @@
 """Load a Hugging Face model by folder, hub id or the lab's own name, and place it on a device."""
 
-import os
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 
 from ctplab.disk import data_dir
 from ctplab.errors import InputError
-from ctplab.models import Model, Tokenizer, known
+from ctplab.models import Model, Tokenizer, hub, known
 from ctplab.models.anatomy import blocks
 from ctplab.models.complete import check_complete, check_numbers, untie
 from ctplab.models.weights import check_config, weight_files
@@ -86,31 +85,37 @@ def place(model: Model, device: str) -> Model:
 
 
 def check_name(name: str | Path) -> str:
-    """Resolve ``name``. Raises InputError if it can be neither a model folder nor a hub id."""
+    """Resolve ``name`` to a folder, or to the id of a model on the hub if that answers. Raises InputError otherwise."""
     path = resolve(name)
-    local = Path(path).is_dir()
-    if not local and (path.startswith((".", "/", "~")) or path.count("/") > 1 or os.environ.get("HF_HUB_OFFLINE")):
-        names = ", ".join(("atlas", *known.MODELS))
-        raise InputError(f"no model folder at {path!r}; give a folder with config.json, a hub id, or one of {names}")
-    if local and not (Path(path) / "config.json").exists():
+    names = ", ".join(("atlas", *known.MODELS))
+    if not Path(path).is_dir():
+        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+            raise InputError(
+                f"no model folder at {path!r}; give a folder with config.json, a hub id, or one of {names}"
+            )
+        if (found := hub.find(path)) is None:
+            raise InputError(
+                f"no model folder at {path!r}, and the model hub does not answer from here; give a folder with "
+                f"config.json, or one of {names}"
+            )
+        return found
+    if not (Path(path) / "config.json").exists():
         raise InputError(f"{path} has no config.json: it is not a Hugging Face model folder")
-    if local:
-        check_config(Path(path))
+    check_config(Path(path))
     return path
 
 
 def local_folder(name: str | Path) -> Path:
     """The folder ``name`` itself, or after a download the folder that holds the hub's files."""
-    path = Path(resolve(name))
-    check_name(name)
-    if path.is_dir():
-        weight_files(path)
-        return path
+    path = check_name(name)
+    if Path(path).is_dir():
+        weight_files(Path(path))
+        return Path(path)
     try:
         from huggingface_hub import snapshot_download
 
         patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-        folder = Path(snapshot_download(str(name), allow_patterns=patterns))
+        folder = Path(snapshot_download(path, allow_patterns=patterns))
     except Exception as error:  # network, missing repository, no permission: one line
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"cannot get the model {str(name)!r} from the hub: {reason}") from error

@@ -54,21 +54,21 @@ class Recorder(DynamicCache):
 class Behind(DynamicCache):
     """Holds a prefix and puts it in front of each layer's new keys and values, but does not keep the new ones.
 
-    So a text behind a prefix takes the memory of one layer's keys and values, not of all layers'. Each instance serves
-    one forward pass only.
+    So a text behind a prefix takes the memory of one layer's keys and values, not of all layers'. A prefix's are those
+    of one text, and are expanded over the batch where they are used: the gradient of the copies is then summed in each
+    layer's turn. If they were expanded before the pass, all layers' gradients would wait for its end. Each instance
+    serves one forward pass only.
     """
 
-    def __init__(self, kv: list[tuple[Tensor, Tensor]], batch: int, config: Any) -> None:
+    def __init__(self, kv: list[tuple[Tensor, Tensor]], config: Any) -> None:
         super().__init__(kv, config=config)
-        layers: list[Any] = self.layers
-        for layer in layers:
-            layer.keys, layer.values = layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         layer = vars(self.layers[layer_idx])
-        prefix = dict(layer)
+        prefix, batch = dict(layer), len(key_states)
+        layer.update({name: layer[name].expand(batch, -1, -1, -1) for name in ("keys", "values")})
         shown = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         layer.update(prefix)
         return shown

@@ -29,7 +29,7 @@ def _inputs(model: Model, kv: KV, ids: Tensor) -> dict[str, Any]:
         if ways(model).maskless:  # so that transformers does not look for several texts in a row: it asks the device
             found["attention_mask"] = torch.ones_like(ids)
         return found
-    cache = Behind(kv, len(ids), model.config)
+    cache = Behind(kv, model.config)
     mask = torch.ones(len(ids), kv[0][0].shape[2] + ids.shape[1], dtype=torch.long, device=ids.device)
     return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
 

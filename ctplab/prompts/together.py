@@ -19,10 +19,7 @@ from ctplab.models.anatomy import embed, embeddings
 from ctplab.prompts.attention import Layout, prefix_attention
 from ctplab.prompts.compiled import compile_rows
 from ctplab.prompts.head import Halves
-from ctplab.prompts.ways import ways
-
-CLOSE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""The largest relative difference of hidden states between the two ways: rounding, through all blocks."""
+from ctplab.prompts.ways import TEXTS, allowed, apart, text, ways
 
 
 def together(model: Model, rows: Tensor, ids: Tensor) -> Tensor:
@@ -44,18 +41,25 @@ def together(model: Model, rows: Tensor, ids: Tensor) -> Tensor:
 def fits(cut: Halves, k: int, batch: int, length: int) -> bool:
     """Whether the model takes one long row of this size: its states are then those of two passes.
 
-    Compares them on a few tokens. A pass of the real size then shows whether some window needs a mask there.
+    Compares them on a few tokens, as ``ways`` does. A pass of the real size then shows whether some window needs a mask
+    there.
     """
     found = ways(cut.model)
     if not (cut.plain and found.maskless and found.compiled):
         return False
     table = embeddings(cut.model)
-    rows, ids = table[:3].float(), torch.arange(10, device=table.device).view(2, 5) % len(table)
-    expected = cut.states(compile_rows(cut.model, rows), ids)
     try:
-        states = together(cut.model, rows, ids)
-        together(cut.model, table[:1].expand(k, -1), ids[:1, :1].expand(batch, length))
+        together(cut.model, table[:1].expand(k, -1), text(cut.model, 0)[:, :1].expand(batch, length))
+        return any(_same(cut, text(cut.model, number)) for number in range(TEXTS))
     except (TypeError, ValueError, RuntimeError):  # it knows no such setting, or brings its own attention
         return False
-    close = CLOSE.get(expected.dtype, CLOSE[torch.float32]) * expected.float().norm()
-    return states.shape == expected.shape and bool((states - expected).float().norm() <= close)
+
+
+def _same(cut: Halves, ids: Tensor) -> bool:
+    """Whether both give the same states of two texts behind three rows; all are taken from ``ids`` (1, n)."""
+    rows, texts = embed(cut.model, ids[0, :3]), ids[:, 3:].expand(2, -1)
+    kv = compile_rows(cut.model, rows)
+    expected = cut.states(kv, texts)
+    noise = apart(expected[:, :-1], cut.states(kv, texts[:, :-1]))
+    states = together(cut.model, rows, texts)
+    return states.shape == expected.shape and apart(expected, states) <= allowed(expected.dtype, noise)

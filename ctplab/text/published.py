@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ctplab.errors import InputError
-from ctplab.models import Tokenizer
+from ctplab.models import Tokenizer, hub
 from ctplab.text.documents import read_texts
 from ctplab.text.tokens import all_tokens
 from ctplab.text_files import read_text
@@ -121,7 +121,8 @@ def _from_hub(*where: str, **options: Any) -> Any:
     except ImportError:
         raise InputError(f"{where[0]} needs the folder CTPLAB_DATA, or 'pip install datasets' and a hub") from None
     try:
-        return load_dataset(*where, **options)
+        with hub.or_cache():
+            return load_dataset(*where, **options)
     except Exception as error:  # the hub raises many kinds; the user needs one line
         reason = type(error).__name__
         raise InputError(

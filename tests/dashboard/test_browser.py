@@ -1,6 +1,7 @@
 """A real Chromium uses every tab as a person would. No page logs a console error or contacts another host."""
 
 import json
+import os
 import time
 import urllib.request
 from io import BytesIO
@@ -9,6 +10,7 @@ import pytest
 from contrast import contrast
 from PIL import Image
 
+import ctplab as ctp
 from ctplab.prompts.arms import USUAL
 from ctplab.prompts.prefix import PAPER_HARD_PROMPT
 from ctplab.runs.store import sweep as sweep_file
@@ -401,6 +403,27 @@ def test_results(visit, fake):
     assert plot(page, "#paper")[1][2:] == [4, 4, 4]
     page.locator("#transfer [data-testid=cell-0-1]").click()
     page.wait_for_function("document.querySelector('#cell')?.innerText.includes('soft--atlas-web.json')")
+
+
+def test_tuned_models(visit, fake):
+    page = visit(fake)
+    tab(page, "Results")
+    assert page.locator("#tuned-rows").count() == 0
+    for name, what in (("first", "scales"), ("second", "norms")):
+        folder = fake.bench.runs / "atlas" / "w4" / "tuned" / name
+        folder.mkdir(parents=True)
+        curve = [{"step": i, "loss": 3 - 0.1 * i, "validation": 2 - 0.1 * i if i % 2 else None} for i in range(4)]
+        tuned = {"what": [what], "spec": ctp.PromptSpec(steps=4, lr=0.1).to_json(), "steps": 4, "best_step": 4}
+        about = {"tag": f"w4+{what}-1a2b3c", "bytes": 1, "tuned": {**tuned, "corpus": "docs", "curve": curve}}
+        (folder / "compression.json").write_text(json.dumps(about))
+        os.utime(folder / "compression.json", (0, 0) if name == "first" else None)
+    tab(page, "Compare")
+    tab(page, "Results")
+    page.wait_for_selector("#tuned-rows [data-testid=cell-1-0]")
+    assert page.locator("#tuned-rows [data-testid=cell-0-1]").inner_text() == "norms"
+    assert plot(page, "#tuned-curve")[1] == [4, 2]
+    page.locator("#tuned-rows [data-testid=cell-1-0]").click()
+    page.wait_for_function("document.querySelector('#tuned-told')?.innerText.includes('scales learned on docs')")
 
 
 def test_sweeps(visit, fake):

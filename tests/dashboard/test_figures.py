@@ -107,15 +107,15 @@ def test_latency_has_a_line_for_each_way_with_its_quartiles():
 
 def test_a_curve_stands_between_its_two_models():
     job = Job(1, "train", "learn", Turns(), total=3)
-    assert not curves.curves(job).data
+    assert not curves.curves(job.points, job.baselines, job.total).data
     job.points, job.baselines = [(0, 3.0, None), (1, 2.5, 2.0), (2, 2.4, 1.5)], {"full": 1.0, "compressed": 3.0}
     job.said = [(2, "<i>Ohio</i>")]
-    drawn = traces(curves.curves(job))
+    drawn = traces(curves.curves(job.points, job.baselines, job.total))
     assert list(drawn["objective of each step"].y) == [3.0, 2.5, 2.4]
     assert (list(drawn["validation NLL"].x), list(drawn["validation NLL"].y)) == ([2, 3], [2.0, 1.5])
     assert drawn["objective of each step"].yaxis != drawn["validation NLL"].yaxis  # other units, other axes
     assert list(drawn["full model"].y) == [1.0, 1.0] and list(drawn["compressed model"].y) == [3.0, 3.0]
-    assert curves.recovery(job) == 0.75 and "75%" in curves.told(job)
+    assert curves.recovery(job.points, job.baselines) == 0.75 and "75%" in curves.told(job)
     assert "&lt;i&gt;Ohio" in curves.told(job) and "the best prompt so far" in curves.told(job)
     job.result["words"] = "scales and norms"
     assert "the best scales and norms so far" in curves.told(job) and "recover --tuned" in curves.told(job)

@@ -90,7 +90,7 @@ def test_a_text_behind_a_prefix_leaves_no_keys(llama):
 
     with torch.no_grad():
         kv = compile_rows(llama, torch.randn(5, 32))
-        cache = Behind(kv, 3, llama.config)
+        cache = Behind(kv, llama.config)
         llama(input_ids=IDS, attention_mask=torch.ones(3, 25, dtype=torch.long), past_key_values=cache, use_cache=True)
     assert [layer.keys.shape[2] for layer in cache.layers] == [5, 5]
 

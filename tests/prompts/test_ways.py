@@ -7,6 +7,7 @@ import torch
 from architectures import compressed, prompted, scores, tiny_model
 from conftest import NEWER, tiny
 from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import ctplab as ctp
 from ctplab.models.anatomy import embed
@@ -14,6 +15,7 @@ from ctplab.prompts import prefix, ways
 from ctplab.prompts.attention import NAME, prefix_attention
 from ctplab.prompts.compiled import Concatenated, compile_rows, compiled, expand
 from ctplab.prompts.head import halves
+from ctplab.prompts.together import fits
 
 EXACT = {"causal": True, "maskless": True, "compiled": True, "rows": True, "cached": True, "padded": True}
 #: Kind -> what it cannot do, of all that a plain decoder can.
@@ -119,6 +121,63 @@ def test_threads_that_share_a_model_get_their_own_numbers(llama):
     for thread in threads:
         thread.join()
     assert found == [alone] * 4
+
+
+@pytest.fixture
+def noisy():
+    """A model in bfloat16 whose layers round otherwise for every shape, as kernels do, by 1%: at the limit."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(**sizes, **heads, pad_token_id=0, initializer_range=0.2)
+    model = LlamaForCausalLM(config).bfloat16().eval().requires_grad_(False)
+
+    def rounded(module, inputs, out):
+        generator = torch.Generator().manual_seed(100 * out.shape[0] + out.shape[1])
+        return out * (1 + 0.01 * torch.randn(out.shape[1:], generator=generator)).to(out.dtype)
+
+    for block in model.model.layers:
+        for layer in (block.self_attn.q_proj, block.self_attn.v_proj, block.self_attn.o_proj, block.mlp.down_proj):
+            layer.register_forward_hook(rounded)
+    return model
+
+
+def test_rounding_at_the_limit_is_no_fault(noisy, fresh):
+    """The plain way differs from itself, one token shorter, by more than rounding explains in any model."""
+    ids = ways.text(noisy, 0)
+    plain, shorter = (ways._logits(noisy, input_ids=ids[:, :n]) for n in (12, 11))
+    assert ways.apart(plain[:, :11], shorter) > ways.HALF_NOISE
+    assert ways.ways(noisy) == ways.Ways(**EXACT)
+    assert fits(halves(noisy), 5, 2, 7)
+
+
+@pytest.mark.parametrize("way, name", [("_behind", "compiled"), ("_step_by_step", "cached"), ("_padded", "padded")])
+def test_a_wrong_way_is_found_beside_such_rounding(way, name, noisy, fresh, monkeypatch):
+    """One of the first five tokens is another one: nothing more."""
+    right = getattr(ways, way)
+
+    def wrong(model, ids, *args):
+        return right(model, torch.cat([ids[:, :2], (ids[:, 2:3] + 1) % 97, ids[:, 3:]], 1), *args)
+
+    monkeypatch.setattr(ways, way, wrong)
+    found = ways.ways(noisy)
+    assert not getattr(found, name) and found.causal and found.rows
+
+
+def test_a_later_token_is_seen_beside_such_rounding(noisy, fresh):
+    def looks_ahead(module, inputs, out):
+        return out + 0.2 * out.flip(1)
+
+    noisy.model.layers[1].mlp.down_proj.register_forward_hook(looks_ahead)
+    with pytest.raises(ctp.InputError, match="lets a token see later ones"):
+        ways.ways(noisy)
+
+
+def test_a_model_that_gives_nothing_is_no_model_that_sees_ahead(llama, fresh):
+    with torch.no_grad():
+        llama.model.norm.weight[0] = torch.nan
+    with pytest.raises(ctp.InputError, match="gives NaN or infinite logits"):
+        ways.ways(llama)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -9,6 +9,7 @@ from typing import Any
 from ctplab.errors import InputError
 from ctplab.measure.tasks import local
 from ctplab.measure.tasks.harness import only_errors
+from ctplab.models import hub
 from ctplab.text.questions import Asked
 
 
@@ -31,7 +32,8 @@ def questions_of(name: str, limit: int | None = None) -> list[Asked]:
                 known = manager(include_defaults=True)
                 if name not in known.all_tasks:
                     raise InputError(f"lm-eval knows no task {name!r}; 'lm-eval ls tasks' names them all")
-                tasks = known.load([name])["tasks"]
+                with hub.or_cache():
+                    tasks = known.load([name])["tasks"]
                 if len(tasks) != 1:
                     raise InputError(f"{name} is a group of {len(tasks)} tasks; name one of them")
                 (task,) = tasks.values()

@@ -6,6 +6,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +22,7 @@ from ctplab.measure.tasks import local
 from ctplab.measure.tasks.closed_book import answers, marks
 from ctplab.measure.tasks.custom import check_task
 from ctplab.measure.tasks.harness import as_lm, only_errors
-from ctplab.models import Tokenizer
+from ctplab.models import Tokenizer, hub
 from ctplab.models.anatomy import check_context
 from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
@@ -178,7 +179,8 @@ def _ask(
                 raise InputError(f"lm-eval knows no task {unknown[0]!r}; 'lm-eval ls tasks' names them all")
             found: dict[str, TaskResult] = {}
             for each in asked:
-                loaded: Any = manager.load([each])
+                with hub.or_cache() if each in theirs else nullcontext():
+                    loaded: Any = manager.load([each])
                 for task in loaded["tasks"].values():
                     if task.get_config("num_fewshot") is None:
                         task.set_config(key="num_fewshot", value=0)
