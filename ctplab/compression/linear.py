@@ -11,6 +11,7 @@ What computes x Wᵀ, by tokens and device:
 
 import operator
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -116,6 +117,16 @@ class PackedLinear(nn.Module):
                 self.int4, self.int4_group = None, 0
                 return None
         return self.int4.product(x.reshape(-1, self.in_features).contiguous()).view(*x.shape[:-1], self.out_features)
+
+
+def read_by_kernels(model: nn.Module) -> Iterator[Tensor]:
+    """What packed layers have made of their buffers for products, and read in their place."""
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear):
+            if layer._matrix is not None and layer._matrix[0] is not None:
+                yield from layer._matrix[0].tensors
+            if layer.int4 is not None:
+                yield from (layer.int4.codes, layer.int4.affine)
 
 
 def release(model: nn.Module) -> None:
