@@ -103,6 +103,12 @@ def refused(model: Model) -> str | None:
     return why if state == _state(model) else None
 
 
+def recordings(model: Model) -> list[Recorded]:
+    """Those that are kept and not in use."""
+    with _lock:
+        return list(_kept.get(model, []))
+
+
 def _room(device: torch.device) -> int:
     """Bytes that the caches of kept recordings may take."""
     return torch.cuda.mem_get_info(device)[1] // SHARE if device.type == "cuda" else 0

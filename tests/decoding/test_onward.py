@@ -3,9 +3,9 @@
 There is no card in most tests: a stand-in runs the function again on the tensors that a graph would read.
 """
 
+import architectures
 import pytest
 import torch
-from architectures import tiny_model
 from conftest import FAMILIES, GROUPED, MORE_FAMILIES, SHAPE, any_tiny, from_config, tiny
 from pretended import card, works
 from replays import NEW, TEXTS, close, first_pass, followed, packed_model, soft, stand_in
@@ -17,7 +17,7 @@ from ctplab.decoding.batched import greedy
 from ctplab.decoding.inputs import left_padded
 from ctplab.prompts import prefix
 from ctplab.prompts.arms import Arm
-from ctplab.prompts.ways import NOISE
+from ctplab.prompts.ways import NOISE, ways
 
 ROUNDING = 1e-5
 """Of float64 logits, relative to the largest: some models keep norms, rotations and softmax in fp32."""
@@ -46,6 +46,31 @@ def test_a_fixed_cache_gives_the_logits_of_the_growing_one(family, monkeypatch, 
     most = NOISE[torch.float32] if family in FLOAT32 else ROUNDING
     assert float((found - wanted).abs().max()) <= most * float(wanted.abs().max())
     assert len({tuple(row.argmax(-1).tolist()) for row in wanted}) > 1, "the test is blind"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", architectures.KINDS)
+def test_every_architecture_goes_on_over_a_fixed_cache(kind, recorded, monkeypatch):
+    """Those that a tiny configuration builds, with windows that are wide enough."""
+    wide = dict.fromkeys(("sliding_window", "attention_window"), 512)
+    monkeypatch.setattr(architectures, "SHAPE", architectures.SHAPE | wide)
+    try:
+        model = architectures.tiny_model(kind)
+        found = ways(model)
+    except Exception as error:  # not built, or not causal
+        pytest.skip(str(error))
+    if not found.cached:
+        pytest.skip("every token reads the whole text again")
+    arm = soft(model) if found.compiled else Arm("none", model, prefix.none(model))
+    batch = left_padded(TEXTS if found.padded else [text[:3] for text in TEXTS], model, 0)
+    over = followed(arm, batch)
+    if not recorded.made:
+        pytest.skip(str(onward.obstacle(model, first_pass(arm, batch, NEW)[0], 64)))
+    why = kept.refused(model)
+    assert why is None or "makes the host wait" in why, why
+    monkeypatch.setattr(onward, "_no_card", lambda device: "not this time")
+    assert close(over, followed(arm, batch))
 
 
 @pytest.mark.parametrize("kind", ["none", "hard", "soft"])
@@ -131,7 +156,7 @@ def test_what_is_not_recorded(change, why, recorded, llama):
 
 def test_which_caches_are_not_recorded(recorded):
     narrow = from_config(MistralConfig(**SHAPE | GROUPED, sliding_window=32))
-    lfm2 = tiny_model("lfm2")
+    lfm2 = architectures.tiny_model("lfm2")
     for model, why in ((narrow, "window"), (lfm2, "keys and values"), (tiny("bloom"), "position_ids")):
         arm = Arm("none", model, prefix.none(model))
         cache = first_pass(arm, left_padded([[5, 6, 7]], model, 0), 20)[0]
