@@ -11,7 +11,7 @@
     pace          steps to a share of the gap on such a copy, warm against cold
     controls      the full model's own scales and norms and its own prompt
     dtype         the prompt on a copy that was computed in another dtype
-    codes         scales, norms and codes at both levels: the rate by short runs, then in full; with --lr that one first
+    codes         scales, norms and codes at both levels; beside the full model under the same change
 
 Learning runs in the device's own dtype (bfloat16 on a card), scoring in float32. ``--out`` gets three small files:
 ``results.json``, ``tables.txt``, and ``rows.safetensors`` with the learned prompts. ``--scratch`` gets the models.
@@ -50,10 +50,10 @@ TINY = {
     "model": "atlas", "corpus": "atlas-web", "score": ["atlas-web", "atlas-wiki"], "aside": "atlas-wiki",
     "other": "atlas-news", "steps": 3, "batch": 2, "seq_len": 32, "tokens": 4, "windows": 3, "score_len": 48,
     "samples": 4, "calibration_len": 32, "rate_steps": 2, "rates": [0.05, 0.1], "pace_steps": 3, "counts": [1, 2],
-    "close": 2, "also": [0.2], "longer": 4, "code_rates": [0.2, 3.0],
+    "close": 2, "also": [0.2], "longer": 4,
 }  # fmt: skip
 """Settings that try every stage in seconds."""
-NOT_RESULTS = ("stages", "minutes", "out", "scratch", "tiny", "score_batch", "counts", "also", "longer", "code_rates")
+NOT_RESULTS = ("stages", "minutes", "out", "scratch", "tiny", "score_batch", "counts", "also", "longer")
 """Options that change no result, or only add some."""
 
 
@@ -74,9 +74,8 @@ def parser() -> argparse.ArgumentParser:
     for name, number in numbers.items():
         found.add_argument(f"--{name}", type=int, default=number)
     found.add_argument("--rates", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2])
-    found.add_argument("--lr", type=float, help="of scales and norms, instead of the one that 'rates' finds")
-    found.add_argument("--also", type=float, nargs="*", default=[], help="further rates of scales and norms, in full")
-    found.add_argument("--code-rates", type=float, nargs="+", default=[0.1, 0.2, 0.4], help="of the stage codes")
+    found.add_argument("--lr", type=float, help="of scales, norms and codes, instead of the one that 'rates' finds")
+    found.add_argument("--also", type=float, nargs="*", default=[], help="further rates of these, in full")
     found.add_argument("--longer", type=int, default=0, help="steps of one more prompt through most copies")
     found.add_argument("--prompt-lr", type=float, default=0.03)
     found.add_argument("--from-rows", type=Path, help="prompts go on from these rows (safetensors, tensor E)")

@@ -1,34 +1,25 @@
 """The stage of ``real.py`` about codes: how much more they win at the same bytes than scales and norms alone.
 
-A level's rate is searched for by short runs, and the best one learns in full. With --lr that rate comes first, so that
-little time still gives one result. A code changes after half a step of its grid, which a short run reaches at a high
-rate only: the best rate of the search may be too high in full. The full model has no codes that could take these
-changes, so no control of it stands beside them. By KL to the full model there is nothing else to learn than to be like
-it.
+Beside each stands the full model under the same change, weight by weight: what the tuned model has more than the
+compressed one is added to it. If it got better by that, the text would have been learned, and not the loss mended.
 """
 
-from real_arms import (
-    LEVELS,
-    TUNED,
-    compressed_scores,
-    full_scores,
-    level,
-    on_validation,
-    say_closed,
-    show_arms,
-    tuned_scores,
-    validation_ends,
-    validation_shares,
-)
+import copy
+
+import torch
+from real_arms import LEVELS, TUNED, compressed_scores, full_scores, level, say_closed, show_arms, tuned_scores
 from real_bench import Bench, Found
 
-from ctplab.show.tables import table
+import ctplab as ctp
+from ctplab.learning.tuned import RATE
+from ctplab.models import Model
+from ctplab.prompts.prefix import none
 
 CODES = (*TUNED, "codes")
 
 
 def codes(bench: Bench) -> None:
-    """Scales, norms and codes at both levels: one after the other, each with its search."""
+    """Scales, norms and codes at both levels, at --lr (or the default of ``ctplab tune``) and then at --also."""
     for name in LEVELS:
         with_codes(bench, name)
 
@@ -40,31 +31,28 @@ def with_codes(bench: Bench, name: str) -> None:
     alone = record.found(f"{name}-arms", "scales+norms")
     found |= {"scales+norms": alone} if alone else {}
 
-    def in_full(lr: float) -> None:
-        arm = f"scales+norms+codes, rate {lr:g}"
-        found[arm] = record.piece(stage, arm, lambda: tuned_scores(bench, f"{name}-codes", folder, CODES, 1.0, lr))
+    def show(arm: str) -> None:
         say_closed(bench, stage, arm, found)
         show_arms(bench, f"{name} with codes", found)
 
-    if bench.options.lr:
-        in_full(bench.options.lr)
-    in_full(best_of(bench, name))
+    for lr in dict.fromkeys([bench.options.lr or RATE, *bench.options.also]):
+        arm = f"scales+norms+codes, rate {lr:g}"
+        found[arm] = record.piece(stage, arm, lambda lr=lr: tuned_scores(bench, stage, folder, CODES, 1.0, lr))
+        show(arm)
+
+        def on_full(lr: float = lr) -> Found:
+            tuned = bench.tuned(stage, folder, CODES, bench.spec(lr=lr))
+            model = shifted(bench.models(bench.base)[0], bench.models(folder)[0], bench.tuned_arm("tuned", tuned).model)
+            return bench.scores(ctp.Arm("full", model, none(model)))
+
+        found[f"full+{arm}"] = record.piece(stage, f"full+{arm}", on_full)
+        show(f"full+{arm}")
 
 
-def best_of(bench: Bench, name: str) -> float:
-    """The best of --code-rates after --rate-steps steps, by the text that is learned on."""
-    stage, o, folder = f"{name}-codes", bench.options, level(bench, name)
-    ends, rows, best = validation_ends(bench, stage, bench.models(folder)[0]), [], dict[float, float]()
-    for lr in o.code_rates:
-
-        def compute(lr: float = lr) -> Found:
-            out = bench.tuned(f"{name}-codes", folder, CODES, bench.spec(lr=lr, steps=o.rate_steps))
-            return on_validation(bench, bench.tuned_arm("codes", out).model)
-
-        shares = validation_shares(ends, bench.record.piece(stage, f"search, {lr:g}", compute))
-        rows.append([f"{lr:g}", *(share.percent for share in shares)])
-        best[lr] = shares[0].value
-    header = ["rate", f"{o.corpus}, validation", f"{o.aside}, validation"]
-    title = f"Scales, norms and codes at {name} after {o.rate_steps} steps: share of the gap closed"
-    bench.record.table(title, table(header, rows))
-    return max(best, key=lambda lr: best[lr])
+@torch.no_grad()
+def shifted(model: Model, before: Model, after: Model) -> Model:
+    """A copy of ``model``, with what ``after`` has more than ``before`` added to each of its parameters."""
+    other = copy.deepcopy(model)
+    for p, a, b in zip(other.parameters(), after.parameters(), before.parameters(), strict=True):
+        p.add_(a - b)
+    return other

@@ -62,7 +62,11 @@ def machine_paths(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def main(names: list[str]) -> None:
-    for path in sorted(HERE.glob("*.ipynb")):
+    there = sorted(HERE.glob("*.ipynb"))
+    if unknown := set(names) - {path.stem for path in there}:
+        print(f"no notebook {min(unknown)}: there are {', '.join(path.stem for path in there)}", file=sys.stderr)
+        sys.exit(2)
+    for path in there:
         if not names or path.stem in names:
             began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             nbformat.write(tidied(execute(path)), path)

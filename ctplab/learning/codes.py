@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ctplab.compression.packing import full_codes, group_of, kept_of
 
-SIZE = 0.1
+SIZE = 0.05
 """How many steps of the grid a code moves for each unit of u, before it is rounded."""
 EDGE = 0.45
 """How far from the middle of its cell, in steps of the grid, a code may start; the cell ends at a half."""

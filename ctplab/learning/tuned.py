@@ -6,11 +6,11 @@ a function of free parameters u that start at no change:
     scales     W·(1 + u/10), one u for each grid (row, or group of a row)
     norms      w + |w|·u/10, with |w| the root mean square of that parameter, or 1 for a parameter of zeros
     low-rank   W + mask·(B·A)·|W|/10, A random with rows of length 1, B zero; |W| of the kept values
-    codes      scale·(round(code + u/10) - zero), one u for each weight that need not start at 0 (``learning/codes``);
+    codes      scale·(round(code + u/20) - zero), one u for each weight that need not start at 0 (``learning/codes``);
                W + mask·|W|·u/100 if the matrix is pruned only
 
-With the tenth a step of AdamW moves each by about a tenth of the learning rate, so one rate suits all of them. Kept
-values are so many that a hundredth is enough. Codes take 16 bytes a weight: u, its gradient and AdamW's two moments. A
+With the tenth a step of AdamW moves each by about a tenth of the learning rate, so one rate suits all of them. Codes
+and kept values are so many that less is enough. Codes take 16 bytes a weight: u, its gradient, two moments. A
 soft prompt can be learned with them in the same loop: its rows then stand in front of the model that changes.
 """
 
