@@ -132,3 +132,13 @@ def without_copies(models: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for layer, group in groups:
             layer.int4_group = group
+
+
+def read_by_kernels(model: nn.Module) -> Iterator[Tensor]:
+    """What packed layers have made of their buffers for products, and read in their place."""
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear):
+            if layer._matrix is not None and layer._matrix[0] is not None:
+                yield from layer._matrix[0].tensors
+            if layer.int4 is not None:
+                yield from (layer.int4.codes, layer.int4.affine)
