@@ -48,7 +48,7 @@ class Recorded:
     def of(cls, model: Model, step: Any) -> "Recorded":
         """Record ``step``, which stands behind a text. Raises whatever recording raises."""
         run = lambda: step.run(model)  # noqa: E731
-        recording = Recording(run, step.ids.device, warm_up=0)  # passes before have compiled the kernels
+        recording = Recording(run, step.ids.device, warm_up=0)  # the run that is watched compiles what is new
         now = _read_by(model)
         return cls(step, recording, _state(model), see(now), now)
 

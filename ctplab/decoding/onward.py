@@ -65,9 +65,11 @@ def _no_card(device: torch.device) -> str | None:
 
 
 def _is_watched(module: nn.Module) -> bool:
+    """Whether anybody but transformers has a hook, which once asked for hidden states leaves some that do nothing."""
     inside = vars(module)
-    hooks = inside["_forward_hooks"] or inside["_forward_pre_hooks"]
-    return bool(hooks) or "forward" in inside or inside.get("_compiled_call_impl") is not None
+    hooks = (*inside["_forward_hooks"].values(), *inside["_forward_pre_hooks"].values())
+    others = any(not getattr(hook, "__module__", "").startswith("transformers.utils.") for hook in hooks)
+    return others or "forward" in inside or inside.get("_compiled_call_impl") is not None
 
 
 class Onward:

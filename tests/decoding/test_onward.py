@@ -165,6 +165,12 @@ def test_which_caches_are_not_recorded(recorded):
     assert recorded.made == 0
 
 
+def test_hooks_that_transformers_leaves_are_no_obstacle(recorded, llama):
+    llama(torch.tensor([[5, 6]]), output_hidden_states=True)
+    greedy(soft(llama), left_padded(TEXTS, llama, 0), 20)
+    assert recorded.made == 1 and kept.refused(llama) is None
+
+
 def test_without_a_card_nothing_is_recorded(llama):
     assert onward.obstacle(llama, None, 64) == "there is no card"
 
