@@ -16,7 +16,7 @@ from ctplab import tensor_files
 from ctplab.compression.linear import PackedLinear
 from ctplab.compression.packing import full_codes, group_of, pack_bits, unpack, unpack_bits
 from ctplab.compression.parts import check_parts
-from ctplab.disk import whole, write_json, writing
+from ctplab.disk import whole, whole_folder, write_json
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
 from ctplab.models import Model
@@ -144,22 +144,24 @@ def converted(folder: Path, to: str) -> tuple[Model, dict[str, Tensor], Compress
 
 
 def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
-    """Write the compressed model in ``folder`` to ``out`` as ``gptq``, ``gptq_v2`` or ``dense`` (plain fp16).
+    """Write the compressed model in ``folder`` to the new ``out`` as ``gptq``, ``gptq_v2`` or ``dense`` (plain fp16).
 
-    Raises InputError if the format cannot hold the model, and for all that ``converted`` raises.
+    Raises InputError if ``out`` exists, the format cannot hold the model, and for all that ``converted`` raises.
     """
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another folder, or remove it")
     model, tensors, spec = converted(folder, to)
-    with writing(out):
-        with whole(out / "model.safetensors") as temporary:
+    with whole_folder(out) as new:
+        with whole(new / "model.safetensors") as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
-        model.config.save_pretrained(out)
-        load_tokenizer(folder).save_pretrained(out)
-        config = read_json(out / "config.json", finite=False)
+        model.config.save_pretrained(new)
+        load_tokenizer(folder).save_pretrained(new)
+        config = read_json(new / "config.json", finite=False)
         config["dtype"] = config["torch_dtype"] = "float16"  # older readers look for the second
         if to != "dense":
             config["quantization_config"] = settings(spec, to)
-            write_json(settings(spec, to), out / "quantize_config.json")
-        write_json(config, out / "config.json")
+            write_json(settings(spec, to), new / "quantize_config.json")
+        write_json(config, new / "config.json")
     size = (out / "model.safetensors").stat().st_size
     return {"out": str(out), "format": to, "tag": spec.tag, "bytes": size}
 

@@ -68,6 +68,11 @@ def test_exported_folders_load_with_equal_logits(compressed, tmp_path, to):
             ctp.export(folder, tmp_path / "g", to)
         return
     ctp.export(folder, tmp_path / "g", to)
+    for there in (tmp_path / "g", folder):  # an export, or the very model
+        before = {path.name: path.read_bytes() for path in there.iterdir()}
+        with pytest.raises(ctp.InputError, match="exists already; choose another folder"):
+            ctp.export(folder, there, to)
+        assert {path.name: path.read_bytes() for path in there.iterdir()} == before
     loaded, _ = ctp.load(tmp_path / "g", device="cpu")
     # weights in half precision: 2^-11 relative, through two layers
     torch.testing.assert_close(loaded(windows[:2]).logits, small(windows[:2]).logits, rtol=1e-2, atol=1e-2)
