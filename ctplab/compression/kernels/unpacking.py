@@ -184,6 +184,8 @@ def dense(matrix: Matrix, dtype: torch.dtype) -> Tensor:
     return out
 
 
+past_look_up = True
+"""Whether a kernel that was found once is launched by itself; ``usable`` tries it on each card."""
 _launchers: WeakKeyDictionary[Matrix, dict[Hashable, Callable[..., None]]] = WeakKeyDictionary()
 
 
@@ -198,7 +200,7 @@ def launch(
     """
     with torch.cuda.device_of(parts[0]):  # Triton launches on the current card
         launchers = _launchers.setdefault(matrix, {})  # not in it: models are copied and saved
-        if key in launchers:
+        if past_look_up and key in launchers:
             launchers[key](*parts)
             return
         settings = matrix.kind | settings
