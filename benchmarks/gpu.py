@@ -6,10 +6,11 @@
 
 Sections: ``learn`` (a step at six shapes, beside PEFT), ``solver`` (a matrix by shape and option), ``blocks`` (8 blocks
 of 7B's shape from loading to saving, beside llm-compressor if it is installed), ``packed`` (learning, first token and
-decoding through packed weights, beside dense ones), ``whole`` (a model of 7B's shape with 32 blocks: compressed, a
-prompt learned through packed weights, scored; memory beside ``ctplab memory``). Weights are random, which does not
-affect time. A section that fails prints one line, and the others go on. All that is printed is also written to
-``benchmarks/results/``. Needs torch, transformers, accelerate and safetensors; Triton and PEFT if they are there.
+decoding through packed weights, beside dense ones; decoding kernel by kernel and over a recorded step), ``whole`` (a
+model of 7B's shape with 32 blocks: compressed, a prompt learned through packed weights, scored; memory beside ``ctplab
+memory``). Weights are random, which does not affect time. A section that fails prints one line, and the others go on.
+All that is printed is also written to ``benchmarks/results/``. Needs torch, transformers, accelerate and safetensors;
+Triton and PEFT if they are there.
 """
 
 import argparse

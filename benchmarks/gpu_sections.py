@@ -18,6 +18,7 @@ import ctplab as ctp
 from ctplab.compression import columns, obs
 from ctplab.compression.linear import PackedLinear
 from ctplab.compression.packing import pack_bits
+from ctplab.decoding import kept, onward
 from ctplab.disk import data_dir
 from ctplab.learning import memory
 from ctplab.learning.graph import Steps
@@ -349,10 +350,29 @@ def put_packed(setup: Setup, model: nn.Module, bits: int, sparsity: float = 0.0)
     setup.clean()
 
 
+def decoding(setup: Setup, arm: ctp.Arm, batch: int) -> str:
+    """Milliseconds to the first token, then tokens a second: kernel by kernel, and over a recorded step."""
+    sizes = {"length": 16, "new_tokens": 20} if setup.tiny else {"length": 128, "new_tokens": 64}
+    asked, found, told = onward.obstacle, [], []
+    for recorded in (False, True):
+        onward.obstacle = lambda *about, recorded=recorded: asked(*about) if recorded else "not asked for"
+        try:
+            found += ctp.latency(arm, tokens=(0,), batch=batch, repeats=1 if setup.tiny else 5, **sizes)
+        finally:
+            onward.obstacle = asked
+    if not kept.recordings(arm.model):
+        told.append(f" (not recorded: {kept.refused(arm.model) or setup.device.type})")
+    by_kernel, replayed = (point.tokens_per_second.median for point in found)
+    return f"{found[0].first_token_ms.median:.1f} {by_kernel:.0f} {replayed:.0f}{''.join(told)}"
+
+
 def packed(setup: Setup) -> None:
     """Learning, the first token and decoding through packed weights, beside dense ones."""
     setup.say("\n8 blocks of 7B's shape: dense, and packed in several ways")
-    setup.say("weights | GiB | learning step 4 x 1024 ms | first token of 128 ms, decode tokens/s: batch 1; batch 8")
+    setup.say(
+        "weights | GiB | learning step 4 x 1024 ms | "
+        "first token of 128 ms, then tokens/s kernel by kernel, tokens/s recorded: batch 1; batch 8"
+    )
     for label, bits, sparsity in (
         ("dense", None, 0.0),
         ("w4", 4, 0.0),
@@ -370,10 +390,8 @@ def packed(setup: Setup) -> None:
         note = f" (not recorded: {steps.obstacle})" if steps.obstacle else ""
         del run, steps
         setup.clean()
-        arm = [ctp.Arm(label, model, prefix.none(model))]
-        sizes = {"length": 16, "new_tokens": 3} if setup.tiny else {"length": 128, "new_tokens": 32}
-        speeds = [ctp.latency(arm, tokens=(0,), batch=b, repeats=3, **sizes)[0] for b in (1, 8)]
-        shown = "; ".join(f"{q.first_token_ms.median:.1f} {q.tokens_per_second.median:.0f}" for q in speeds)
+        arm = ctp.Arm(label, model, prefix.none(model))
+        shown = "; ".join(decoding(setup, arm, batch) for batch in (1, 8))
         setup.say(f"{label} | {size:.2f} | {ms:.1f}{note} | {shown}")
         del model, arm
         setup.clean()

@@ -11,7 +11,8 @@
     pace          steps to a share of the gap on such a copy, warm against cold
     controls      the full model's own scales and norms and its own prompt
     dtype         the prompt on a copy that was computed in another dtype
-    codes         scales, norms and codes at both levels; beside the full model under the same change
+    w3-codes      scales, norms and codes at 3 bits; beside the full model under the same change
+    w4-s50-codes  the same at 50% and 4 bits
 
 Learning runs in the device's own dtype (bfloat16 on a card), scoring in float32. ``--out`` gets three small files:
 ``results.json``, ``tables.txt``, and ``rows.safetensors`` with the learned prompts. ``--scratch`` gets the models.
@@ -44,7 +45,8 @@ STAGES: dict[str, Callable[[Bench], None]] = {
     "pace": real_copies.paces,
     "controls": real_arms.controls,
     "dtype": real_copies.dtypes,
-    "codes": real_codes.codes,
+    "w3-codes": lambda bench: real_codes.codes(bench, "w3"),
+    "w4-s50-codes": lambda bench: real_codes.codes(bench, "w4-s50"),
 }
 TINY = {
     "model": "atlas", "corpus": "atlas-web", "score": ["atlas-web", "atlas-wiki"], "aside": "atlas-wiki",

@@ -1,4 +1,4 @@
-"""The stage of ``real.py`` about codes: how much more they win at the same bytes than scales and norms alone.
+"""The stages of ``real.py`` about codes: how much more they win at the same bytes than scales and norms alone.
 
 Beside each stands the full model under the same change, weight by weight: what the tuned model has more than the
 compressed one is added to it. If it got better by that, the text would have been learned, and not the loss mended.
@@ -7,7 +7,7 @@ compressed one is added to it. If it got better by that, the text would have bee
 import copy
 
 import torch
-from real_arms import LEVELS, TUNED, compressed_scores, full_scores, level, say_closed, show_arms, tuned_scores
+from real_arms import TUNED, compressed_scores, full_scores, level, say_closed, show_arms, tuned_scores
 from real_bench import Bench, Found
 
 import ctplab as ctp
@@ -18,14 +18,11 @@ from ctplab.prompts.prefix import none
 CODES = (*TUNED, "codes")
 
 
-def codes(bench: Bench) -> None:
-    """Scales, norms and codes at both levels, at --lr (or the default of ``ctplab tune``) and then at --also."""
-    for name in LEVELS:
-        with_codes(bench, name)
+def codes(bench: Bench, name: str) -> None:
+    """Scales, norms and codes of a level at --lr (or the default of ``ctplab tune``) and at --also.
 
-
-def with_codes(bench: Bench, name: str) -> None:
-    """The arm ``scales+norms+codes`` of a level, beside those of the level's own stage that are there."""
+    They stand beside the arms of the level's own stage that are there.
+    """
     stage, record, folder = f"{name}-codes", bench.record, level(bench, name)
     found: dict[str, Found] = {"full": full_scores(bench), "compressed": compressed_scores(bench, name, folder)}
     alone = record.found(f"{name}-arms", "scales+norms")

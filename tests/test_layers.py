@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "ctplab"
 FLOORS = [
     {"errors", "starting"},
-    {"machine", "parallel", "text_files", "scores"},
+    {"machine", "parallel", "recording", "text_files", "scores"},
     {"disk", "progress", "specs", "tensor_files"},
     {"models", "atlas"},
     {"text"},

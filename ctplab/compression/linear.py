@@ -109,15 +109,17 @@ class PackedLinear(nn.Module):
     def _int4_product(self, x: Tensor) -> Tensor | None:
         """The product from torch's int4 kernel. Returns None if no kernel fits or none is faster."""
         few = x.dtype == torch.bfloat16 and x.numel() <= int4.TOKENS.get(x.device.type, 0) * self.in_features
-        if not self.int4_group or not few or not int4.runs_on(x.device):
+        group, kernel = self.int4_group, self.int4  # another thread may begin to learn meanwhile, without copies
+        if not group or not few or not int4.runs_on(x.device):
             return None
-        if self.int4 is None or self.int4.codes.device != x.device:
-            self.int4 = int4.prepare(self._parts(), self.int4_group)
-            if not int4.agrees(self.int4, self._parts()):  # possible on a processor that our tests have not seen
+        if kernel is None or kernel.codes.device != x.device:
+            kernel = int4.prepare(self._parts(), group)
+            if not int4.agrees(kernel, self._parts()):  # possible on a processor that our tests have not seen
                 warnings.warn(f"torch's int4 kernel disagrees with the weights on {x.device}: not used", stacklevel=2)
                 self.int4, self.int4_group = None, 0
                 return None
-        return self.int4.product(x.reshape(-1, self.in_features).contiguous()).view(*x.shape[:-1], self.out_features)
+            self.int4 = kernel
+        return kernel.product(x.reshape(-1, self.in_features).contiguous()).view(*x.shape[:-1], self.out_features)
 
 
 @contextmanager
@@ -132,3 +134,13 @@ def without_copies(models: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for layer, group in groups:
             layer.int4_group = group
+
+
+def read_by_kernels(model: nn.Module) -> Iterator[Tensor]:
+    """What packed layers have made of their buffers for products, and read in their place."""
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear):
+            if layer._matrix is not None and layer._matrix[0] is not None:
+                yield from layer._matrix[0].tensors
+            if layer.int4 is not None:
+                yield from (layer.int4.codes, layer.int4.affine)

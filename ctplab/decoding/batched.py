@@ -4,12 +4,14 @@
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctplab.decoding.inputs import Batch, behind_prefix, crowded_window, positions
+from ctplab.decoding.onward import Onward
 from ctplab.decoding.sampler import refuse_nan
 from ctplab.errors import InputError
 from ctplab.models.anatomy import check_context, embed, embeddings
@@ -70,25 +72,30 @@ def greedy(
         current = {"inputs_embeds": torch.cat([rows.expand(count, -1, -1), embed(model, batch.ids)], 1)}
         start = 0
 
+    if places is not None:
+        current["position_ids"] = places[:, start:length]
+    out = model(**current, attention_mask=mask[:, :length], past_key_values=cache, use_cache=True, **one)
+    logits, following = out.logits[:, -1], Onward(model, out.past_key_values, mask, length, places)
+    del out, cache  # whatever goes on from there need not keep it
+
     last = torch.tensor(list(ends), device=device)
     done = torch.zeros(count, dtype=torch.bool, device=device)
     new: list[Tensor] = []
     total: Tensor = torch.zeros((), device=device)
-    for width in range(length, length + new_tokens):
-        if places is not None:
-            current["position_ids"] = places[:, start:width]
-        out = model(**current, attention_mask=mask[:, :width], past_key_values=cache, use_cache=True, **one)
-        best = out.logits[:, -1].to(device).max(-1)
-        token, total = best.indices, total + best.values
-        if new and ends:
-            token = torch.where(done, new[-1], token)
-        new.append(token)
-        on_tokens(len(new))
-        current, cache, start = {"input_ids": token[:, None]}, out.past_key_values, width
-        if ends:
-            done |= torch.isin(token, last)
-            if done.all():
-                break
+    with closing(following):
+        for n in range(1, new_tokens + 1):
+            if n > 1:
+                logits = following(new[-1][:, None])
+            best = logits.to(device).max(-1)
+            token, total = best.indices, total + best.values
+            if new and ends:
+                token = torch.where(done, new[-1], token)
+            new.append(token)
+            on_tokens(n)
+            if ends:
+                done |= torch.isin(token, last)
+                if done.all():
+                    break
     refuse_nan(total)  # once for all passes, so that none is waited for
     return torch.stack(new, 1)
 

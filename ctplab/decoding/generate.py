@@ -6,7 +6,6 @@ repetition penalty sees them.
 
 import time
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -101,7 +100,7 @@ def _alone(
 ) -> Answer:
     """One answer by the loop of ``steps``: for models that ``ways`` does not trust with padding or with their cache."""
     began, said, text = time.perf_counter(), [], ""
-    for token in islice(tokens_of(arm, batch, sampler), most):
+    for token in tokens_of(arm, batch, sampler, most):
         if token in ends:
             break
         said.append(token)

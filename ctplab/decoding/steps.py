@@ -6,11 +6,12 @@ and each can be timed by itself.
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from itertools import islice
+from typing import Any
 
 import torch
 
 from ctplab.decoding.inputs import Batch, answer_ends, behind_prefix, prepare
+from ctplab.decoding.onward import Onward
 from ctplab.decoding.sampler import GREEDY, Sampler, processors
 from ctplab.models import Tokenizer
 from ctplab.prompts.arms import Arm
@@ -38,36 +39,44 @@ def stream(
     the iterator stops at once. Bad input raises InputError here, not at the first piece.
     """
     batch = prepare(arm, tokenizer, [text], max_new_tokens, raw=raw, start=start)
-    found = islice(tokens(arm, batch, sampler), max_new_tokens)
+    found = tokens(arm, batch, sampler, max_new_tokens)
     pieces = _pieces(tokenizer, found, answer_ends(arm.model, tokenizer, raw), on_token)
     return pieces if stop is None else until(pieces, stop)
 
 
-def tokens(arm: Arm, batch: Batch, sampler: Sampler) -> Iterator[int]:
-    """The next token of one text, again and again. Raises InputError here if prefix and model do not fit."""
+def tokens(arm: Arm, batch: Batch, sampler: Sampler, most: int) -> Iterator[int]:
+    """``most`` new tokens of one text, one at a time. Raises InputError here if prefix and model do not fit."""
     kv = compiled(arm)
     if isinstance(kv, Concatenated) or not ways(arm.model).cached:
-        return _read_again(arm, batch, kv, sampler)
-    return _from_cache(arm, batch, expand(arm.model, kv, 1), sampler)
+        return _read_again(arm, batch, kv, sampler, most)
+    return _from_cache(arm, batch, expand(arm.model, kv, 1), sampler, most)
 
 
-def _from_cache(arm: Arm, batch: Batch, cache: object, sampler: Sampler) -> Iterator[int]:
-    """The next token, again and again; one forward pass for each."""
-    ids, mask, current = batch.ids, behind_prefix(batch.mask, arm.prefix.k), batch.ids
+def _from_cache(arm: Arm, batch: Batch, cache: object, sampler: Sampler, most: int) -> Iterator[int]:
+    """One forward pass for each token."""
+    ids, width = batch.ids, arm.prefix.k + batch.ids.shape[1]
+    mask = behind_prefix(batch.mask, arm.prefix.k)
+    mask = torch.cat([mask, mask.new_ones(1, most)], 1)
     choose, one = processors(sampler, batch.mask), last_only(arm.model)
-    while True:
-        with torch.no_grad():
-            out = arm.model(input_ids=current, attention_mask=mask, past_key_values=cache, use_cache=True, **one)
-            scores = choose(ids, out.logits[:, -1].to(ids.device, torch.float32))
-        cache, current = out.past_key_values, scores.argmax(-1, keepdim=True)
-        ids, mask = torch.cat([ids, current], 1), torch.cat([mask, mask.new_ones(1, 1)], 1)
-        yield int(current)
+    with torch.no_grad():
+        first: dict[str, Any] = {"input_ids": ids, "attention_mask": mask[:, :width], "past_key_values": cache}
+        out = arm.model(**first, use_cache=True, **one)
+    logits = out.logits[:, -1]
+    with closing(Onward(arm.model, out.past_key_values, mask, width)) as following:
+        del out, cache, first
+        for n in range(most):
+            if n:
+                logits = following(ids[:, -1:])
+            with torch.no_grad():
+                scores = choose(ids, logits.to(ids.device, torch.float32))
+            ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], 1)
+            yield int(ids[0, -1])
 
 
-def _read_again(arm: Arm, batch: Batch, kv: KV, sampler: Sampler) -> Iterator[int]:
+def _read_again(arm: Arm, batch: Batch, kv: KV, sampler: Sampler, most: int) -> Iterator[int]:
     """The same for models whose cache cannot be trusted with it: every token reads prefix and text again."""
     ids, choose = batch.ids, processors(sampler, batch.mask)
-    while True:
+    for _ in range(most):
         with torch.no_grad():
             scores = choose(ids, logits_after(arm.model, kv, ids)[:, -1].to(ids.device, torch.float32))
         ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], 1)

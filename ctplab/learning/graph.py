@@ -1,18 +1,15 @@
 """A learning step recorded once and replayed: a card then gets thousands of kernels in one launch (a CUDA graph).
 
-The step of a small model launches thousands of kernels that take microseconds each, so it waits for the host. A graph
-launches them all at once. Its tensors stay where they were when it was recorded: the window numbers and the number of
-their targets are written into two of them before each replay. All graphs of a run share one pool of memory, because
-only one runs at a time.
+Its tensors stay where they were when it was recorded (``recording``): the window numbers and the number of their
+targets are written into two of them before each replay. All graphs of a run share one pool of memory, because only one
+runs at a time.
 
 What cannot be recorded: a step that waits for the host (it picks targets out of windows with masks, or its teacher does
 not fit into the card's memory), one that draws random numbers (an adapter's dropout), and a model on several cards.
 Such steps run as on a CPU.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,13 +18,13 @@ from torch import Tensor
 from ctplab.learning.step import Gradient
 from ctplab.learning.teacher import TopKTeacher
 from ctplab.models.anatomy import embeddings
+from ctplab.recording import Recording
 
 CLOSE = {torch.float32: (1e-4, 1e-2)}
 """Relative differences of the loss and of the gradient between a step and its replay. A card adds in no fixed order."""
 HALF_CLOSE = (1e-3, 0.1)
 """The same in half precision. Two runs of one step through 22 blocks on an H200: no difference in the loss, up to 1.4%
 in the gradient. A replay that reads what it should not has another gradient altogether."""
-WARM_UP = 3  # runs before the recording, in which kernels are compiled and libraries allocate what they keep
 
 
 def obstacle(gradient: Gradient) -> str | None:
@@ -56,55 +53,13 @@ class Graphed:
         """Record ``run``. Raises RuntimeError if it waits for the host, or if recording fails otherwise."""
         self._numbers = numbers.to(device)
         self._targets = torch.ones((), device=device)
-        with torch.cuda.device(device):
-            before = torch.cuda.current_stream()
-            self._warm_up(run, before)
-            self._graph = torch.cuda.CUDAGraph()
-            try:  # other threads may use the card meanwhile
-                with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-                    self._loss = run(self._numbers, self._targets)
-            except BaseException:
-                _recover(before)
-                raise
-
-    def _warm_up(self, run: Callable[[Tensor, Tensor], Tensor], before: torch.cuda.Stream) -> None:
-        """Run the step aside, as torch asks for before a recording. Raises RuntimeError if it waits for the host."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(before)
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UP):
-                run(self._numbers, self._targets)
-            with _never_waiting():
-                run(self._numbers, self._targets)
-        before.wait_stream(aside)
+        self._recording = Recording(lambda: run(self._numbers, self._targets), device, pool=pool)
 
     def __call__(self, numbers: Tensor, n_targets: int) -> Tensor:
         """Replay the step for these windows."""
         self._numbers.copy_(numbers, non_blocking=True)
         self._targets.fill_(n_targets)
-        self._graph.replay()
-        return self._loss.clone()
-
-
-@contextmanager
-def _never_waiting() -> Iterator[None]:
-    """Inside, an operation that makes the host wait for the card raises RuntimeError: it could not be recorded."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls this a prototype
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
-def _recover(stream: torch.cuda.Stream) -> None:
-    """After a failed recording torch stays on its stream, and the card's random generator waits for its end."""
-    torch.cuda.set_stream(stream)
-    generator = torch.cuda.default_generators[torch.cuda.current_device()]
-    with suppress(RuntimeError):
-        generator.graphsafe_set_state(generator.clone_state())
+        return self._recording.replay().clone()
 
 
 class Steps:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ctplab.errors import InputError
 
-PATIENCE = 2.0
+PATIENCE = 5.0
 """Seconds until the hub counts as out of reach; ``HF_HUB_ETAG_TIMEOUT``, its library's own setting, changes it."""
 VALID = 30.0
 """Seconds for which an answer holds: one command asks for several files."""

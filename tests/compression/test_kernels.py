@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -202,3 +203,67 @@ def test_every_kernel_compiles_for_cards_of_nvidia_and_amd():
     outside = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, script], env=outside, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("\n") == 34, done.stderr[-800:]
+
+
+class FakeKernel:
+    """Stands in for a compiled kernel: it remembers how it was launched, through Triton's look-up or past it."""
+
+    arg_names = tuple(product._few.arg_names)
+
+    def __init__(self, found=True):
+        self.looked_up, self.launched, self.found = [], [], found
+
+    def __getitem__(self, grid):
+        if len(grid) == 3:
+            return lambda *arguments: self.launched.append((grid, arguments))
+        return self.look_up
+
+    def look_up(self, *arguments, **settings):
+        self.looked_up.append((arguments, settings))
+        return self if self.found else None
+
+
+@pytest.fixture
+def w3():
+    codes = torch.zeros(ROWS * COLUMNS * 3 // 8, dtype=torch.uint8, device=DEVICE)
+    grid = {"scale": torch.ones(ROWS, 1, device=DEVICE).half(), "zero": torch.zeros(ROWS, 1, device=DEVICE).byte()}
+    return unpacking.matrix({"codes": codes} | grid, 3, (ROWS, COLUMNS))
+
+
+def test_a_kernel_is_looked_up_once_for_each_kind_of_arguments(w3):
+    kernel, x = FakeKernel(), torch.zeros(1, COLUMNS, device=DEVICE)
+    parts, tile = (x, x, *w3.tensors, 1, *w3.sizes), {"R": 4, "num_warps": 4, "T": 1}
+    for key in ("one", "one", "other", "one"):
+        unpacking.launch(w3, key, kernel, 7, parts, tile)
+    assert [len(kernel.looked_up), len(kernel.launched)] == [2, 2]
+    assert kernel.looked_up[0] == (parts, w3.kind | tile)
+    whole = tuple((w3.kind | tile)[name] for name in ("BITS", "MASKED", "SIZE", "E", "R", "T"))
+    assert kernel.launched[0] == ((7, 1, 1), parts + whole)
+    unpacking.launch(copy.deepcopy(w3), "one", kernel, 7, parts, tile)
+    assert len(kernel.looked_up) == 3, "a copy has tensors of its own"
+    interpreted = FakeKernel(found=False)
+    for _ in range(2):
+        unpacking.launch(w3, "interpreted", interpreted, 7, parts, tile)
+    assert len(interpreted.looked_up) == 2 and not interpreted.launched
+    pickle.loads(pickle.dumps(w3))
+
+
+@pytest.mark.parametrize("kernel", [product._few, product._more, unpacking._dense], ids=["few", "more", "dense"])
+def test_a_launch_past_the_look_up_passes_what_triton_passes(kernel, w3):
+    """Triton's own launch ends with all arguments in the order of the signature, constants too."""
+    jit = pytest.importorskip("triton.runtime.jit")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import make_backend
+
+    compiled = jit.JITFunction(kernel.fn)
+    binder = jit.create_function_from_signature(
+        compiled.signature, compiled.params, make_backend(GPUTarget("cuda", 90, 32))
+    )
+    x = torch.zeros(1, COLUMNS, device=DEVICE)
+    parts = (x, *w3.tensors, *w3.sizes) if kernel is unpacking._dense else (x, x, *w3.tensors, 1, *w3.sizes)
+    settings = w3.kind | {"R": 4, "num_warps": 4} | ({} if kernel is unpacking._dense else {"T": 1})
+    bound = list(binder(*parts, **settings)[0].values())
+    ours = [*parts, *(settings[name] for name in compiled.arg_names[len(parts) :])]
+    assert len(bound) == len(ours) == len(compiled.arg_names)
+    assert all(a is b for a, b in zip(bound, ours, strict=True))
+    assert list(kernel.arg_names) == list(compiled.arg_names)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from commands import refused, run_json
 from conftest import interrupted_at, tiny
-from test_step import NoHostReads
 
 import ctplab as ctp
 from ctplab.compression.packing import full_codes, kept_of
@@ -19,8 +18,9 @@ from ctplab.learning.step import Gradient
 from ctplab.learning.tuned import Tuned
 from ctplab.learning.windows import Windows
 from ctplab.prompts.head import halves
+from ctplab.recording import NeverWaiting
 
-SPEC = ctp.PromptSpec(steps=8, batch=4, lr=2.0, warmup=2, evaluate_every=4, validation_windows=4)
+SPEC = ctp.PromptSpec(steps=8, batch=4, lr=4.0, warmup=2, evaluate_every=4, validation_windows=4)
 LEVELS = {
     "w3": ctp.CompressionSpec(bits=3),
     "w3-g8-ao": ctp.CompressionSpec(bits=3, group_size=8, act_order=True),
@@ -188,7 +188,7 @@ def test_a_step_never_asks_the_device(compressed, web):
             p.grad = torch.zeros_like(p)
         gradient = Gradient.of(tuned, halves(model), Windows.of(web.train, torch.device("cpu")), SPEC, None)
         expected = gradient(torch.arange(4), 4 * 47)
-        with NoHostReads():
+        with NeverWaiting("cpu"):
             found = gradient(torch.arange(4), 4 * 47)
         assert torch.equal(found, expected)
         assert all(p.grad is not None and p.grad.any() for p in tuned.parameters.values())

@@ -4,12 +4,11 @@ A program computes some outputs for some tokens. It walks along the columns, dec
 For many tokens a dense copy and the library's product are faster: the copy then costs little beside the product.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ctplab.compression.kernels.unpacking import Matrix, decoded
+from ctplab.compression.kernels.unpacking import Matrix, decoded, launch
 
 TOKENS, TOKENS_PRUNED = 16, 4
 """The largest numbers of tokens: one tile of a tensor core, and what is multiplied without them."""
@@ -85,10 +84,10 @@ def product(x: Tensor, matrix: Matrix) -> Tensor:
     rows, width, _ = matrix.sizes
     tokens = x.numel() // (width * 8)
     out = x.new_empty(*x.shape[:-1], rows)
-    parts = (x.contiguous(), out, *matrix.tensors, tokens, *matrix.sizes)
-    with torch.cuda.device_of(out):  # Triton launches on the current card
-        if tokens <= FEW:
-            _few[(-(-rows // FEW_TILE["R"]),)](*parts, **matrix.kind, **FEW_TILE, T=tokens if tokens < 3 else 4)
-        else:
-            _more[(-(-rows // MORE_TILE["R"]),)](*parts, **(matrix.kind | MORE_TILE))
+    x = x.contiguous()
+    parts, key = (x, out, *matrix.tensors, tokens, *matrix.sizes), (tokens, x.dtype, x.data_ptr() % 16)
+    if tokens <= FEW:
+        launch(matrix, key, _few, -(-rows // FEW_TILE["R"]), parts, FEW_TILE | {"T": tokens if tokens < 3 else 4})
+    else:
+        launch(matrix, key, _more, -(-rows // MORE_TILE["R"]), parts, MORE_TILE)
     return out

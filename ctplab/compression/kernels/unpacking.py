@@ -7,7 +7,10 @@ share loads of codes, and eights of one group load their scale and zero once. Ti
 fallback for rows that are no whole eights.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import triton
@@ -129,7 +132,7 @@ def _dense(
     tl.store(Out + (r * width * 8)[:, None] + c[None, :], w, mask=(r < rows)[:, None] & (c < width * 8)[None, :])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matrix:
     """Packed weights as the kernels take them."""
 
@@ -177,6 +180,30 @@ def dense(matrix: Matrix, dtype: torch.dtype) -> Tensor:
     rows, width, _ = matrix.sizes
     out = torch.empty(rows, width * 8, dtype=dtype, device=matrix.tensors[0].device)
     tiles = triton.cdiv(rows, ROWS) * triton.cdiv(width, matrix.kind["E"])
-    with torch.cuda.device_of(out):  # Triton launches on the current card
-        _dense[(tiles,)](out, *matrix.tensors, *matrix.sizes, **matrix.kind, R=ROWS, num_warps=WARPS)
+    launch(matrix, dtype, _dense, tiles, (out, *matrix.tensors, *matrix.sizes), {"R": ROWS, "num_warps": WARPS})
     return out
+
+
+_launchers: WeakKeyDictionary[Matrix, dict[Hashable, Callable[..., None]]] = WeakKeyDictionary()
+
+
+def launch(
+    matrix: Matrix, key: Hashable, kernel: Any, programs: int, parts: tuple[Any, ...], settings: dict[str, int]
+) -> None:
+    """``kernel[(programs,)](*parts, **matrix.kind, **settings)``, on the card of ``parts[0]``.
+
+    Triton asks every argument for its type, alignment and value to find the kernel that it compiled for such ones. For
+    one matrix they are always the same, but for what ``key`` says. So from the second time on this launches the kernel
+    that was found first, which is what Triton's own launch ends with (the same in 3.6, 3.7 and 3.9).
+    """
+    with torch.cuda.device_of(parts[0]):  # Triton launches on the current card
+        launchers = _launchers.setdefault(matrix, {})  # not in it: models are copied and saved
+        if key in launchers:
+            launchers[key](*parts)
+            return
+        settings = matrix.kind | settings
+        found = kernel[(programs,)](*parts, **settings)
+        if found is not None and torch.version.hip is None:  # the interpreter finds none; AMD's depends on more
+            constants = [settings[name] for name in kernel.arg_names[len(parts) :]]
+            run = found[(programs, 1, 1)]
+            launchers[key] = lambda *parts: run(*parts, *constants)
