@@ -57,7 +57,7 @@ def as_matrix(layer: nn.Module) -> Tensor:
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether ``module`` is a ``PackedLinear``. That it has ``dense`` tells nothing: BLOOM, NeoX and Falcon have that."""
+    """Whether ``module`` is a ``PackedLinear``. A ``dense`` tells nothing: BLOOM and NeoX have one."""
     return hasattr(module, "part_names")
 
 
