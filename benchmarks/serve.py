@@ -78,8 +78,10 @@ def with_quartiles(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peft", action="store_true")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="at least 2: quartiles need two numbers")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds must be at least 2")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=8192,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctplab.errors import InputError
 from ctplab.models import Model
-from ctplab.models.anatomy import block_matrices
+from ctplab.models.anatomy import block_matrices, is_packed
 
 
 @torch.no_grad()
@@ -53,6 +53,6 @@ def _add(matrices: list[Tensor], sizes: list[float], seed: int) -> None:
 
 
 def _dense(model: Model) -> list[Tensor]:
-    if any(hasattr(module, "dense") for module in model.modules()):
+    if any(map(is_packed, model.modules())):
         raise InputError("noise needs dense weights: load the model without packed=True")
     return list(block_matrices(model))

@@ -56,6 +56,11 @@ def as_matrix(layer: nn.Module) -> Tensor:
     return weight if isinstance(layer, nn.Linear) else weight.T
 
 
+def is_packed(module: nn.Module) -> bool:
+    """Whether ``module`` is a ``PackedLinear``. A ``dense`` tells nothing: BLOOM and NeoX have one."""
+    return hasattr(module, "part_names")
+
+
 def block_matrices(model: Model) -> Iterator[Tensor]:
     """The blocks' weights of at least two dimensions, in order, linears as (out, in); packed ones are unpacked here."""
     from transformers.pytorch_utils import Conv1D
@@ -63,7 +68,7 @@ def block_matrices(model: Model) -> Iterator[Tensor]:
     for _, block in blocks(model):
         for module in block.modules():
             packed: Any = module
-            if hasattr(module, "dense"):
+            if is_packed(module):
                 yield packed.dense(torch.float32)
             elif isinstance(module, nn.Linear | Conv1D):
                 yield as_matrix(module)

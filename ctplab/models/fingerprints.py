@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctplab.models import Model, Tokenizer
-from ctplab.models.anatomy import as_matrix, blocks, embeddings, linears
+from ctplab.models.anatomy import as_matrix, blocks, embeddings, is_packed, linears
 
 Seen = list[tuple[ref[Tensor], int, int]]
 """Every tensor of a set: a weak reference, its address, and its number of writes."""
@@ -113,7 +113,7 @@ def copy_fingerprint(model: Model) -> str:
     changes no sign, so a tuned model's configuration says what was learned, and that counts too.
     """
     _, last = blocks(model)[-1]
-    packed: list[Any] = [module for module in last.modules() if hasattr(module, "dense")]
+    packed: list[Any] = [module for module in last.modules() if is_packed(module)]
     dense = [as_matrix(layer) for layer in linears(last).values()]
     matrices = [module.dense(torch.float32) for module in packed] or dense
     signs = tensor_fingerprint(*(matrix.sign().to(torch.int8) for matrix in matrices))

@@ -1,5 +1,6 @@
 """Fingerprints see every value, notice every change, and keep what prompt files hold."""
 
+import pytest
 import torch
 from conftest import tiny
 from torch import nn
@@ -53,12 +54,13 @@ def test_what_cannot_be_watched_is_never_called_unchanged():
     assert unchanged(see(plain), plain) and not unchanged(see(plain), [torch.ones(2)])
 
 
-def test_a_copy_is_told_from_another_compression_whatever_it_is_loaded_as(tokenizer, web, quiet, tmp_path):
+@pytest.mark.parametrize("family", ["llama", "bloom", "neox"])  # the last two have layers called dense
+def test_a_copy_is_told_from_another_compression_whatever_it_is_loaded_as(family, tokenizer, web, quiet, tmp_path):
     """Dense or packed, in float32 or bfloat16: the same copy. Other calibration windows: another one."""
     found = []
     for seed in range(2):
         spec = ctp.CompressionSpec(bits=3)
-        small, report = ctp.compress(tiny("llama"), web.train.sample(8, seed), spec, **quiet)
+        small, report = ctp.compress(tiny(family), web.train.sample(8, seed), spec, **quiet)
         ctp.save(small, tmp_path / str(seed), tokenizer, report, "tiny")
         ways = [{}, {"packed": True}, {"dtype": "bfloat16"}, {"dtype": "float16"}]
         loaded = [ctp.load(tmp_path / str(seed), device="cpu", **way)[0] for way in ways]
