@@ -181,6 +181,7 @@ def arms(rounds: int) -> None:
         "scales": lambda model: Tuned(model, folder, ["scales"]),
         "norms": lambda model: Tuned(model, folder, ["norms"]),
         "scales+norms": lambda model: Tuned(model, folder, ["scales", "norms"]),
+        "scales+norms+codes": lambda model: Tuned(model, folder, ["scales", "norms", "codes"]),
         "scales+norms+soft": lambda model: Tuned(
             model, folder, ["scales", "norms"], prompt=start(model, spec).initial
         ),

@@ -30,6 +30,8 @@ Keep = Callable[[str, dict[str, Any], Compute], dict[str, Any]]
 """(name, key, compute) -> the result kept under ``name`` if it was made from the same ``key``, else a computed one."""
 
 
+UMASK = os.umask(0)  # it can only be read by changing it
+os.umask(UMASK)
 NAME_BYTES = 100
 """Disks allow 255 bytes; two names, a suffix and the mark of an unfinished file are put together."""
 
@@ -89,10 +91,26 @@ def whole(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             _check_replaceable(path)
             yield temporary
+            _let_read(temporary)
             os.replace(temporary, path)
     finally:
         with suppress(OSError):  # it moved, or never was
             temporary.unlink()
+
+
+def _let_read(file: Path) -> None:
+    """Give a file the mode of any new one: the safetensors library lets its owner alone read it."""
+    if file.is_file() and not file.is_symlink():
+        file.chmod(0o666 & ~UMASK)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError if nothing can be written into ``folder``, which may not exist yet: before long work begins."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise InputError(f"cannot write {folder}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {folder}: Permission denied for {there}")
 
 
 def _check_replaceable(path: Path) -> None:
@@ -127,6 +145,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
             yield temporary
             if path.exists():  # a rename would replace an empty folder
                 raise InputError(f"{path} exists already")
+            for file in temporary.rglob("*"):
+                _let_read(file)
             os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

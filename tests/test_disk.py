@@ -4,6 +4,8 @@ import json
 import threading
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import ctplab as ctp
 from ctplab import disk
@@ -81,3 +83,26 @@ def test_a_folder_that_came_meanwhile_stays(tmp_path):
     with pytest.raises(ctp.InputError, match="exists already"), disk.whole_folder(tmp_path / "a"):
         (tmp_path / "a").mkdir()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_new_file_can_be_read_by_whom_any_new_file_can(tmp_path):
+    """The safetensors library makes files that their owner alone can read; a server may run as somebody else."""
+    (tmp_path / "plain").write_text("")
+    with disk.whole(tmp_path / "a.safetensors") as temporary:
+        save_file({"a": torch.zeros(2)}, temporary)
+    with disk.whole_folder(tmp_path / "folder") as new:
+        (new / "deep").mkdir()
+        save_file({"a": torch.zeros(2)}, new / "deep" / "a.safetensors")
+    files = (tmp_path / "a.safetensors", tmp_path / "folder" / "deep" / "a.safetensors")
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "plain").stat().st_mode}
+
+
+def test_a_place_that_takes_no_file_is_told_before_the_work(tmp_path, monkeypatch):
+    disk.check_writable(tmp_path / "new" / "newer")
+    assert list(tmp_path.iterdir()) == [], "nothing is made for that"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ctp.InputError, match=r"cannot write .*inside: .*file is not a folder"):
+        disk.check_writable(tmp_path / "file" / "inside")
+    monkeypatch.setattr(disk.os, "access", lambda path, mode: path != tmp_path)  # who runs tests may write anywhere
+    with pytest.raises(ctp.InputError, match=r"cannot write .*new: Permission denied"):
+        disk.check_writable(tmp_path / "new")

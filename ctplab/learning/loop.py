@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ctplab import parallel
 from ctplab.compression.linear import without_copies
+from ctplab.disk import check_writable
 from ctplab.errors import InputError
 from ctplab.learning import schedule
 from ctplab.learning.graph import Steps
@@ -116,6 +117,8 @@ def take_steps(
         elif teacher is not None and not isinstance(teacher, Teacher):
             teacher = MemoryTeacher(teacher)
         _check(models, train, spec, learnable.k, teacher)
+        if state is not None:
+            check_writable(state.parent)
         device = embeddings(models[0]).device
         text = Windows.of(train, device)
         check_ids(models[0], train.windows)
