@@ -11,9 +11,9 @@ every way that the lab would use, and each way must give the logits of the plain
     padded      padding on the left changes nothing; else texts are answered one by one
 
 Other shapes add in another order, and deep or badly compressed models amplify what that changes: in bfloat16 a right
-way may be a fifth away from the plain one on some text. So what the plain way differs from itself by, if it reads one
-token less, is allowed to the others as well. A wrong way is wrong on every text, so each way has three texts to be
-right on.
+way may be a fifth away from the plain one on some text. So in half precision, what the plain way differs from itself
+by, if it reads one token less, is allowed to the others as well. A wrong way is wrong on every text, so each way has
+three texts to be right on.
 
 The answer depends on model code and configuration. It is kept with the model's fingerprint in the cache, so it costs
 nothing later.
@@ -111,8 +111,11 @@ def apart(plain: Tensor, other: Tensor) -> float:
 
 
 def allowed(dtype: torch.dtype, noise: float = 0.0) -> float:
-    """The distance that still counts as the same, if two shapes of the plain way are ``noise`` apart."""
-    return max(NOISE.get(dtype, HALF_NOISE), min(AGAIN * noise, MOST))
+    """The distance that still counts as the same, if two shapes of the plain way are ``noise`` apart.
+
+    In whole precision rounding explains no more than :data:`NOISE`: what is farther apart there is another number.
+    """
+    return NOISE[dtype] if dtype in NOISE else max(HALF_NOISE, min(AGAIN * noise, MOST))
 
 
 @torch.no_grad()
