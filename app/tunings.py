@@ -148,11 +148,11 @@ def build(bench: Bench, tab: gr.Tab) -> None:
         table = {"headers": CELLS, "data": [row(each, about) for each, about in models.items()]}
         return [gr.update(visible=True), table, told(name, models[name]), drawn(models[name])]
 
-    def pick(event: gr.SelectData, table: Any) -> list[Any]:
+    def pick(event: gr.SelectData) -> list[Any]:
         name = str(event.row_value[0])
         about = found(bench).get(name)
         return [gr.skip()] * 3 if about is None else [name, told(name, about), drawn(about)]
 
     how = {"show_progress": "hidden", "queue": False, **PRIVATE}
     tab.select(refresh, shown, [box, rows, said, plot], **how)
-    rows.select(pick, rows, [shown, said, plot], **how)
+    rows.select(pick, None, [shown, said, plot], **how)

@@ -16,7 +16,7 @@ from ctplab import tensor_files
 from ctplab.compression.linear import PackedLinear
 from ctplab.compression.packing import full_codes, group_of, pack_bits, unpack, unpack_bits
 from ctplab.compression.parts import check_parts
-from ctplab.disk import whole, whole_folder, write_json
+from ctplab.disk import whole_folder, write_json
 from ctplab.errors import InputError
 from ctplab.formats import checkpoint
 from ctplab.models import Model
@@ -152,8 +152,7 @@ def export(folder: Path, out: Path, to: str) -> dict[str, Any]:
         raise InputError(f"{out} exists already; choose another folder, or remove it")
     model, tensors, spec = converted(folder, to)
     with whole_folder(out) as new:
-        with whole(new / "model.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
         model.config.save_pretrained(new)
         load_tokenizer(folder).save_pretrained(new)
         config = read_json(new / "config.json", finite=False)

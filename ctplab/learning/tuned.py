@@ -10,8 +10,8 @@ a function of free parameters u that start at no change:
                W + mask·|W|·u/100 if the matrix is pruned only
 
 With the tenth a step of AdamW moves each by about a tenth of the learning rate, so one rate suits all of them. Codes
-and kept values are so many that less is enough. Codes take 16 bytes a weight: u, its gradient, two moments. A
-soft prompt can be learned with them in the same loop: its rows then stand in front of the model that changes.
+and kept values are so many that less is enough. Codes take 16 bytes a weight: u, its gradient and AdamW's two moments.
+A soft prompt can be learned with them in the same loop: its rows then stand in front of the model that changes.
 """
 
 from collections.abc import Callable, Sequence
@@ -94,7 +94,7 @@ class Tuned:
     ) -> None:
         if not what or not set(what) <= set(KINDS):
             raise InputError(f"what to tune: one or more of {', '.join(KINDS)}, not {','.join(what) or 'nothing'}")
-        self.model, self._full, self._changed = model, full, list[tuple[nn.Module, str]]()
+        self.model, self._changed = model, list[tuple[nn.Module, str]]()
         self.parameters: dict[str, Tensor] = {}
         self._unit, self._codes = dict[str, float](), dict[str, Codes]()
         packed, self._bits = grids(folder, codes="codes" in what), bits_of(folder)
@@ -102,7 +102,7 @@ class Tuned:
             raise InputError("low-rank updates need a pruned model that is not quantised: codes cannot take them")
         generator = torch.Generator().manual_seed(seed)
         for unit, parts in packed.items() if {*what} - {"norms"} else ():
-            self._matrix(unit, parts, what, rank, generator)
+            self._matrix(unit, parts, what, rank, generator, full)
         if "norms" in what:
             self._norms()
         for p in self.parameters.values():
@@ -116,7 +116,13 @@ class Tuned:
         return None if self._rows is None else self._rows.rows
 
     def _matrix(
-        self, unit: str, parts: dict[str, Tensor], what: Sequence[str], rank: int, generator: torch.Generator
+        self,
+        unit: str,
+        parts: dict[str, Tensor],
+        what: Sequence[str],
+        rank: int,
+        generator: torch.Generator,
+        full: Model | None,
     ) -> None:
         try:
             layer = self.model.get_submodule(unit)
@@ -126,7 +132,7 @@ class Tuned:
         device, (rows, columns) = matrix.device, matrix.shape
         changes: list[Callable[[Tensor], Tensor]] = []
         if "codes" in what:
-            changes.append(self._each_weight(unit, parts, matrix))
+            changes.append(self._each_weight(unit, parts, matrix, _matrix_of(full, unit)))
         if "scales" in what:
             u = self.parameters[f"scale:{unit}"] = torch.zeros(
                 parts["scale"].shape if "scale" in parts else (rows, 1), device=device
@@ -153,12 +159,13 @@ class Tuned:
 
         self._put(layer, "weight", change)
 
-    def _each_weight(self, unit: str, parts: dict[str, Tensor], matrix: Tensor) -> Callable[[Tensor], Tensor]:
-        """The change of single weights: of their codes, or of kept values that have none."""
+    def _each_weight(
+        self, unit: str, parts: dict[str, Tensor], matrix: Tensor, full: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        """The change of single weights: of their codes, or of kept values that have none. ``full``: before rounding."""
         device, u = matrix.device, torch.zeros(matrix.shape, device=matrix.device)
         if self._bits is not None:
             codes = self._codes[unit] = Codes.of(parts, self._bits, device)
-            full = _matrix_of(self._full, unit)
             if full is not None and full.shape == u.shape:
                 u = codes.start(full.to(device))
             self.parameters[f"code:{unit}"] = u

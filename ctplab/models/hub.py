@@ -13,6 +13,8 @@ from ctplab.errors import InputError
 
 PATIENCE = 5.0
 """Seconds until the hub counts as out of reach; ``HF_HUB_ETAG_TIMEOUT``, its library's own setting, changes it."""
+YES = ("1", "ON", "YES", "TRUE")
+"""What the hub's library takes for true in the environment."""
 VALID = 30.0
 """Seconds for which an answer holds: one command asks for several files."""
 
@@ -57,7 +59,7 @@ def or_cache() -> Iterator[None]:
 
 def answers(address: str) -> bool:
     """Whether a server answers in time, if ``HF_HUB_OFFLINE`` lets us ask. Looking up its name counts too."""
-    if os.environ.get("HF_HUB_OFFLINE"):
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in YES:
         return False
     asked, before = _found.get(address, (-VALID, False))
     if time.monotonic() - asked < VALID:

@@ -47,6 +47,16 @@ def plot(page, place):
     return height, lengths
 
 
+def still(page, place):
+    """Wait until an element has stayed where it is for half a second: plots above it move what lies below."""
+    page.wait_for_function(
+        """(place) => { const top = document.querySelector(place)?.getBoundingClientRect().top, now = Date.now();
+        if (top !== window.stillTop) { window.stillTop = top; window.stillSince = now; }
+        return top !== undefined && now - window.stillSince > 500; }""",
+        arg=place,
+    )
+
+
 def pick(page, place, trace, point):
     """Click a point of a plot, as plotly reports it."""
     page.wait_for_function("(p) => document.querySelector(p + ' .js-plotly-plot').dataset.named", arg=place)
@@ -422,12 +432,9 @@ def test_tuned_models(visit, fake):
     page.wait_for_selector("#tuned-rows [data-testid=cell-1-0]")
     assert page.locator("#tuned-rows [data-testid=cell-0-1]").inner_text() == "norms"
     assert plot(page, "#tuned-curve")[1] == [4, 2]
-    for column in range(6):  # the table is drawn anew while the page settles, and a click on what goes is lost
-        page.locator(f"#tuned-rows [data-testid=cell-1-{column}]").click()
-        page.wait_for_timeout(2000)
-        if "scales learned on docs" in page.locator("#tuned-told").inner_text():
-            break
-    assert "scales learned on docs" in page.locator("#tuned-told").inner_text()
+    still(page, "#tuned-rows [data-testid=cell-1-0]")
+    page.locator("#tuned-rows [data-testid=cell-1-0]").click()
+    page.wait_for_function("document.querySelector('#tuned-told')?.innerText.includes('scales learned on docs')")
 
 
 def test_sweeps(visit, fake):

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,6 +66,13 @@ def test_without_the_hub_a_downloaded_model_loads(far, tokenizer):
 
 def test_a_hub_that_answers_is_asked_itself(far, monkeypatch):
     monkeypatch.setattr(hub, "answers", lambda address: True)
+    assert check_name(NAME) == NAME
+
+
+@pytest.mark.parametrize("off", ["0", "false", ""])
+def test_a_hub_that_is_not_off_is_asked(far, monkeypatch, off):
+    monkeypatch.setenv("HF_HUB_OFFLINE", off)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(head=lambda *_, **__: None))
     assert check_name(NAME) == NAME
 
 
