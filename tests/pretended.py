@@ -155,7 +155,13 @@ def works() -> bool:
 def card(monkeypatch: Any) -> Iterator[None]:
     """Inside, models are loaded onto a card that is not there, in bfloat16; no kernel of ours runs on it."""
 
-    def no_streams(*args: Any) -> None:
+    class Stream:
+        """A stream of the caller's own, as far as anybody asks: nothing is recorded."""
+
+        def synchronize(self) -> None:
+            pass
+
+    def nothing_recorded(*args: Any) -> None:
         raise RuntimeError("a pretended card records nothing")
 
     answers = {
@@ -163,7 +169,9 @@ def card(monkeypatch: Any) -> Iterator[None]:
         "device_count": lambda: 1,
         "mem_get_info": lambda device=None: (2**36, 2**36),
         "graph_pool_handle": lambda: (0, 0),
-        "current_stream": no_streams,
+        "current_device": nothing_recorded,
+        "current_stream": lambda device=None: Stream(),
+        "default_stream": lambda device=None: Stream(),
         "synchronize": lambda device=None: None,
         "device": nullcontext,
         "get_rng_state": lambda device=None: torch.get_rng_state(),

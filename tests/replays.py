@@ -1,9 +1,13 @@
-"""A recording that is not there: it runs the function again, on the tensors that a card's graph would read."""
+"""A recording that is not there: it runs the function again, on the tensors that a card's graph would read.
+
+``on_cards`` is stricter: the operations are recorded, and replayed without the function.
+"""
 
 from contextlib import closing
 
 import torch
 from conftest import tiny
+from graphs import Cards
 
 import ctplab as ctp
 from ctplab.compression.linear import PackedLinear
@@ -25,7 +29,7 @@ TEXTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [100, 200, 250], [40, 41, 42, 43, 44]]
 class Replay:
     """Stands in for a card's recording. ``made`` counts; a recording that is wrong multiplies the logits by ``off``."""
 
-    made, off = 0, 1.0
+    made, off, bytes = 0, 1.0, 0
 
     def __init__(self, run, device, *, pool=None, warm_up=0):
         type(self).made += 1
@@ -35,6 +39,13 @@ class Replay:
 
     def replay(self):
         return self.run() * self.off
+
+
+def on_cards(monkeypatch, **how):
+    """Steps are recorded for real from here on, on a stand-in for a card's graphs."""
+    monkeypatch.setattr(onward, "_no_card", lambda device: None)
+    monkeypatch.setattr(kept, "_room", lambda device: 2**30)
+    return Cards(monkeypatch, **how)
 
 
 def stand_in(monkeypatch):

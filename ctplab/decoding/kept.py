@@ -21,7 +21,7 @@ from ctplab.recording import Recording
 
 SHORTEST = 64  # places of a fixed cache
 SHARE, MOST = 64, 4
-"""For one model: caches of at most a 64th of the card's memory together, and at most four recordings."""
+"""For one model: at most four recordings, of at most a 64th of the card's memory together."""
 
 
 def places(needed: int, limit: int | None) -> int:
@@ -51,6 +51,11 @@ class Recorded:
         recording = Recording(run, step.ids.device, warm_up=0)  # the run that is watched compiles what is new
         now = _read_by(model)
         return cls(step, recording, _state(model), see(now), now)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its cache and of what it computes."""
+        return self.step.bytes + self.recording.bytes
 
     def __call__(self, tokens: Tensor, place: int) -> Tensor:
         """The logits (B, V) behind ``tokens`` (B, 1) at this place, until the next call."""
@@ -85,7 +90,7 @@ def put_back(model: Model, used: Recorded) -> None:
     room = _room(embeddings(model).device)
     with _lock:
         kept = [*_kept.pop(model, []), used][-MOST:]
-        while sum(one.step.bytes for one in kept) > room:
+        while sum(one.bytes for one in kept) > room:
             del kept[0]
         _kept[model] = kept
 
@@ -110,8 +115,8 @@ def recordings(model: Model) -> list[Recorded]:
 
 
 def _room(device: torch.device) -> int:
-    """Bytes that the caches of kept recordings may take."""
-    return torch.cuda.mem_get_info(device)[1] // SHARE if device.type == "cuda" else 0
+    """Bytes that kept recordings may take."""
+    return torch.cuda.get_device_properties(device).total_memory // SHARE if device.type == "cuda" else 0
 
 
 def _state(model: Model) -> str:

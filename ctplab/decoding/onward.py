@@ -18,6 +18,7 @@ from ctplab.decoding.kept import Recorded, places, put_back, refuse, refused, ta
 from ctplab.models import Model
 from ctplab.models.anatomy import context_length, embeddings
 from ctplab.prompts.ways import HALF_NOISE, NOISE, last_only, takes
+from ctplab.recording import told
 
 LEAST = 12
 """The fewest further tokens for which a step is recorded: to record it and to try it takes the time of about five
@@ -135,7 +136,7 @@ class Onward:
         except torch.OutOfMemoryError:
             return None
         except Exception as error:  # a model can fail here in any way: then it is read as on a CPU
-            refuse(model, f"recording failed: {(str(error).splitlines() or [type(error).__name__])[0][:120]}")
+            refuse(model, told(error))
             return None
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ctplab.learning.step import Gradient
 from ctplab.learning.teacher import TopKTeacher
 from ctplab.models.anatomy import embeddings
-from ctplab.recording import Recording
+from ctplab.recording import Recording, told
 
 CLOSE = {torch.float32: (1e-4, 1e-2)}
 """Relative differences of the loss and of the gradient between a step and its replay. A card adds in no fixed order."""
@@ -51,7 +51,7 @@ class Graphed:
 
     def __init__(self, run: Callable[[Tensor, Tensor], Tensor], numbers: Tensor, device: torch.device, pool: Any):
         """Record ``run``. Raises RuntimeError if it waits for the host, or if recording fails otherwise."""
-        self._numbers = numbers.to(device)
+        self._numbers = numbers.to(device, copy=True)  # the caller keeps its own
         self._targets = torch.ones((), device=device)
         self._recording = Recording(lambda: run(self._numbers, self._targets), device, pool=pool)
 
@@ -78,16 +78,22 @@ class Steps:
 
     def __call__(self, model: int, numbers: Tensor, n_targets: int) -> Tensor:
         """The loss of these windows through model number ``model``; their gradient is left on the parameters."""
-        if self.obstacles[model]:
-            return self.gradients[model](numbers, n_targets)
+        if not self.obstacles[model]:
+            graphed = self._graphed(model, numbers, n_targets)
+            if graphed is not None:
+                return graphed(numbers, n_targets)
+        return self.gradients[model](numbers, n_targets)
+
+    def _graphed(self, model: int, numbers: Tensor, n_targets: int) -> Graphed | None:
+        """The recorded step for so many windows. None if it cannot be recorded, with the reason in ``obstacles``."""
         key = (model, len(numbers))  # another size is another graph
         try:
             if key not in self._graphs:
                 self._graphs[key] = self._record(self.gradients[model], numbers, n_targets)
-        except RuntimeError as error:
-            self.obstacles[model] = f"recording failed: {str(error).splitlines()[0][:120]}"
-            return self.gradients[model](numbers, n_targets)
-        return self._graphs[key](numbers, n_targets)
+        except Exception as error:  # a model can fail here in any way, and run kernel by kernel all the same
+            self.obstacles[model] = told(error)
+            self._pool = torch.cuda.graph_pool_handle()  # a failed recording may leave it unusable
+        return self._graphs.get(key)
 
     def _record(self, gradient: Gradient, numbers: Tensor, n_targets: int) -> Graphed:
         """Record the step, and try the recording on other windows. Raises RuntimeError if it gives other numbers."""

@@ -66,8 +66,8 @@ def quartiles(values: list[float]) -> Quartiles:
 
 def _now(device: torch.device) -> float:
     """Seconds on the clock, as soon as the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type == "cuda":  # to wait for the whole card would break another thread's recording (``recording``)
+        torch.cuda.current_stream(device).synchronize()
     return time.perf_counter()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import FAMILIES, GROUPED, MORE_FAMILIES, SHAPE, any_tiny, from_config, tiny
 from pretended import card, works
-from replays import NEW, TEXTS, close, first_pass, followed, packed_model, soft, stand_in
+from replays import NEW, TEXTS, close, first_pass, followed, on_cards, packed_model, soft, stand_in
 from transformers import MistralConfig
 
 import ctplab as ctp
@@ -46,6 +46,44 @@ def test_a_fixed_cache_gives_the_logits_of_the_growing_one(family, monkeypatch, 
     most = NOISE[torch.float32] if family in FLOAT32 else ROUNDING
     assert float((found - wanted).abs().max()) <= most * float(wanted.abs().max())
     assert len({tuple(row.argmax(-1).tolist()) for row in wanted}) > 1, "the test is blind"
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES, "packed"])
+def test_a_graph_of_a_step_is_the_step(family, monkeypatch):
+    """Its operations alone, on the tensors that they were recorded with, for two answers; and the weights change."""
+    cards = on_cards(monkeypatch)
+    model = packed_model(torch.float32) if family == "packed" else any_tiny(family)
+    arm = Arm("none", model, prefix.none(model)) if family in NO_PREFIX else soft(model)
+    batch, other = (left_padded(texts, model, 0) for texts in (TEXTS, [text[::-1] for text in TEXTS]))
+    found = [followed(arm, batch), followed(arm, other)]
+    made = len(kept.recordings(model))
+    assert kept.refused(model) is None and made == (family not in NOT_RECORDED)
+    assert cards.current_stream() == cards.default_stream()
+    monkeypatch.undo()
+    wanted = [followed(arm, batch), followed(arm, other)]
+    assert all(close(a, b) for a, b in zip(found, wanted, strict=True)) and not torch.equal(*wanted)
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["torch-2.11", "torch-2.13"])
+def test_a_card_that_fails_to_record_answers_as_before(old, llama, monkeypatch):
+    """A model that waits as no operation tells: torch's own recording fails. Other models' recordings stay right."""
+    other, texts = tiny("opt"), [[5, 6, 7]]
+    wanted = [greedy(soft(model), left_padded(texts, model, 0), 20).tolist() for model in (other, llama)]
+    cards = on_cards(monkeypatch, old=old)
+    layer, answers = llama.model.layers[1].mlp.act_fn, []
+
+    class Waits(torch.nn.Module):
+        def forward(self, x):
+            if cards.capturing is not None:
+                cards.forbidden()
+            return layer(x)
+
+    llama.model.layers[1].mlp.act_fn = Waits()
+    for model in (other, llama, other, llama):
+        answers.append(greedy(soft(model), left_padded(texts, model, 0), 20).tolist())
+        cards.empty_cache()
+    assert answers == wanted * 2 and len(kept.recordings(other)) == 1
+    assert kept.refused(llama).startswith("recording failed: CUDA error: operation") and kept.refused(other) is None
 
 
 @pytest.mark.slow

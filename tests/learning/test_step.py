@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny
+from graphs import Cards
 
 import ctplab as ctp
 from ctplab.learning import fused, graph, loop, pieces, step
@@ -146,6 +147,61 @@ def test_a_recording_is_tried_before_it_is_used(factor, told, llama, web, monkey
     n = gradient.text.ids.shape[1] - 1  # run counts all targets
     torch.testing.assert_close(loss, expected[0] * n)
     torch.testing.assert_close(found, expected[1] * n)
+
+
+@pytest.mark.parametrize("kind", ["rows", "keys and values", "teacher", "cached teacher", "recomputed"])
+def test_a_graph_of_a_step_is_the_step(kind, llama, web, monkeypatch):
+    """Its operations alone, forward and backward, on other windows and other values of what is learned."""
+    ids = torch.arange(8).expand(24, 47, 8)
+    top = TopKTeacher(torch.full(ids.shape, -3.0), ids, 2048, few(web.train).fingerprint)
+    teachers = {"teacher": lambda: MemoryTeacher(tiny("llama")), "cached teacher": lambda: top}
+    teacher = teachers[kind]() if kind in teachers else None
+    spec = replace(SPEC, kl=0.5 if teacher else 0.0, accumulate=2 if kind == "rows" else 1)
+    model = ctp.recompute(llama) if kind == "recomputed" else llama
+    gradient = made(model, web, spec, teacher, kv=kind == "keys and values")
+    cards = Cards(monkeypatch)
+    monkeypatch.setattr(graph, "obstacle", lambda gradient: None)
+    steps = graph.Steps([gradient])
+    for numbers in (torch.arange(2), torch.arange(10, 12)):
+        for p in gradient.learnable.parameters.values():
+            p.detach().mul_(0.9)
+        n = numbers.numel() * (gradient.text.ids.shape[1] - 1)
+        loss = steps(0, numbers, n)
+        found = torch.cat([p.grad.flatten() for p in gradient.learnable.parameters.values()])
+        expected = run(gradient, numbers)
+        assert steps.obstacle is None
+        torch.testing.assert_close(loss, expected[0])
+        torch.testing.assert_close(found, expected[1])
+    assert cards.made == 2, "a stream for rehearsals, and one for the recording"
+
+
+@pytest.mark.parametrize(
+    ("old", "error"), [(True, AssertionError()), (False, torch.OutOfMemoryError("no memory\nmore")), (True, None)]
+)
+def test_a_model_that_cannot_be_recorded_leaves_the_others_recorded(old, error, llama, web, monkeypatch):
+    """Whatever it raises, whether or not it says why; None: it waits as no operation tells."""
+    gradients = [made(model, web) for model in (llama, tiny("llama"), tiny("llama"))]
+    cards = Cards(monkeypatch, old=old)
+    monkeypatch.setattr(graph, "obstacle", lambda gradient: None)
+
+    def fails(*args):
+        if cards.capturing is not None:
+            if error is not None:
+                raise error
+            cards.forbidden()
+
+    gradients[1].cut.model.model.layers[1].register_forward_pre_hook(fails)
+    steps = graph.Steps(gradients)
+    numbers, n = torch.arange(2), 2 * (gradients[0].text.ids.shape[1] - 1)
+    for _ in range(2):
+        for turn, gradient in enumerate(gradients):
+            expected = run(gradient, numbers)
+            found = steps(turn, numbers, n)
+            torch.testing.assert_close(found, expected[0])
+    assert torch.equal(numbers, torch.arange(2))
+    assert [why is None for why in steps.obstacles] == [True, False, True] and len(steps._graphs) == 2
+    told = "AssertionError" if isinstance(error, AssertionError) else "no memory" if error else "CUDA error"
+    assert steps.obstacle.startswith(f"recording failed: {told}")
 
 
 def test_what_a_card_does_not_record(llama, web):
