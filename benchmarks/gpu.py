@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
@@ -58,6 +59,9 @@ def main() -> int:
     began = time.perf_counter()
     setup.say(f"{card}; {sections.versions()}; products of bfloat16 matrices: {setup.rate / 1e12:.3g} TFLOP/s")
     failed = 0
+    options.results.mkdir(parents=True, exist_ok=True)
+    kind = "tiny-" if options.tiny else ""
+    path = options.results / f"{kind}{card.replace(' ', '-').lower()}-{date.today()}.txt"
     for name in wanted:
         if time.perf_counter() - began > LIMIT:
             setup.say(f"{name}: left out, {LIMIT} s are over")
@@ -68,11 +72,10 @@ def main() -> int:
             failed += 1
             reason = str(error).strip().split("\n")[0]
             setup.say(f"{name}: FAILED, {type(error).__name__}: {reason[:300]}")
-        setup.clean()
+        path.write_text("\n".join(setup.lines) + "\n")  # what follows may end the program
+        with suppress(Exception):  # a card that has failed for good fails here as well
+            setup.clean()
     setup.say(f"{time.perf_counter() - began:.0f} s in all")
-    options.results.mkdir(parents=True, exist_ok=True)
-    kind = "tiny-" if options.tiny else ""
-    path = options.results / f"{kind}{card.replace(' ', '-').lower()}-{date.today()}.txt"
     path.write_text("\n".join(setup.lines) + "\n")
     print(f"-> {path}")
     return 1 if failed else 0

@@ -26,10 +26,9 @@ WAITS = ("_local_scalar_dense", "nonzero", "masked_select")
 class Stream:
     def __init__(self, card, number):
         self.card, self.cuda_stream = card, 1000 * card + number
-        self.waited = []
 
     def wait_stream(self, other):
-        self.waited.append(other)
+        pass
 
     def synchronize(self):
         pass

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from graphs import POOL, Cards
+from graphs import POOL, Cards, Stream
 
 from ctplab import recording
 from ctplab.recording import NeverWaiting, Recording
@@ -62,8 +62,9 @@ CPU = torch.device("cpu")
 VERSIONS = pytest.mark.parametrize("old", [True, False], ids=["torch-2.11", "torch-2.13"])
 
 
-def product(x, weights=torch.eye(3)):
+def product(x, weights=None):
     """A recording of a matrix product, which needs memory of the library's own."""
+    weights = torch.eye(3) if weights is None else weights
     return Recording(lambda: x @ weights, CPU)
 
 
@@ -145,9 +146,7 @@ def test_a_recording_that_fails_leaves_the_card_as_it_was(how, old, monkeypatch)
 def test_what_a_rehearsal_has_begun_is_waited_for_if_it_fails(monkeypatch):
     """Its kernels may still write to what the caller goes on with."""
     cards, waited = Cards(monkeypatch), []
-    monkeypatch.setattr(
-        cards.default_stream().__class__, "wait_stream", lambda self, other: waited.append((self, other))
-    )
+    monkeypatch.setattr(Stream, "wait_stream", lambda self, other: waited.append((self, other)))
     with pytest.raises(RuntimeError, match="makes the host wait"):
         Recording(lambda: X.sum().item(), CPU)
     (aside, began), (after, ended) = waited

@@ -13,14 +13,24 @@ import operator
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ctplab.compression import int4
 from ctplab.compression.kernels.usable import usable
 from ctplab.compression.packing import unpack
+
+
+@cache
+def _kernels() -> tuple[Any, Any]:
+    """The modules of Triton's kernels, which not every machine can import; every layer asks for them in every pass."""
+    from ctplab.compression.kernels import product, unpacking
+
+    return product, unpacking
 
 
 class _PackedMatmul(torch.autograd.Function):
@@ -62,16 +72,13 @@ class PackedLinear(nn.Module):
         matrix = self._for_kernels() if first is not None and usable(first.device) else None
         if matrix is None:
             return unpack(self._parts(), self.bits, dtype)
-        from ctplab.compression.kernels.unpacking import dense
-
-        return dense(matrix, dtype)
+        return _kernels()[1].dense(matrix, dtype)
 
     def _for_kernels(self) -> Any:
         """The parts as Triton's kernels take them (``unpacking.Matrix``); None if they do not take them."""
         parts = [self._buffers[name] for name in self.part_names]
         if self._matrix is None or not all(map(operator.is_, parts, self._matrix[1])):
-            from ctplab.compression.kernels.unpacking import matrix
-
+            matrix = _kernels()[1].matrix
             self._matrix = matrix(self._parts(), self.bits, (self.out_features, self.in_features)), parts
         return self._matrix[0]
 
@@ -92,19 +99,20 @@ class PackedLinear(nn.Module):
             y = _PackedMatmul.apply(x, self)
             assert isinstance(y, Tensor)
         else:
-            y = self._few_product(x) if usable(x.device) else self._int4_product(x)
+            y = self._on_card(x) if usable(x.device) else self._int4_product(x)
             if y is None:
                 y = x @ self.dense(x.dtype).T
         return y if self.bias is None else y + self.bias
 
-    def _few_product(self, x: Tensor) -> Tensor | None:
-        """The product of a few tokens from Triton's kernel. Returns None if it does not fit."""
-        from ctplab.compression.kernels.product import product, takes
-
+    def _on_card(self, x: Tensor) -> Tensor | None:
+        """The product of a few tokens from Triton's kernel, of more from a dense copy. None if it does not fit."""
         matrix = self._for_kernels()
-        if matrix is None or x.dtype == torch.float64 or not takes(x.numel() // self.in_features, matrix):
+        if matrix is None:
             return None
-        return product(x, matrix)
+        few, unpacking = _kernels()
+        if x.dtype != torch.float64 and few.takes(x.numel() // self.in_features, matrix):
+            return few.product(x, matrix)
+        return functional.linear(x, unpacking.dense(matrix, x.dtype))
 
     def _int4_product(self, x: Tensor) -> Tensor | None:
         """The product from torch's int4 kernel. Returns None if no kernel fits or none is faster."""

@@ -8,9 +8,8 @@ fallback for rows that are no whole eights.
 """
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import triton
@@ -139,6 +138,11 @@ class Matrix:
     tensors: tuple[Tensor, ...]  # codes or values, scale, zero, group, mask, starts; the first stands for missing ones
     sizes: tuple[int, int, int]  # rows, eights a row, groups
     kind: dict[str, int]  # what a kernel is compiled for
+    launchers: dict[Hashable, Callable[..., None]] = field(default_factory=dict, repr=False)  # see launch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Models are copied and saved; a launcher is not."""
+        return Matrix, (self.tensors, self.sizes, self.kind)
 
 
 def matrix(parts: dict[str, Tensor], bits: int | None, shape: tuple[int, int]) -> Matrix | None:
@@ -179,14 +183,13 @@ def dense(matrix: Matrix, dtype: torch.dtype) -> Tensor:
     """The matrix (out, in), equal to ``packing.unpack``'s to the bit."""
     rows, width, _ = matrix.sizes
     out = torch.empty(rows, width * 8, dtype=dtype, device=matrix.tensors[0].device)
-    tiles = triton.cdiv(rows, ROWS) * triton.cdiv(width, matrix.kind["E"])
+    tiles = -(-rows // ROWS) * -(-width // matrix.kind["E"])
     launch(matrix, dtype, _dense, tiles, (out, *matrix.tensors, *matrix.sizes), {"R": ROWS, "num_warps": WARPS})
     return out
 
 
 past_look_up = True
 """Whether a kernel that was found once is launched by itself; ``usable`` tries it on each card."""
-_launchers: WeakKeyDictionary[Matrix, dict[Hashable, Callable[..., None]]] = WeakKeyDictionary()
 
 
 def launch(
@@ -199,13 +202,12 @@ def launch(
     that was found first, which is what Triton's own launch ends with (the same in 3.6, 3.7 and 3.9).
     """
     with torch.cuda.device_of(parts[0]):  # Triton launches on the current card
-        launchers = _launchers.setdefault(matrix, {})  # not in it: models are copied and saved
-        if past_look_up and key in launchers:
-            launchers[key](*parts)
+        if past_look_up and key in matrix.launchers:
+            matrix.launchers[key](*parts)
             return
         settings = matrix.kind | settings
         found = kernel[(programs,)](*parts, **settings)
         if found is not None and torch.version.hip is None:  # the interpreter finds none; AMD's depends on more
             constants = [settings[name] for name in kernel.arg_names[len(parts) :]]
             run = found[(programs, 1, 1)]
-            launchers[key] = lambda *parts: run(*parts, *constants)
+            matrix.launchers[key] = lambda *parts: run(*parts, *constants)
