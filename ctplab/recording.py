@@ -176,6 +176,8 @@ class NeverWaiting(TorchDispatchMode):
             return blocks and self.device in places and len(places) > 1
         if self.device not in places:
             return False
+        if name == "lift_fresh":  # torch.tensor(number, device=card): a copy from the host, which it waits for
+            return tensors[0].numel() > 0
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
             return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
         return name in READS or (name == "repeat_interleave" and kwargs.get("output_size") is None)

@@ -15,25 +15,28 @@ from ctplab.recording import NeverWaiting, Recording
 
 CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
 X = torch.arange(6.0).view(2, 3)
+ONE, FIRST, PLACES, TIMES = torch.tensor(1.0), torch.tensor([0]), torch.tensor([0, 2]), torch.tensor([1, 2])
 WAITS = {
     "a number": lambda: X.sum().item(),
     "a decision": lambda: bool((X > 2).any()),
     "indices": lambda: X.nonzero(),
     "rows by a mask": lambda: X[X[:, 0] > 1],
-    "a write by a mask": lambda: X.clone().index_put_((X > 9,), torch.tensor(1.0)),
+    "a write by a mask": lambda: X.clone().index_put_((X > 9,), ONE),
     "picked by a mask": lambda: X.masked_select(X > 1),
     "distinct values": lambda: X.unique(),
     "counts": lambda: X.long().flatten().bincount(),
     "equality": lambda: torch.equal(X, X + 1),
-    "repeats": lambda: X.repeat_interleave(torch.tensor([1, 2]), 0),
+    "repeats": lambda: X.repeat_interleave(TIMES, 0),
     "another device": lambda: X.to("meta"),
+    "a number of the host's": lambda: X * torch.tensor(2.0),
 }
 GOES_ON = {
-    "places": lambda: X[:, torch.tensor([0, 2])],
-    "a write by places": lambda: X.clone().index_copy_(1, torch.tensor([0]), torch.ones(2, 1)),
+    "places": lambda: X[:, PLACES],
+    "a write by places": lambda: X.clone().index_copy_(1, FIRST, torch.ones(2, 1)),
     "a choice": lambda: torch.where(X > 2, X, 0.0),
     "a filling by a mask": lambda: X.clone().masked_fill_(X > 2, 1.0),
-    "repeats of known length": lambda: X.repeat_interleave(torch.tensor([1, 2]), 0, output_size=3),
+    "no numbers at all": lambda: torch.tensor([], dtype=X.dtype),
+    "repeats of known length": lambda: X.repeat_interleave(TIMES, 0, output_size=3),
     "another type": lambda: X.to(torch.bfloat16).max(-1),
 }
 

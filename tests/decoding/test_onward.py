@@ -25,6 +25,7 @@ CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
 FLOAT32 = ("MixtralConfig", "Qwen2MoeConfig", "GPTNeoConfig")  # no float64 products of experts; attention in fp32
 NO_PREFIX = ("GPTNeoConfig",)  # their prefix stays rows
 NOT_RECORDED = ("bloom",)  # it takes no position_ids
+WAITS = ("GPTNeoConfig",)  # its attention makes a tensor of a number of the host's
 
 
 @pytest.fixture
@@ -40,7 +41,8 @@ def test_a_fixed_cache_gives_the_logits_of_the_growing_one(family, monkeypatch, 
     arm = Arm("none", model, prefix.none(model)) if family in NO_PREFIX else soft(model)
     batch = left_padded(TEXTS, model, 0)
     found = followed(arm, batch)
-    assert recorded.made == (family not in NOT_RECORDED) and kept.refused(model) is None
+    assert recorded.made == (family not in NOT_RECORDED)
+    assert (kept.refused(model) is not None) == (family in WAITS)
     monkeypatch.undo()
     wanted = followed(arm, batch)
     most = NOISE[torch.float32] if family in FLOAT32 else ROUNDING
@@ -57,7 +59,7 @@ def test_a_graph_of_a_step_is_the_step(family, monkeypatch):
     batch, other = (left_padded(texts, model, 0) for texts in (TEXTS, [text[::-1] for text in TEXTS]))
     found = [followed(arm, batch), followed(arm, other)]
     made = len(kept.recordings(model))
-    assert kept.refused(model) is None and made == (family not in NOT_RECORDED)
+    assert made == (family not in (*NOT_RECORDED, *WAITS)) and (kept.refused(model) is not None) == (family in WAITS)
     assert cards.current_stream() == cards.default_stream()
     monkeypatch.undo()
     wanted = [followed(arm, batch), followed(arm, other)]
