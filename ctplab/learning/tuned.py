@@ -6,7 +6,7 @@ a function of free parameters u (``learning/updates``):
     scales     W·(1 + u/10), one u for each grid (row, or group of a row)
     norms      w + |w|·u/10, with |w| the root mean square of that parameter, or 1 for a parameter of zeros
     low-rank   W + mask·(B·A)·|W|/10, A random with rows of length 1, B zero; |W| of the kept values;
-               of quantised weights inside the rounding, like codes whose u is a start + 10·B·A
+               of quantised weights inside the rounding, like codes whose u is a start + B·A
     codes      scale·(round(code + u/20) - zero), one u for each weight that need not start at 0 (``learning/codes``);
                W + mask·|W|·u/100 if the matrix is pruned only
 

@@ -21,8 +21,6 @@ STEP = 0.1
 """How much a parameter moves in units of the learning rate, relative to what it changes."""
 VALUE_STEP = 0.01
 """The same for single kept values of a pruned matrix."""
-RANK_STEP = 10.0
-"""How many units of a code's u a low-rank update moves it for each unit of its own parameters."""
 
 Parts = dict[str, Tensor]
 """A packed matrix, see ``compression/packing``."""
@@ -81,7 +79,7 @@ def codes(unit: str, parts: Parts, bits: int, matrix: Tensor, full: Tensor | Non
 
 
 def low_rank_codes(unit: str, parts: Parts, bits: int, matrix: Tensor, full: Tensor | None, right: Tensor) -> Update:
-    """The u of all codes is that of their start + 10·B·A. ``right``: the A (rank, in) to start from; B is zero.
+    """The u of all codes is that of their start + B·A. ``right``: the A (rank, in) to start from; B is zero.
 
     A moves in units of its own size, which is 1/sqrt(in) a value.
     """
@@ -93,7 +91,7 @@ def low_rank_codes(unit: str, parts: Parts, bits: int, matrix: Tensor, full: Ten
     moved = torch.zeros_like(first)
 
     def u(left: Tensor, moved: Tensor) -> Tensor:
-        return at + RANK_STEP * (left @ (first + size * moved))
+        return at + left @ (first + size * moved)
 
     def found(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {f"code:{unit}": grid.steps(u(*(values[name].to(at.device) for name in names)))}

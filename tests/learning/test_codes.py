@@ -17,7 +17,7 @@ from ctplab.learning import codes, fused
 from ctplab.learning.codes import EDGE, SIZE, Codes
 from ctplab.learning.step import Gradient
 from ctplab.learning.tuned import Tuned
-from ctplab.learning.updates import RANK_STEP, low_rank_codes
+from ctplab.learning.updates import low_rank_codes
 from ctplab.learning.windows import Windows
 from ctplab.prompts.head import halves
 from ctplab.recording import NeverWaiting
@@ -121,15 +121,15 @@ def test_the_gradient_of_low_rank_updates_is_the_product_rule():
     update = low_rank_codes("x", parts, 3, torch.zeros(5, 6), None, right)
     left, moved = update.parameters["left:x"], update.parameters["right:x"]
     for p, seed in ((left, 4), (moved, 5)):
-        p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))).requires_grad_(True)
+        p.copy_(4 * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))).requires_grad_(True)
     way = torch.randn(5, 6, generator=torch.Generator().manual_seed(6))
     (update.change(torch.zeros(5, 6)) * way).sum().backward()
     whole = right + moved.detach() / 6**0.5
-    u = (RANK_STEP * left.detach() @ whole).requires_grad_(True)
+    u = (left.detach() @ whole).requires_grad_(True)
     (grad,) = torch.autograd.grad((small.weight(u, torch.float32) * way).sum(), u)
     assert left.grad is not None and moved.grad is not None and grad.any()
-    torch.testing.assert_close(left.grad, RANK_STEP * grad @ whole.T)  # fp32, other orders of the sums
-    torch.testing.assert_close(moved.grad, RANK_STEP / 6**0.5 * left.detach().T @ grad)
+    torch.testing.assert_close(left.grad, grad @ whole.T)  # fp32, other orders of the sums
+    torch.testing.assert_close(moved.grad, left.detach().T @ grad / 6**0.5)
     assert torch.equal(update.found({n: p.detach() for n, p in update.parameters.items()})["code:x"], small.steps(u))
 
 
@@ -201,7 +201,7 @@ def test_folded_equals_learned_in_the_same_bytes(family, level, what, compressed
     plain, tuned = logits(model, ids), Tuned(model, folder, what)
     with torch.no_grad():
         for name, p in tuned.parameters.items():
-            size = 1 / SIZE if name.startswith(("code", "value")) else 0.5 if what != ("low-rank",) else 2.0
+            size = 1 / SIZE if name.startswith(("code", "value")) else 6.0 if bits and what == ("low-rank",) else 0.5
             p += size * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
     changed = logits(model, ids)
     changes = tuned.frozen(dict(tuned.parameters)).tensors
