@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ctplab.show.axes import new_axes
+from ctplab.show.axes import new_axes, whole_numbers
 from ctplab.show.colours import GREY, colour
 
 
@@ -19,6 +19,7 @@ def draw_curve(records: Sequence[dict[str, Any]]) -> Any:
     right.spines[["top"]].set_visible(False)
     steps, values = [r["step"] + 1 for r in measured], [r["validation"] for r in measured]
     right.plot(steps, values, color=colour("soft"), marker="o", ms=3, label="validation NLL")
+    whole_numbers(axes.xaxis)
     axes.set(xlabel="step", ylabel="training objective (nats a token)", title="Learning the soft prompt")
     right.set_ylabel("validation NLL (nats a token)", color=colour("soft"))
     return figure
@@ -35,6 +36,7 @@ def draw_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Any:
         looks = [r for r in records if r["validation"] is not None]
         steps, values = [r["step"] + 1 for r in looks], [r["validation"] for r in looks]
         axes.plot(steps, values, color=colour(arm), marker="o", ms=4, lw=1.8, label=f"{arm}, validation")
+    whole_numbers(axes.xaxis)
     axes.set(xlabel="step", ylabel="nats a token", title="Learning (thin: the training objective)")
     axes.legend(frameon=False, fontsize=8)
     return figure

@@ -152,6 +152,11 @@ def test_worths_are_coloured_by_what_they_say():
     assert heat.images[0].get_array().shape == (2, 2) and len(draw_worth(WORTH).axes) == 1
 
 
+@pytest.mark.parametrize("draw", [lambda: draw_curve(RECORDS), lambda: draw_worth(WORTH)], ids=["steps", "rows"])
+def test_there_are_no_half_steps_and_rows(draw):
+    assert all(tick == round(tick) for tick in draw().axes[0].get_xticks())
+
+
 def test_whiskers_end_at_the_bounds():
     (below, above), shares = whiskers(list(SHARES.values()), 100), list(SHARES.values())
     for share, down, up in zip(shares, below, above, strict=True):
