@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctplab.show.axes import new_axes, whole_numbers
-from ctplab.show.colours import GREY, colour
+from ctplab.show.colours import GREY, colour, distinct
 
 
 def draw_curve(records: Sequence[dict[str, Any]]) -> Any:
@@ -31,11 +31,12 @@ def draw_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Any:
     ``runs``: an arm's name -> its records as in :func:`draw_curve`.
     """
     figure, axes = new_axes()
+    colours = distinct(runs)
     for arm, records in runs.items():
-        axes.plot([r["step"] + 1 for r in records], [r["loss"] for r in records], color=colour(arm), lw=0.7, alpha=0.6)
+        axes.plot([r["step"] + 1 for r in records], [r["loss"] for r in records], color=colours[arm], lw=0.7, alpha=0.6)
         looks = [r for r in records if r["validation"] is not None]
         steps, values = [r["step"] + 1 for r in looks], [r["validation"] for r in looks]
-        axes.plot(steps, values, color=colour(arm), marker="o", ms=4, lw=1.8, label=f"{arm}, validation")
+        axes.plot(steps, values, color=colours[arm], marker="o", ms=4, lw=1.8, label=f"{arm}, validation")
     whole_numbers(axes.xaxis)
     axes.set(xlabel="step", ylabel="nats a token", title="Learning (thin: the training objective)")
     axes.legend(frameon=False, fontsize=8)

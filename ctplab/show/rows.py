@@ -43,5 +43,5 @@ def _draw_mass(figure: Any, axes: Any, mass: AttentionMass) -> None:
     axes.grid(visible=False)
     axes.set(xlabel="row", ylabel="layer")
     axes.set_yticks(range(len(shares)) if len(shares) <= 12 else range(0, len(shares), 5))
-    axes.set_title(f"Attention of the text on each row (looking evenly: {100 * mass.even:.2f}%)", fontsize=10)
-    plain_log(figure.colorbar(image, ax=axes, label="% of the attention").ax.yaxis)
+    axes.set_title(f"Attention of the text on each row, % (looking evenly: {100 * mass.even:.2f})", fontsize=10)
+    plain_log(figure.colorbar(image, ax=axes).ax.yaxis)
