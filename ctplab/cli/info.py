@@ -34,8 +34,8 @@ def in_words(value: Any) -> str:
     if value is True:
         return "yes"
     if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+        return f"{value:,}" if value >= 1e6 else str(value)  # ids of tokens stay plain
+    return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def register(commands: Any) -> None:
