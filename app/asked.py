@@ -198,8 +198,8 @@ def counted(rows: list[dict[str, Any]], close: dict[str, Any] | None = None) -> 
         heads = "<tr><th>against full</th><th>right to wrong</th><th>wrong to right</th><th>of</th><th>p</th></tr>"
         parts.append(f"<table>{heads}{flips}</table>")
     if near:
-        heads = "<tr><th>on the full model's answers</th><th>mean KL [95%]</th><th>median</th><th>99th percentile</th>"
-        parts.append(f"<table>{heads}<th>same first choice</th></tr>{near}</table>")
+        heads = "<tr><th>on the full model's answers</th><th>mean KL, nats [95%]</th><th>median</th>"
+        parts.append(f"<table>{heads}<th>99th percentile</th><th>same first choice</th></tr>{near}</table>")
     return f'<div class="counts">{"".join(parts)}</div>'
 
 

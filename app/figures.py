@@ -28,7 +28,7 @@ def blank(height: int, x: str, y: str, **layout: Any) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY, "size": 13},
-        margin={"l": 60, "r": 16, "t": 44, "b": 50},
+        margin={"l": 60, "r": 16, "t": 44, "b": 50} | layout.pop("margin", {}),
         legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0, "itemsizing": "constant"},
         hoverlabel={"font": {"size": 13}},
         **layout,
@@ -116,7 +116,7 @@ def whiskers(found: Sequence[ctp.Interval]) -> dict[str, Any]:
 
 def note(height: int, text: str) -> go.Figure:
     """A figure that only says something."""
-    figure = blank(height, "", "")
+    figure = blank(height, "", "", margin={"l": 8, "r": 8, "t": 44, "b": 8})
     figure.add_annotation(text=text, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 15})
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)

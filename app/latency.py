@@ -100,8 +100,10 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
         go_button = gr.Button("Measure", variant="primary", elem_id="latency", min_width=100)
         stop = gr.Button("Stop", elem_id="latency-stop", min_width=60)
     with gr.Row():
-        first = gr.Plot(figures.note(360, "Press Measure."), label="Time to first token", elem_id="first-token")
-        speed = gr.Plot(figures.note(360, "Press Measure."), label="Tokens a second", elem_id="speed")
+        first = gr.Plot(
+            figures.note(360, "Press Measure."), label="Time to first token", elem_id="first-token", min_width=320
+        )
+        speed = gr.Plot(figures.note(360, "Press Measure."), label="Tokens a second", elem_id="speed", min_width=320)
 
     def run(
         compressed: str,

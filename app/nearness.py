@@ -5,7 +5,7 @@ from typing import Any
 import ctplab as ctp
 from ctplab.show.tables import p_text, share
 
-CLOSE = ["arm", "mean KL [95%]", "median", "99th percentile", "same first choice"]
+CLOSE = ["arm", "mean KL, nats [95%]", "median", "99th percentile", "same first choice"]
 FLIPS = ["arm", "right to wrong", "wrong to right", "of", "p"]
 
 

@@ -39,6 +39,10 @@ THEME = Base(
     button_primary_background_fill_hover="*primary_800",
     button_primary_background_fill_dark="*primary_700",
     button_primary_background_fill_hover_dark="*primary_800",
+    checkbox_border_color="*neutral_500",  # what is drawn needs 3 to 1: an empty box too
+    checkbox_border_color_dark="*neutral_300",
+    checkbox_border_color_hover="*neutral_700",
+    checkbox_border_color_hover_dark="*neutral_100",
 )
 
 

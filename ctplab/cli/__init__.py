@@ -76,8 +76,9 @@ def run_command(arguments: list[str] | None, device: str | None) -> int:
     """Run one command in this process or, on ``device``, as one of several; returns the exit code."""
     flags: dict[str, str] = {}
     try:
-        options = parser().parse_args(arguments)
+        options, extras = parser().parse_known_args(arguments)
         flags = options.parser.flags
+        options.parser.check_known(extras)
         options.parser.check_named(options)
         if parallel.size() > 1 and not options.shared:
             raise InputError("this command runs in one process; several can share learn, compress and score")

@@ -1,6 +1,7 @@
 """``app``: the dashboard."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from ctplab.errors import InputError
 
 def app(options: argparse.Namespace) -> None:
     """Load what is named and serve the page until Ctrl-C."""
+    if sys.stderr.isatty():
+        print("ctplab: the dashboard starts; its address follows", file=sys.stderr)
     try:
         from ctplab.app.server import launch  # pyright: ignore[reportMissingImports]  (not in every installation)
     except ImportError as error:

@@ -17,8 +17,25 @@ def info(options: argparse.Namespace) -> None:
     else:
         result = describe(options.path)
     for key, value in result.items():
-        say(options)(f"{key}: {value}")
+        if text := in_words(value):
+            say(options)(f"{key.replace('_', ' ')}: {text}")
     finish(options, result)
+
+
+def in_words(value: Any) -> str:
+    """What a manifest says, for people: numbers with six digits, lists with commas; empty for what is not set."""
+    if isinstance(value, dict):
+        told = {key: in_words(item) for key, item in value.items()}
+        return ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in told.items() if text)
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(in_words, value)))
+    if value is None or value is False:
+        return ""
+    if value is True:
+        return "yes"
+    if isinstance(value, int):
+        return f"{value:,}" if value >= 1e6 else str(value)  # ids of tokens stay plain
+    return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def register(commands: Any) -> None:

@@ -1,6 +1,7 @@
 """Options that are read, checked and told in the words of the command line."""
 
 import argparse
+import difflib
 import re
 import shlex
 from collections.abc import Collection, Mapping
@@ -21,6 +22,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise InputError(f"{message} (see '{self.prog} --help')")
+
+    def check_known(self, extras: Collection[str]) -> None:
+        """Raise InputError if there are words that no option and no argument of this command takes."""
+        if extras:
+            known = [text for action in self._actions for text in action.option_strings]
+            close = difflib.get_close_matches(next(iter(extras)).split("=")[0], known, n=1)
+            self.error(f"unrecognized arguments: {' '.join(extras)}{f'; is it {close[0]}?' if close else ''}")
 
     def check_named(self, options: argparse.Namespace) -> None:
         """Raise InputError if an option that names a place is empty, as an unset variable of a shell is."""

@@ -22,6 +22,7 @@ from ctplab.cli.shared import (
     window_options,
 )
 from ctplab.disk import compute_always
+from ctplab.measure.stats import ratio_of_sums
 from ctplab.measure.tasks.evaluate import task_flips
 from ctplab.progress import bar
 from ctplab.prompts.arms import check_dtypes
@@ -51,6 +52,11 @@ def score(options: argparse.Namespace) -> None:
         found = scores.score
         row = {"nll": found.nll, "n_tokens": found.n_tokens, "ppl": found.ppl}
         told = f"{arm.name} on {name}: {found}"
+        if len(scores.nll) > 1:  # windows; an interval over one says nothing
+            spread = ratio_of_sums(scores.nll.double(), scores.n_tokens)
+            for end, mean in (("low", spread.low), ("high", spread.high)):
+                row[end] = ctp.Score(mean * found.n_tokens, found.n_tokens).ppl
+            told += f"; 95% over its windows: {row['low']:.2f} to {row['high']:.2f}"
         if options.as_published:
             row["ppl_as_published"] = found.ppl_as_published(arm.prefix.k, length)
             told += f"; as the paper's code would print it {row['ppl_as_published']:.2f}"

@@ -67,7 +67,7 @@ def tune(options: argparse.Namespace) -> None:
     )  # fmt: skip
     about = {key: manifest["tuned"][key] for key in TOLD}
     state.unlink(missing_ok=True)
-    told = f"best at step {learned.best_step}: validation ppl {score.ppl:.2f}, {manifest['bytes']} bytes as before"
+    told = f"best at step {learned.best_step}: validation ppl {score.ppl:.2f}, {manifest['bytes']:,} bytes as before"
     say(options)(f"{told} -> {out}")
     for line in filter(None, [learned.stopped, *learned.warnings]):
         note(line)
@@ -108,7 +108,7 @@ def like(options: argparse.Namespace) -> None:
         return
     changes = changes_between(source, other)
     manifest = fold(folder, out, changes, about)
-    say(options)(f"{len(changes)} changes of {other}, {manifest['bytes']} bytes as before -> {out}")
+    say(options)(f"{len(changes)} changes of {other}, {manifest['bytes']:,} bytes as before -> {out}")
     finish(options, {"out": str(out), "tag": manifest["tag"], "bytes": manifest["bytes"]})
 
 

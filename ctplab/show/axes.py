@@ -42,6 +42,13 @@ def plain_log(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def whole_numbers(axis: Any) -> None:
+    """Let the marks of an axis of steps or rows stand at whole numbers only, however short it is."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
 def whiskers(found: Sequence[Interval], scale: float = 1) -> list[list[float]]:
     """Lengths of the error bars below and above the values: what matplotlib takes as ``yerr``."""
     below = [scale * max(0, share.value - share.low) for share in found]

@@ -3,6 +3,9 @@
 The others differ from every arm's, and can be read on white and on near-black.
 """
 
+from collections.abc import Iterable
+from itertools import cycle
+
 from ctplab.prompts.arms import COLOURS
 
 GREY = "#7c8798"
@@ -21,3 +24,9 @@ ROW_NAMES = {"soft": "learned rows", "init": "untrained rows", "real": "real tok
 def colour(name: str) -> str:
     """The arm's colour; grey for what is no arm."""
     return COLOURS.get(name, GREY)
+
+
+def distinct(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name of one figure: the arm's; those that are no arms take grey and three more in turn."""
+    others = cycle((GREY, PURPLE, OLIVE, BROWN))
+    return {name: COLOURS[name] if name in COLOURS else next(others) for name in names}

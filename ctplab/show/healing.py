@@ -6,7 +6,7 @@ from typing import Any
 from ctplab.measure.pace import Pace
 from ctplab.measure.stats import Interval
 from ctplab.measure.transfer import TransferCell
-from ctplab.show.axes import new_axes, whiskers
+from ctplab.show.axes import new_axes, whiskers, whole_numbers
 from ctplab.show.colours import GREY, HELPS, HURTS, PURPLE
 
 MARKS = ("o", "s", "^", "D", "v", "P")
@@ -53,6 +53,7 @@ def draw_pace(paces: Sequence[Pace]) -> Any:
         steps, shares = zip(*pace.points, strict=True)
         axes.plot(steps, [100 * share for share in shares], marker=mark, ms=4, color=colour, label=pace.name)
     axes.axhline(0, color="black", lw=0.8)
+    whole_numbers(axes.xaxis)
     axes.set(xlabel="steps", ylabel="share of the gap closed, %", title="Steps to a share of the gap, on validation")
     axes.legend(frameon=False, fontsize=8)
     return figure

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ctplab.show.axes import new_axes
-from ctplab.show.colours import GREY, colour
+from ctplab.show.axes import new_axes, whole_numbers
+from ctplab.show.colours import GREY, colour, distinct
 
 
 def draw_curve(records: Sequence[dict[str, Any]]) -> Any:
@@ -19,6 +19,7 @@ def draw_curve(records: Sequence[dict[str, Any]]) -> Any:
     right.spines[["top"]].set_visible(False)
     steps, values = [r["step"] + 1 for r in measured], [r["validation"] for r in measured]
     right.plot(steps, values, color=colour("soft"), marker="o", ms=3, label="validation NLL")
+    whole_numbers(axes.xaxis)
     axes.set(xlabel="step", ylabel="training objective (nats a token)", title="Learning the soft prompt")
     right.set_ylabel("validation NLL (nats a token)", color=colour("soft"))
     return figure
@@ -30,11 +31,13 @@ def draw_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Any:
     ``runs``: an arm's name -> its records as in :func:`draw_curve`.
     """
     figure, axes = new_axes()
+    colours = distinct(runs)
     for arm, records in runs.items():
-        axes.plot([r["step"] + 1 for r in records], [r["loss"] for r in records], color=colour(arm), lw=0.7, alpha=0.6)
+        axes.plot([r["step"] + 1 for r in records], [r["loss"] for r in records], color=colours[arm], lw=0.7, alpha=0.6)
         looks = [r for r in records if r["validation"] is not None]
         steps, values = [r["step"] + 1 for r in looks], [r["validation"] for r in looks]
-        axes.plot(steps, values, color=colour(arm), marker="o", ms=4, lw=1.8, label=f"{arm}, validation")
+        axes.plot(steps, values, color=colours[arm], marker="o", ms=4, lw=1.8, label=f"{arm}, validation")
+    whole_numbers(axes.xaxis)
     axes.set(xlabel="step", ylabel="nats a token", title="Learning (thin: the training objective)")
     axes.legend(frameon=False, fontsize=8)
     return figure

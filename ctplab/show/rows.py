@@ -5,7 +5,7 @@ from typing import Any
 
 from ctplab.measure.attention_mass import AttentionMass
 from ctplab.measure.worth import RowWorth
-from ctplab.show.axes import new_panels, whiskers
+from ctplab.show.axes import new_panels, plain_log, whiskers, whole_numbers
 from ctplab.show.colours import GREY, HELPS, HURTS
 
 VERDICTS = {"helps": HELPS, "harms": HURTS, "cannot tell": GREY}
@@ -23,6 +23,7 @@ def draw_worth(found: Sequence[RowWorth], mass: AttentionMass | None = None, tit
                 fmt="o", ms=3, lw=0.8, color=colour, label=f"{verdict} ({len(some)})",
             )  # fmt: skip
     axes.axhline(0, color="black", lw=0.8)
+    whole_numbers(axes.xaxis)
     axes.set(xlabel="row", ylabel="loss without it, nats a token")
     axes.set_title(title or "What each row is worth: rise of the loss without it, 95% intervals", fontsize=10)
     axes.margins(y=0.2)  # the legend stands above the points
@@ -42,5 +43,5 @@ def _draw_mass(figure: Any, axes: Any, mass: AttentionMass) -> None:
     axes.grid(visible=False)
     axes.set(xlabel="row", ylabel="layer")
     axes.set_yticks(range(len(shares)) if len(shares) <= 12 else range(0, len(shares), 5))
-    axes.set_title(f"Attention of the text on each row (looking evenly: {100 * mass.even:.2f}%)", fontsize=10)
-    figure.colorbar(image, ax=axes, label="% of the attention")
+    axes.set_title(f"Attention of the text on each row, % (looking evenly: {100 * mass.even:.2f})", fontsize=10)
+    plain_log(figure.colorbar(image, ax=axes).ax.yaxis)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ctplab.measure.stats import Interval
 from ctplab.show.axes import new_axes, whiskers
-from ctplab.show.colours import colour
+from ctplab.show.colours import colour, distinct
 
 
 def draw_shares(found: Mapping[str, Interval], title: str) -> Any:
@@ -14,7 +14,7 @@ def draw_shares(found: Mapping[str, Interval], title: str) -> Any:
     for i, (name, share) in enumerate(found.items()):
         axes.errorbar(i, share.value, whiskers([share]), fmt="o", capsize=3, color=colour(name))
     axes.axhline(0, color="black", lw=0.8)
-    axes.set_xticks(range(len(found)), list(found), rotation=20)
+    axes.set_xticks(range(len(found)), list(found), rotation=20 if len("".join(found)) > 40 else 0)
     axes.set(title=title)
     return figure
 
@@ -23,12 +23,12 @@ def draw_recovery(table: Mapping[str, Mapping[str, Interval]], learned_on: str) 
     """Share of the NLL gap closed, by corpus and arm."""
     figure, axes = new_axes(8.4, 4.2)
     arms = list(next(iter(table.values())))
-    width = 0.8 / len(arms)
+    width, colours = 0.8 / len(arms), distinct(arms)
     for j, arm in enumerate(arms):
         shares = [table[corpus][arm] for corpus in table]
         x = [i + (j - (len(arms) - 1) / 2) * width for i in range(len(shares))]
         axes.bar(
-            x, [s.value for s in shares], width, yerr=whiskers(shares), capsize=2, color=colour(arm), label=arm
+            x, [s.value for s in shares], width, yerr=whiskers(shares), capsize=2, color=colours[arm], label=arm
         )  # fmt: skip
     axes.axhline(0, color="black", lw=0.8)
     axes.axhline(1, color="black", lw=0.8, ls="--")

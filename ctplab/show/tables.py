@@ -95,7 +95,7 @@ def fidelity_table(found: Mapping[str, Fidelity | dict[str, Any]]) -> str:
         told = close.summary() if isinstance(close, Fidelity) else close
         kl = [str(Interval(**told[key])) for key in ("mean", "median", "p99")]
         rows.append([name, *kl, f"{share(Interval(**told['same_top']))}%"])
-    return table(["against full", "mean KL [95%]", "median", "99th percentile", "same first choice"], rows)
+    return table(["against full", "mean KL, nats [95%]", "median", "99th percentile", "same first choice"], rows)
 
 
 def p_text(p: float) -> str:
@@ -112,7 +112,7 @@ def flips_table(found: Mapping[str, Mapping[str, Any]]) -> str:
 def spans_table(close: Fidelity) -> str:
     """The same by position in the window: does the effect of a prompt fade as the text grows?"""
     rows = [[f"{s.first} to {s.last}", str(s.kl), f"{share(s.same)}%"] for s in close.spans()]
-    return table(["position", "mean KL [95%]", "same first choice"], rows)
+    return table(["position", "mean KL, nats [95%]", "same first choice"], rows)
 
 
 def seeds_table(spread: dict[str, OverSeeds]) -> str:
@@ -167,7 +167,7 @@ def latency_table(points: Sequence[LatencyPoint]) -> str:
 
 
 def lens_table(seen: Lens) -> str:
-    """A row a token: surprisal of every arm, and KL to the full model if that is among them."""
+    """A row a token: surprisal of every arm, and KL(full || arm) if the full model is among them. All in nats."""
     names = list(seen.arms)
     others = [name for name in names if name != "full" and seen.arms[name].kl is not None]
     rows = []
@@ -175,7 +175,7 @@ def lens_table(seen: Lens) -> str:
         cells = [seen.arms[name].surprisal[t] for name in names]
         cells += [(seen.arms[name].kl or [])[t] for name in others]
         rows.append([repr(token), *("-" if value is None else f"{value:.2f}" for value in cells)])
-    return table([f"token (nats), start: {seen.start}", *names, *(f"KL full||{name}" for name in others)], rows)
+    return table([f"token (nats), start: {seen.start}", *names, *(f"KL {name}" for name in others)], rows)
 
 
 def reproduced_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -49,6 +49,14 @@ def test_compress_json(capsys, tmp_path):
     assert {"name", "method", "loss", "fallback"} <= set(found["layers"][0])
     assert found["bytes"] == sum(p.stat().st_size for p in tmp_path.glob("*.safetensors"))
     assert run_json(capsys, "info", tmp_path)["tag"] == "w3"
+    told = run(capsys, "info", tmp_path)[1]
+    assert "spec: schema 1, bits 3" in told and "{" not in told and "None" not in told
+
+
+def test_an_option_that_does_not_exist(capsys):
+    line = refused(capsys, "score", "atlas", "--promt", "p")
+    assert "is it --prompt?" in line and "ctplab score --help" in line
+    assert "ctplab --help" in refused(capsys, "scor", "atlas")
 
 
 def test_learn_and_score_json(capsys, model, prompt):
@@ -59,6 +67,8 @@ def test_learn_and_score_json(capsys, model, prompt):
     for corpus in ("atlas-web", "atlas-news"):
         assert plain["corpora"][corpus]["n_tokens"] == soft["corpora"][corpus]["n_tokens"] == 6 * 47
         assert soft["corpora"][corpus]["ppl_as_published"] < soft["corpora"][corpus]["ppl"]
+        assert plain["corpora"][corpus]["low"] < plain["corpora"][corpus]["ppl"] < plain["corpora"][corpus]["high"]
+    assert "low" not in run_json(capsys, "score", model, *common[:-1], "1")["corpora"]["atlas-web"]  # one window
     for extra in (("--control", "bos"), ("--control", "random"), ("--hard-prompt", "Be careful.")):
         assert run_json(capsys, "score", model, *extra, *common)["corpora"]["atlas-web"]["ppl"] > 1
     info = run_json(capsys, "info", prompt)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 import urllib.request
 from io import BytesIO
@@ -106,6 +107,17 @@ def test_ask_and_look_closer(visit, real):
     name, text = saved(page, "#as-markdown")
     assert name.endswith(".md") and "| full | atlas | Oklahoma | yes |" in text
     assert page.evaluate(UNNAMED) == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_an_empty_box_can_be_seen(visit, real, dark):
+    page = visit(real, dark=dark)
+    found = page.locator("input[type=checkbox]:not(:checked)").first.evaluate(
+        """(box) => { const own = getComputedStyle(box), behind = getComputedStyle(box.closest('label'));
+        return [own.borderColor, own.backgroundColor, behind.backgroundColor]; }"""
+    )
+    edge, *grounds = (f"#{bytes(map(int, re.findall(r'[0-9]+', colour)[:3])).hex()}" for colour in found)
+    assert min(contrast(edge, ground) for ground in grounds) >= 3  # WCAG 2.2, 1.4.11
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -152,6 +152,18 @@ def test_worths_are_coloured_by_what_they_say():
     assert heat.images[0].get_array().shape == (2, 2) and len(draw_worth(WORTH).axes) == 1
 
 
+def test_no_two_bars_of_a_place_look_alike():
+    arms = ("soft", "scales+norms", "scales+norms+codes", "scales+norms+soft", "a", "b")
+    bars = draw_recovery({"docs": dict.fromkeys(arms, SHARE)}, "docs").axes[0].containers
+    found = [each.patches[0].get_facecolor() for each in bars if hasattr(each, "patches")]
+    assert len(found) == len(set(found)) == len(arms)
+
+
+@pytest.mark.parametrize("draw", [lambda: draw_curve(RECORDS), lambda: draw_worth(WORTH)], ids=["steps", "rows"])
+def test_there_are_no_half_steps_and_rows(draw):
+    assert all(tick == round(tick) for tick in draw().axes[0].get_xticks())
+
+
 def test_whiskers_end_at_the_bounds():
     (below, above), shares = whiskers(list(SHARES.values()), 100), list(SHARES.values())
     for share, down, up in zip(shares, below, above, strict=True):
