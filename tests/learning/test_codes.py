@@ -79,12 +79,34 @@ def test_the_gradient_is_that_of_a_straight_line_inside_the_grid(kept):
     assert kept == (~free & (u.detach() != 0)).any() and (weight[~free] == 0).all()
 
 
-def test_without_the_rounding_it_is_that_of_finite_differences(monkeypatch):
-    monkeypatch.setattr(codes, "rounded", lambda x: x)
+def test_the_straight_line_has_that_slope_by_finite_differences():
+    """The line itself, c + size·u cut off at the grid's ends, in float64."""
     one = random_codes(kept=True, double=True)
     u = torch.rand(5, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.1
     u = torch.where(one.codes == 7, -u, u).requires_grad_(True)  # into the grid
-    assert torch.autograd.gradcheck(lambda u: one.weight(u, torch.float64), u)
+
+    def line(u):
+        assert one.kept is not None
+        code = (one.codes + SIZE * u * one.kept).clamp(0, one.maxq)
+        return one.scale[:, one.group] * (code - one.zero[:, one.group])
+
+    assert torch.autograd.gradcheck(line, u)
+    way = torch.randn(5, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    slopes = [torch.autograd.grad((made(u) * way).sum(), u)[0] for made in (line, lambda u: one.weight(u, u.dtype))]
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_cpu_works_on_few_rows_at_a_time(kept, monkeypatch):
+    one = random_codes(kept)
+    u = (torch.randn(5, 6, generator=torch.Generator().manual_seed(1)) / SIZE).requires_grad_(True)
+    way = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
+    found = []
+    for tile in (1 << 16, 12, 1):  # all rows, two, one
+        monkeypatch.setattr(codes, "TILE", tile)
+        weight = one.weight(u, torch.bfloat16)
+        found.append((weight.detach(), torch.autograd.grad(weight, u, way.to(weight.dtype))[0]))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
