@@ -8,7 +8,8 @@ parameters, and autograd keeps more: the changed matrices, and the inputs of the
     codes             a u for each weight; codes in a byte, scales and zeros in fp32; kept values that have no codes
                       take a mask, and a step the mask's copy in fp32
     scales            a u for each group of a row; which column is of which group
-    low-rank          a u for each number of B and A; a mask
+    low-rank          a u for each number of B and A; a mask, or for quantised weights what codes take, the start of
+                      each u in half precision, and in a step each u in fp32
 
 A mask beside codes (a model that is both pruned and quantised) is not counted: a byte a weight.
 """
@@ -25,22 +26,19 @@ def tuning(shape: Shape, settings: Settings, what: Sequence[str], rank: int = 8)
     """The memory of one step at its peak that learns the kinds ``what``, and a prompt if ``settings.tokens`` is not 0.
 
     ``settings.bits`` and ``settings.group_size`` are those of the compressed model; its weights are dense in memory.
-    Raises InputError for other kinds than ``formats.tuned.KINDS``, and for low-rank updates of quantised weights.
+    Raises InputError for other kinds than ``formats.tuned.KINDS``.
     """
     if not what or not set(what) <= set(KINDS):
         raise InputError(f"what to tune: one or more of {', '.join(KINDS)}, not {','.join(what) or 'nothing'}")
-    if "low-rank" in what and settings.bits is not None:
-        raise InputError("low-rank updates need a pruned model that is not quantised: leave bits= out")
     base, s = learning(shape, replace(settings, bits=None)), SIZES[settings.dtype]
     values, block = _values(shape, settings, rank), _block(shape, settings, what, s)
     learned = sum(values[kind] for kind in what)
-    written = sum(values[kind] * (2 if kind == "codes" and settings.bits else 4) for kind in what)
     weights, groups = shape.layers * shape.block_weights, values["scales"]
+    rounded = _rounded(settings, what)
+    written = sum(4 * values[kind] for kind in what if kind not in rounded) + (2 * weights if rounded else 0)
     changes = 4 * learned + (0 if settings.card else 4 * learned + 2 * written)
-    if "codes" in what:
-        changes += weights + (2 * 4 * groups if settings.bits else 0)
-    if "low-rank" in what:
-        changes += weights
+    if {"codes", "low-rank"} & {*what}:  # codes, or a mask
+        changes += weights + (2 * 4 * groups if rounded else 0) + (2 * weights if "low-rank" in rounded else 0)
     if "scales" in what:
         changes += shape.layers * sum(columns * n * s for _, columns, n in _matrices(shape, settings) if n > 1)
     return replace(
@@ -50,6 +48,11 @@ def tuning(shape: Shape, settings: Settings, what: Sequence[str], rank: int = 8)
         kept=base.kept + (0 if settings.recompute else shape.layers * block),
         block=base.block + (block if settings.recompute else 0) + _gradient(shape, what),
     )
+
+
+def _rounded(settings: Settings, what: Sequence[str]) -> set[str]:
+    """The kinds that move codes."""
+    return {"codes", "low-rank"} & {*what} if settings.bits else set()
 
 
 def _matrices(shape: Shape, settings: Settings) -> list[tuple[int, int, int]]:
@@ -78,9 +81,10 @@ def _block(shape: Shape, settings: Settings, what: Sequence[str], s: int) -> int
         found += rows * 2 * d * s
     if {*what} - {"norms"}:
         found += rows * (2 * d + shape.inner) * s + weights * s
-    if "codes" in what and settings.bits is None:
+    rounded = _rounded(settings, what)
+    if ("codes" in what and not rounded) or "low-rank" in rounded:
         found += 4 * weights
-    if {"codes", "scales"} <= {*what}:  # each factor of a product; scales of whole rows are few
+    if ("codes" in what or rounded) and "scales" in what:  # each factor of a product; scales of whole rows are few
         of_groups = any(groups > 1 for _, _, groups in _matrices(shape, settings))
         found += weights * s * (2 if of_groups else 1)
     return found

@@ -30,6 +30,8 @@ CASES = [
     ("w4-g8", "codes,scales,norms", "bfloat16"),
     ("w3", "codes", "float32"),
     ("w3", "codes,scales", "bfloat16"),
+    ("w4-g8", "low-rank", "bfloat16"),
+    ("w3", "scales,norms,low-rank", "float32"),
     ("s50", "low-rank", "float32"),
     ("s50", "codes", "bfloat16"),
     ("s50", "scales,norms,low-rank", "bfloat16"),
@@ -116,6 +118,5 @@ def test_codes_take_sixteen_bytes_a_weight_and_what_keeps_them(capsys):
 def test_what_cannot_be_tuned_is_refused(capsys):
     assert "--what takes scales, norms, low-rank, codes, soft" in refused(capsys, "memory", "--what", "rows")
     assert "without --what" in refused(capsys, "memory", "--what", "soft")
-    assert "leave --bits out" in refused(capsys, "memory", "--what", "low-rank", "--bits", "4")
     with pytest.raises(ctp.InputError, match="one or more of scales"):
         tuning(shape_of(ctp.load("atlas")[0].config), Settings(0), ["soft"])
