@@ -104,13 +104,19 @@ def _let_read(file: Path) -> None:
         file.chmod(0o666 & ~UMASK)
 
 
-def check_writable(folder: Path) -> None:
-    """Raise InputError if nothing can be written into ``folder``, which may not exist yet: before long work begins."""
+def check_writable(folder: Path, room: int = 0) -> None:
+    """Raise InputError if nothing can be written into ``folder``, or not so many bytes: before long work begins.
+
+    The folder may not exist yet.
+    """
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise InputError(f"cannot write {folder}: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"cannot write {folder}: Permission denied for {there}")
+    free = shutil.disk_usage(there).free
+    if free < room:
+        raise InputError(f"cannot write {folder}: this needs {room / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free")
 
 
 def _check_replaceable(path: Path) -> None:

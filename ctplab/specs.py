@@ -190,6 +190,7 @@ class PromptSpec(_Json):
             _check(value is None or value > 0, f"{name} must be at least 1, not {value}")
         _check_sizes(self)
         _check(self.lr > 0 and self.clip > 0, "lr and clip must be positive")
+        _check(self.lr <= 1e6, f"lr must be at most 1e6, not {self.lr:g}")  # float32 ends at 3e38
         _check(self.warmup >= 0 and self.weight_decay >= 0, "warmup and weight_decay must not be negative")
         _check(self.noise >= 0, f"noise must not be negative, not {self.noise}")
         _check(0 <= self.kl <= 1, f"kl must be in [0, 1], not {self.kl}")

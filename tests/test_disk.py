@@ -2,6 +2,7 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_a_new_file_can_be_read_by_whom_any_new_file_can(tmp_path):
 
 
 def test_a_place_that_takes_no_file_is_told_before_the_work(tmp_path, monkeypatch):
-    disk.check_writable(tmp_path / "new" / "newer")
+    disk.check_writable(tmp_path / "new" / "newer", room=1000)
     assert list(tmp_path.iterdir()) == [], "nothing is made for that"
     (tmp_path / "file").write_text("")
     with pytest.raises(ctp.InputError, match=r"cannot write .*inside: .*file is not a folder"):
@@ -106,3 +107,10 @@ def test_a_place_that_takes_no_file_is_told_before_the_work(tmp_path, monkeypatc
     monkeypatch.setattr(disk.os, "access", lambda path, mode: path != tmp_path)  # who runs tests may write anywhere
     with pytest.raises(ctp.InputError, match=r"cannot write .*new: Permission denied"):
         disk.check_writable(tmp_path / "new")
+
+
+def test_a_disk_without_room_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=1_500_000))
+    disk.check_writable(tmp_path / "new", room=1_500_000)
+    with pytest.raises(ctp.InputError, match=r"cannot write .*new: this needs 2\.0 MB, and 1\.5 MB are free"):
+        disk.check_writable(tmp_path / "new", room=2_000_000)

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,9 @@ def environment(**more: str) -> dict[str, str]:
 
 def launch(*command: str, **more: str) -> subprocess.CompletedProcess:
     call = [*LAUNCH, "--main_process_port", free_port(), *command]
-    return subprocess.run(call, env=environment(**more), capture_output=True, text=True, timeout=300)
+    with tempfile.TemporaryDirectory() as logs:  # the launcher leaves a folder of logs for every run
+        env = environment(TMPDIR=logs, **more)
+        return subprocess.run(call, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -29,6 +29,11 @@ def test_contradictions_are_refused(settings):
         ctp.CompressionSpec(**settings)
 
 
+def test_a_rate_beyond_float32_is_refused():
+    with pytest.raises(ctp.InputError, match="lr must be at most 1e6, not 1e"):
+        ctp.PromptSpec(lr=1e38)
+
+
 def test_unknown_keys_and_schemas_are_refused():
     good = ctp.PromptSpec().to_json()
     with pytest.raises(ctp.InputError, match="schema"):

@@ -10,6 +10,7 @@ from ctplab.cli.generate import sampler, sampler_options
 from ctplab.cli.many import DEFAULT_TOKENS, compare_many
 from ctplab.cli.numbers import at_least, words
 from ctplab.cli.shared import add_command, compared_arms, finish, raw_options, say, start_option
+from ctplab.decoding.inputs import check_all
 from ctplab.errors import InputError
 from ctplab.text.reading import chats, start_of, written
 
@@ -33,8 +34,9 @@ def compare(options: argparse.Namespace) -> None:
     settings["stop"] = options.stop if options.stop or chats(tokenizer, options.raw) else "\n"
     start = start_of(tokenizer, options.start, options.raw)
     settings["sampler"] = sampler(options)
-    result = []
-    for text in (t.replace("\\n", "\n") for t in options.text):
+    texts, result = [text.replace("\\n", "\n") for text in options.text], []
+    check_all(arms, tokenizer, texts, options.max_new_tokens, raw=options.raw, start=options.start)
+    for text in texts:
         row: dict[str, Any] = {
             "text": text,
             "sent": written(tokenizer, text, options.raw),

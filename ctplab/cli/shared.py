@@ -195,8 +195,11 @@ def load_full(options: argparse.Namespace, name: str, small: Model, tokenizer: T
 
 
 def seq_len(model: Model, wanted: int, k: int = 0) -> int:
-    """Tokens a window: ``wanted``, or 1024 or what the model takes behind ``k`` rows. Raises InputError if none fit."""
-    check_context(model, k, 2)
+    """Tokens a window: ``wanted``, or 1024 or what the model takes behind ``k`` rows. Raises InputError if none fit.
+
+    ``k``: of the longest prefix that the windows are read behind.
+    """
+    check_context(model, k, wanted or 2)
     limit = context_length(model)
     return wanted or min(1024, (limit or 1024 + k) - k)
 

@@ -14,7 +14,7 @@ from ctplab.decoding.inputs import Batch, behind_prefix, crowded_window, positio
 from ctplab.decoding.onward import Onward
 from ctplab.decoding.sampler import refuse_nan
 from ctplab.errors import InputError
-from ctplab.models.anatomy import check_context, embed, embeddings
+from ctplab.models.anatomy import check_text, embed, embeddings
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.compiled import KV, Concatenated, check_width, compiled, expand
 from ctplab.prompts.head import logits_after
@@ -47,7 +47,7 @@ def greedy(
     """
     model, k = arm.model, arm.prefix.k
     count, length, device = len(batch.ids), k + batch.ids.shape[1], batch.ids.device
-    check_context(model, k, batch.ids.shape[1] + new_tokens)
+    check_text(model, k, batch.ids.shape[1], new_tokens)
     mask = behind_prefix(batch.mask, k)
     if window := crowded_window(arm, mask, new_tokens):
         raise InputError(f"padding does not go with this model's attention window of {window}: use batches of one")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctplab.errors import InputError
 from ctplab.models import Model, Tokenizer
-from ctplab.models.anatomy import check_context, check_ids, embeddings
+from ctplab.models.anatomy import check_ids, check_text, embeddings
 from ctplab.prompts.arms import Arm
 from ctplab.text import chat
 from ctplab.text.reading import encode
@@ -52,8 +52,20 @@ def prepare(
     if not texts:
         raise InputError("the list of texts is empty; give at least one")
     rows = [encode(tokenizer, text, raw=raw, start=start) for text in texts]
-    check_context(arm.model, arm.prefix.k, max(map(len, rows)) + new_tokens)
+    check_text(arm.model, arm.prefix.k, max(map(len, rows)), new_tokens)
     return left_padded(rows, arm.model, padding_token(tokenizer))
+
+
+def check_all(
+    arms: Sequence[Arm], tokenizer: Tokenizer, texts: Sequence[str], new_tokens: int, *, raw: bool, start: str
+) -> None:
+    """Raise InputError if an arm has no room for one of the ``texts`` and its answer: before the first arm answers.
+
+    What it proposes works for all arms.
+    """
+    length = max((len(encode(tokenizer, text, raw=raw, start=start)) for text in texts), default=0)
+    for arm in arms:
+        check_text(arm.model, max(each.prefix.k for each in arms), length, new_tokens)
 
 
 def padding_token(tokenizer: Tokenizer) -> int:

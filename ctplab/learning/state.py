@@ -15,8 +15,16 @@ import torch
 from torch import Tensor
 
 from ctplab import parallel, tensor_files
-from ctplab.disk import LOG, whole, writing
+from ctplab.disk import LOG, check_writable, whole, writing
 from ctplab.errors import InputError
+
+EACH = 16
+"""Bytes of a state for each learned value: as it is, its best, and AdamW's two moments."""
+
+
+def check_room(path: Path, values: int) -> None:
+    """Raise InputError if the disk has no room for the state of so many values, beside the one that it replaces."""
+    check_writable(path.parent, EACH * values * (1 if path.exists() else 2))
 
 
 def save_state(

@@ -46,8 +46,8 @@ def rank_hard_prompts(
     winner on a test split.
     """
     arms = {wording: Arm("hard", model, prefix.hard(model, tokenizer, wording)) for wording in texts}
-    for arm in arms.values():  # all are checked before the first is scored
-        check_context(model, arm.prefix.k, windows_of(text, limit).shape[1])
+    longest = max((arm.prefix.k for arm in arms.values()), default=0)
+    check_context(model, longest, windows_of(text, limit).shape[1])  # before the first is scored
     plain = Arm("none", model, prefix.none(model))
     sums = {}
     for wording in progress(["", *texts], total=len(texts) + 1, label="candidates"):

@@ -16,7 +16,7 @@ from ctplab.decoding.inputs import Batch
 from ctplab.errors import InputError
 from ctplab.measure.latency import Quartiles, quartiles, timed
 from ctplab.models import Model
-from ctplab.models.anatomy import check_context, embed, embeddings
+from ctplab.models.anatomy import check_text, embed, embeddings
 from ctplab.progress import Progress, silent
 from ctplab.prompts import prefix
 from ctplab.prompts.arms import Arm
@@ -80,7 +80,7 @@ def with_times(
     if min(length, repeats) < 1 or new_tokens < 2:
         raise InputError("times need a length and repeats of at least 1, and 2 new tokens")
     for arm in arms:
-        check_context(arm.model, arm.prefix.k, length + new_tokens)
+        check_text(arm.model, max(each.prefix.k for each in arms), length, new_tokens)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(len(embeddings(full.model)), (1, length), generator=generator)
     ids = ids.to(embeddings(full.model).device)

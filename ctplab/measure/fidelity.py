@@ -139,7 +139,7 @@ def _compare(arm: Arm, full: Arm, windows: Tensor, masks: Tensor | None, batch: 
     if sizes[0] != sizes[1]:
         raise InputError(f"the models to compare have {sizes[0]} and {sizes[1]} tokens: only one vocabulary can agree")
     for each in (arm, full):
-        check_context(each.model, each.prefix.k, windows.shape[1])
+        check_context(each.model, max(arm.prefix.k, full.prefix.k), windows.shape[1])
     kv = [(each.model, compiled(each)) for each in (arm, full)]
     parts = torch.arange(len(windows)).split(batch)
     kl, same = [], []

@@ -17,7 +17,7 @@ import torch
 from ctplab.decoding.batched import greedy
 from ctplab.decoding.inputs import Batch
 from ctplab.errors import InputError
-from ctplab.models.anatomy import check_context, embeddings
+from ctplab.models.anatomy import check_text, embeddings
 from ctplab.progress import Progress, silent
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.compiled import Concatenated, compiled
@@ -108,8 +108,8 @@ def latency(
         table = embeddings(arm.model)
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(len(table), (batch, length), generator=generator).to(table.device)
+        check_text(arm.model, max(tokens), length, new_tokens)
         for k in dict.fromkeys(tokens):
-            check_context(arm.model, k, length + new_tokens)
             prompted = Arm(arm.name, arm.model, random_rows(arm.model, k, seed))
             kv = compiled(prompted)  # refuses what does not fit before the first round
             both = ("concatenated",) if isinstance(kv, Concatenated) else ("concatenated", "compiled")

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ctplab.errors import InputError
 from ctplab.models import Tokenizer
-from ctplab.models.anatomy import check_context, check_ids, embeddings
+from ctplab.models.anatomy import check_ids, check_text, embeddings
 from ctplab.prompts.arms import Arm
 from ctplab.prompts.compiled import compiled
 from ctplab.prompts.head import logits_after
@@ -70,7 +70,6 @@ def kl_divergence(full: Tensor, arm: Tensor) -> Tensor:
 @torch.no_grad()
 def _log_probabilities(arm: Arm, ids: list[int]) -> Tensor:
     """(T, V) fp32 log-probabilities, on the CPU. One text only, so they are of modest size."""
-    check_context(arm.model, arm.prefix.k, len(ids))
     row = torch.tensor([ids], device=embeddings(arm.model).device)
     check_ids(arm.model, row)
     logits = logits_after(arm.model, compiled(arm), row)[0]
@@ -91,6 +90,8 @@ def lens(
         raise InputError("the lens needs a text of at least two tokens")
     if not arms or len({arm.name for arm in arms}) < len(arms):
         raise InputError("the lens needs at least one arm, and each arm a name of its own")
+    for arm in arms:
+        check_text(arm.model, max(each.prefix.k for each in arms), len(ids))
     logp = {arm.name: _log_probabilities(arm, ids) for arm in arms}
     if len({rows.shape[1] for rows in logp.values()}) > 1:
         raise InputError("these arms have vocabularies of different sizes: their predictions cannot be compared")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ctplab.atlas.questions import FORM
 from ctplab.decoding.batched import greedy
-from ctplab.decoding.inputs import answer_ends, before_end, behind_prefix, crowded_window, prepare
+from ctplab.decoding.inputs import answer_ends, before_end, behind_prefix, check_all, crowded_window, prepare
 from ctplab.disk import Keep, compute_always
 from ctplab.errors import InputError
 from ctplab.measure.verdicts import Verdict, judge
@@ -70,11 +70,13 @@ def ask(
         "template": str(getattr(tokenizer, "chat_template", None)),
         "start": start_of(tokenizer, start, raw),
     }
+    asked_as = [item.text.strip() if turn else FORM.format(question=item.text.strip()) for item in asked]
+    check_all(arms, tokenizer, asked_as, max_new_tokens, raw=not turn, start=start)
     answer = partial(_answers, tokenizer=tokenizer, max_new_tokens=max_new_tokens, raw=not turn, start=start)
     rounds = [(first, arm) for first in range(0, len(asked), block) for arm in arms]
     for first, arm in progress(rounds, total=len(rounds), label="ask"):
         these = asked[first : first + block]
-        texts = [item.text.strip() if turn else FORM.format(question=item.text.strip()) for item in these]
+        texts = asked_as[first : first + block]
         key = {"arm": arm.fingerprint, "asked": text_fingerprint(*texts), **settings}
         found = keep(
             f"{arm.name}-{first:05d}",

@@ -21,7 +21,7 @@ from ctplab.measure.stats import Interval
 from ctplab.measure.stats import change as change_of
 from ctplab.measure.stats import recovery as share_of_gap
 from ctplab.models import Model, Tokenizer
-from ctplab.models.anatomy import check_context
+from ctplab.models.anatomy import check_context, context_length
 from ctplab.models.fingerprints import copy_fingerprint, same_base
 from ctplab.progress import Progress, silent
 from ctplab.prompts import prefix
@@ -119,6 +119,8 @@ def transfer(
     cells = []
     for target in targets:
         model, tokenizer = target.load()
+        if seq_len > (context_length(model) or seq_len):  # then propose what is short enough for every prompt
+            check_context(model, max((saved.prefix.k for saved in sources.values()), default=0), seq_len)
         whole = full if full is not None and same_base(full, model) else None
         kin = {copy: source for copy, source in known.items() if same_base(source, model)}
         apart = {name: _nearest(saved, kin, model, whole) for name, saved in sources.items()}

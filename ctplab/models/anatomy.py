@@ -141,12 +141,31 @@ def context_length(model: Model) -> int | None:
 
 
 def check_context(model: Model, k: int, length: int) -> None:
-    """Raise InputError if k prefix rows and ``length`` tokens do not fit."""
+    """Raise InputError, with a length that fits, if k prefix rows and windows of ``length`` tokens do not fit.
+
+    For several prefixes give the longest one's k: what is proposed then works with all of them.
+    """
     limit = context_length(model)
-    if limit is not None and k + 2 > limit:
+    if limit is not None and k + max(2, length) > limit:
+        raise InputError(f"{_too_many(k, length, 0, limit)}; use a sequence length of at most {limit - k}")
+
+
+def check_text(model: Model, k: int, length: int, new: int = 0) -> None:
+    """The same for k prefix rows, a text of ``length`` tokens, and ``new`` ones behind it."""
+    limit = context_length(model)
+    if limit is None or k + max(2, length + new) <= limit:
+        return
+    said, room = _too_many(k, length, new, limit), limit - k
+    if length < room:
+        raise InputError(f"{said}; ask for at most {room - length} new tokens, or give a shorter text")
+    if new < room:
+        raise InputError(f"{said}; give a text of at most {room - new} tokens")
+    raise InputError(f"{said}; text and new tokens together may be {room}")
+
+
+def _too_many(k: int, length: int, new: int, limit: int) -> str:
+    """What does not fit, in words. Raises InputError if no text would."""
+    if k + 2 > limit:
         raise InputError(f"a prompt of {k} rows leaves no room for a text: the model takes {limit} positions")
-    if limit is not None and k + length > limit:
-        raise InputError(
-            f"{k} prompt tokens + {length} text tokens = {k + length} positions, but the model takes {limit}; "
-            f"use a sequence length of at most {limit - k}"
-        )
+    parts = f"{k} prompt tokens + {length} text tokens" + (f" + {new} new tokens" if new else "")
+    return f"{parts} = {k + length + new} positions, but the model takes {limit}"

@@ -102,7 +102,7 @@ def _check_model(model: str, grid: SweepGrid) -> None:
     if (folder / MANIFEST).exists():
         raise InputError(f"{model} is compressed already; a sweep starts from full models")
     empty = skeleton(folder)
-    for name, recipe in grid.prompts.items():
+    for name, recipe in sorted(grid.prompts.items(), key=lambda item: -item[1].tokens):  # the longest first
         try:
             check_context(empty, recipe.tokens, grid.seq_len)
         except InputError as error:

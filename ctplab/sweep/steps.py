@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ctplab.disk import check_writable
 from ctplab.errors import InputError
 from ctplab.formats import prompt_file
 from ctplab.formats.checkpoint import MANIFEST
@@ -20,6 +21,9 @@ from ctplab.runs.study import Study
 from ctplab.sweep import log
 from ctplab.sweep.cells import Cell, Settings, short
 from ctplab.text.corpora import Corpus, Split, corpus
+
+ROOM = 1_000_000
+"""Bytes that must be free before a cell begins: on a full disk each would compute, and then fail to write."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ def run_cell(job: Job, progress: Progress = silent) -> Outcome:
     path = result_path(cell, root)
     before = _stamp(path)
     try:
+        if before is None:
+            check_writable(root, ROOM)
         {"compress": _compress, "learn": _learn, "score": _score}[cell.step](job, progress)
         computed, seconds = _stamp(path) != before, time.perf_counter() - began
         about = {"key": job.key, "cell": cell.name, "step": cell.step, "model": cell.model, "tokens": job.tokens}

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from conftest import MORE_FAMILIES, from_config, interrupted_at, tiny
 from safetensors.torch import load_file, save_file
 
 import ctplab as ctp
-from ctplab import tensor_files
+from ctplab import disk, tensor_files
 from ctplab.compression.linear import PackedLinear
 from ctplab.disk import data_dir
 from ctplab.learning.objective import mixed_loss
@@ -126,6 +127,20 @@ def test_killed_and_resumed_gives_the_same_curve(llama, web, tmp_path, quiet):
     assert [(s.step, s.loss, s.validation) for s in resumed.steps] == [
         (s.step, s.loss, s.validation) for s in whole.steps
     ]
+
+
+def test_a_disk_without_room_for_the_state_is_told_before_learning(llama, web, tmp_path, quiet, monkeypatch):
+    """A first save, and one beside it that replaces it: four fp32 numbers a value each."""
+    learn = (llama, web.train, web.validation, replace(SPEC, steps=2, evaluate_every=1))
+    need, state = 16 * SPEC.tokens * 32, tmp_path / "state.safetensors"
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * need - 1))
+    with pytest.raises(ctp.InputError, match="MB are free"):
+        ctp.learn(*learn, state=state, **quiet)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * need))
+    ctp.learn(*learn, state=state, **quiet)
+    assert state.stat().st_size == pytest.approx(need, abs=3000)  # the recipe and the curve as JSON
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=need))
+    ctp.learn(*learn, state=state, **quiet)
 
 
 def test_a_state_of_another_run_or_a_damaged_one_is_not_trusted(llama, web, tmp_path, quiet, caplog):

@@ -8,7 +8,7 @@ from conftest import tiny
 from graphs import Cards
 
 import ctplab as ctp
-from ctplab.learning import fused, graph, loop, pieces, step
+from ctplab.learning import fused, graph, pieces, readings, step
 from ctplab.learning.keys_values import KeysValues, as_keys_and_values
 from ctplab.learning.rows import Rows, learn_steps, start
 from ctplab.learning.step import Gradient
@@ -85,8 +85,8 @@ def test_a_step_never_asks_the_device(kind, llama, web):
 
 def test_losses_read_later_are_the_same_curve(llama, web, monkeypatch):
     expected = list(learn_steps(llama, web.train, web.validation, SPEC))
-    monkeypatch.setattr(loop, "_patient", lambda device: True)
-    monkeypatch.setattr(loop, "READ_EVERY", 1e9)  # at validations only
+    monkeypatch.setattr(readings, "_patient", lambda device: True)
+    monkeypatch.setattr(readings, "READ_EVERY", 1e9)  # at validations only
     found = list(learn_steps(llama, web.train, web.validation, SPEC))
     assert [(s.step, s.loss, s.lr, s.validation) for s in found] == [
         (s.step, s.loss, s.lr, s.validation) for s in expected
@@ -94,8 +94,8 @@ def test_losses_read_later_are_the_same_curve(llama, web, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_is_found_later(llama, web, monkeypatch):
-    monkeypatch.setattr(loop, "_patient", lambda device: True)
-    monkeypatch.setattr(loop, "READ_EVERY", 1e9)
+    monkeypatch.setattr(readings, "_patient", lambda device: True)
+    monkeypatch.setattr(readings, "READ_EVERY", 1e9)
     result = start(llama, SPEC)
     steps = learn_steps(llama, web.train, web.validation, SPEC, result=result)
     seen = [next(steps) for _ in range(4)]

@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import tiny
 
 import ctplab as ctp
+from ctplab import disk
 from ctplab.cli import main
 from ctplab.runs.study import Study
 from ctplab.sweep import log
@@ -142,6 +144,15 @@ def test_a_failed_cell_does_not_stop_the_rest(file, capsys):
     assert len(computed(file)) == 7 and all(row["soft"] is None for row in found["rows"] if row["tag"] == "w3-g24")
     assert sum(row["soft"] is not None for row in found["rows"]) == 2
     assert sweep(capsys, file)[0] == 2 and len(computed(file)) == 7  # what was done is not done again
+
+
+def test_on_a_full_disk_no_cell_computes_for_nothing(file, capsys, monkeypatch):
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    code, found, err = sweep(capsys, file)
+    assert code == 2 and "Traceback" not in err and computed(file) == []
+    told = set(found["failed"].values())
+    assert any("this needs 1.0 MB, and 0.0 MB are free" in line for line in told)
+    assert all("are free" in line or "left out" in line for line in told)
 
 
 def test_an_interrupted_sweep_goes_on(file, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,10 +24,16 @@ NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": Fals
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """The address of a cluster of two nodes with a core each, on localhost."""
+    """The address of a cluster of two nodes with a core each, on localhost, whose logs go with it."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # workers stand in another folder
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as logs:  # a short path: sockets' names
+        monkeypatch.setenv("RAY_TMPDIR", logs)
+        yield from _cluster()
+
+
+def _cluster():
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # workers stand in another folder
     for attempt in range(3):  # on a busy machine Ray's daemons give each other up after 15 s
         try:
             cluster = Cluster(initialize_head=True, head_node_args=NODE)
