@@ -2,8 +2,8 @@
 
 Some processors multiply bfloat16 numbers four times as fast as float32 ones; others take twice as long. Some multiply
 float32 twice as fast by oneDNN (see ``compression/onednn``), and some attend faster by bfloat16 products than by
-torch's kernel (see ``compression/attention``). So the first block reads one window of the calibration text in every
-way, and the machine keeps the answer. A model's dtype says in what its weights are kept, and not in what they are
+torch's kernel (see ``compression/attention``). So the first block, unless it is small, reads one window of the calibration
+text in every way, and the machine keeps the answer. A model's dtype says in what its weights are kept, and not in what they are
 multiplied best. Weights and hidden states keep their dtype: only the inputs of linear layers, of attention and of
 Hessians are converted, and products are converted back.
 """
@@ -25,8 +25,8 @@ CLEARLY = 1.15
 """How many times as fast another way must be: a measurement repeats to a tenth."""
 SLIGHTLY = 1.05
 """The same for another attention, which is a small part of what is measured. The wrong one costs as little."""
-WORTH = 25e-6
-"""Seconds a token from which on a choice matters. Shorter passes are not products for the most part."""
+WORTH = 2_000_000
+"""Weights of a block from which on a choice matters. Passes of smaller ones are not products for the most part."""
 REPEATS = 3
 HOPELESS = 3
 """A way that takes as many times the least is not tried again."""
@@ -92,9 +92,11 @@ def ways(own: torch.dtype, products: str | None) -> list[Arithmetic]:
 def fastest(choice: Sequence[Arithmetic], block: nn.Module, run: Callable[[], object], states: Tensor) -> Arithmetic:
     """The way in which ``run``, a pass through ``block``, and the Hessian of ``states`` (..., d) take the least time.
 
-    It is the first of ``choice`` unless a later one is faster by :data:`CLEARLY` in a pass of :data:`WORTH`. If they
-    differ in their attention only, :data:`SLIGHTLY` is enough.
+    It is the first of ``choice`` unless ``block`` has :data:`WORTH` weights and a later one is faster by
+    :data:`CLEARLY`. If they differ in their attention only, :data:`SLIGHTLY` is enough.
     """
+    if sum(p.numel() for p in block.parameters() if p.ndim > 1) < WORTH:
+        return choice[0]
 
     def multiply(way: Arithmetic) -> None:
         with products_in(block, way):
@@ -103,10 +105,9 @@ def fastest(choice: Sequence[Arithmetic], block: nn.Module, run: Callable[[], ob
 
     seconds = processor_seconds(choice, multiply)
     best = choice[0]
-    if seconds[best] > WORTH * states[..., 0].numel():
-        for way in choice[1:]:
-            enough = SLIGHTLY if (way.dtype, way.onednn) == (best.dtype, best.onednn) else CLEARLY
-            best = way if seconds[best] > enough * seconds[way] else best
+    for way in choice[1:]:
+        enough = SLIGHTLY if (way.dtype, way.onednn) == (best.dtype, best.onednn) else CLEARLY
+        best = way if seconds[best] > enough * seconds[way] else best
     return best
 
 
