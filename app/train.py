@@ -33,8 +33,8 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     with gr.Row():
         what = gr.CheckboxGroup(
             [(name, kind) for kind, name in NAMES.items()], value=[SOFT], label="What is learned", elem_id="train-what",
-            info="low-rank: updates of the kept weights, for models that are only pruned; codes: every weight's, in 16 "
-            "bytes of memory each", min_width=320, scale=2,
+            info="codes: every weight's, in 16 bytes of memory each; low-rank: a few numbers a row and column "
+            "instead", min_width=320, scale=2,
         )  # fmt: skip
         tokens = gr.Number(
             32, label="Tokens (k)", info="of the prompt", precision=0, minimum=1, elem_id="train-tokens", min_width=110

@@ -106,8 +106,10 @@ def check_weights(small: Loaded, wanted: Wanted) -> None:
             f"{small.name} was not compressed by ctplab, so only a prompt can be learned for it: compress a model in "
             "the tab Compress, or choose another one above"
         )
-    if "low-rank" in wanted.kinds and (small.about.get("spec") or {}).get("bits"):
-        raise ctp.InputError(f"{small.name} is quantised: low-rank updates need a model that is only pruned")
+    if {"low-rank", "codes"} <= {*wanted.kinds} and (small.about.get("spec") or {}).get("bits"):
+        raise ctp.InputError(
+            f"{small.name} is quantised, so both low-rank and codes move its codes: choose one of them"
+        )
 
 
 class PromptWay:

@@ -182,6 +182,7 @@ def arms(rounds: int) -> None:
         "norms": lambda model: Tuned(model, folder, ["norms"]),
         "scales+norms": lambda model: Tuned(model, folder, ["scales", "norms"]),
         "scales+norms+codes": lambda model: Tuned(model, folder, ["scales", "norms", "codes"]),
+        "scales+norms+low-rank": lambda model: Tuned(model, folder, ["scales", "norms", "low-rank"]),
         "scales+norms+soft": lambda model: Tuned(
             model, folder, ["scales", "norms"], prompt=start(model, spec).initial
         ),

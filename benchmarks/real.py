@@ -11,7 +11,8 @@
     pace          steps to a share of the gap on such a copy, warm against cold
     controls      the full model's own scales and norms and its own prompt
     dtype         the prompt on a copy that was computed in another dtype
-    w3-codes      scales, norms and codes at 3 bits; beside the full model under the same change
+    w3-codes      scales, norms and codes at 3 bits, and low-rank updates in place of the codes; beside the full model
+                  under the same changes
     w4-s50-codes  the same at 50% and 4 bits
 
 Learning runs in the device's own dtype (bfloat16 on a card), scoring in float32. ``--out`` gets three small files:
@@ -52,7 +53,7 @@ TINY = {
     "model": "atlas", "corpus": "atlas-web", "score": ["atlas-web", "atlas-wiki"], "aside": "atlas-wiki",
     "other": "atlas-news", "steps": 3, "batch": 2, "seq_len": 32, "tokens": 4, "windows": 3, "score_len": 48,
     "samples": 4, "calibration_len": 32, "rate_steps": 2, "rates": [0.05, 0.1], "pace_steps": 3, "counts": [1, 2],
-    "close": 2, "also": [0.2], "longer": 4,
+    "close": 2, "rank": 4, "also": [0.2], "longer": 4,
 }  # fmt: skip
 """Settings that try every stage in seconds."""
 NOT_RESULTS = ("stages", "minutes", "out", "scratch", "tiny", "score_batch", "counts", "also", "longer")
@@ -72,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     numbers = {
         "steps": 1500, "batch": 8, "seq-len": 512, "tokens": 100, "windows": 64, "score-len": 1024, "score-batch": 16,
         "samples": 128, "calibration-len": 1024, "rate-steps": 150, "pace-steps": 300, "close": 16, "seed": 0,
+        "rank": 32,
     }  # fmt: skip
     for name, number in numbers.items():
         found.add_argument(f"--{name}", type=int, default=number)

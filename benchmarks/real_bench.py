@@ -227,7 +227,7 @@ class Bench:
         rows = initial_rows(model, spec, self.tokenizer, text.train) if SOFT in what else None
         learned = ctp.learn_tuned(
             model, folder, kinds, text.train, text.validation, spec, prompt=rows, teacher=self.teacher(spec),
-            state=self._state(name, spec), progress=self.progress,
+            rank=self.options.rank, state=self._state(name, spec), progress=self.progress,
         )  # fmt: skip
         self.told(name, learned)
         return learned

@@ -5,6 +5,7 @@ compressed one is added to it. If it got better by that, the text would have bee
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from real_arms import TUNED, compressed_scores, full_scores, level, say_closed, show_arms, tuned_scores
@@ -15,13 +16,14 @@ from ctplab.learning.tuned import RATE
 from ctplab.models import Model
 from ctplab.prompts.prefix import none
 
-CODES = (*TUNED, "codes")
+CODES, LOW_RANK = (*TUNED, "codes"), (*TUNED, "low-rank")
 
 
 def codes(bench: Bench, name: str) -> None:
     """Scales, norms and codes of a level at --lr (or the default of ``ctplab tune``) and at --also.
 
-    They stand beside the arms of the level's own stage that are there.
+    Low-rank updates in place of the codes are learned last. All stand beside the arms of the level's own stage that are
+    there.
     """
     stage, record, folder = f"{name}-codes", bench.record, level(bench, name)
     found: dict[str, Found] = {"full": full_scores(bench), "compressed": compressed_scores(bench, name, folder)}
@@ -32,13 +34,17 @@ def codes(bench: Bench, name: str) -> None:
         say_closed(bench, stage, arm, found)
         show_arms(bench, f"{name} with codes", found)
 
-    for lr in dict.fromkeys([bench.options.lr or RATE, *bench.options.also]):
-        arm = f"scales+norms+codes, rate {lr:g}"
-        found[arm] = record.piece(stage, arm, lambda lr=lr: tuned_scores(bench, stage, folder, CODES, 1.0, lr))
+    rate = bench.options.lr or RATE
+    kinds = [(CODES, lr) for lr in dict.fromkeys([rate, *bench.options.also])]
+    for what, lr in [*kinds, (LOW_RANK, rate)]:
+        arm, at = f"{'+'.join(what)}, rate {lr:g}", f"{name}-{what[-1]}"
+        found[arm] = record.piece(
+            stage, arm, lambda lr=lr, what=what, at=at: tuned_scores(bench, at, folder, what, 1.0, lr)
+        )
         show(arm)
 
-        def on_full(lr: float = lr) -> Found:
-            tuned = bench.tuned(stage, folder, CODES, bench.spec(lr=lr))
+        def on_full(lr: float = lr, what: Sequence[str] = what, at: str = at) -> Found:
+            tuned = bench.tuned(at, folder, what, bench.spec(lr=lr))
             model = shifted(bench.models(bench.base)[0], bench.models(folder)[0], bench.tuned_arm("tuned", tuned).model)
             return bench.scores(ctp.Arm("full", model, none(model)))
 

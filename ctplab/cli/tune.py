@@ -120,13 +120,14 @@ def register(commands: Any) -> None:
     sub.add_argument(
         "--what", default="scales,norms",
         help=f"{', '.join((*KINDS, SOFT))}, separated by commas (scales,norms); soft: a prompt learned with them; "
-        "codes: every weight's, through the rounding, in 16 bytes of memory a weight",
+        "codes: every weight's, through the rounding, in 16 bytes of memory a weight; low-rank: a few numbers a "
+        "row and column instead",
     )  # fmt: skip
     sub.add_argument(
         "--like", metavar="DIR",
         help="learn nothing: put what this tuned model learned on MODEL, another compression of the same base",
     )  # fmt: skip
-    sub.add_argument("--rank", type=at_least(1), default=8, help="of low-rank updates, for pruned models (8)")
+    sub.add_argument("--rank", type=at_least(1), default=8, help="of low-rank updates (8)")
     recipe_options(sub, f"{RATE:g}")
     prompt_options(sub)
     sub.add_argument("--out", required=True, metavar="DIR")

@@ -4,20 +4,20 @@ What can change without a new byte:
 
     scales     factors m: every grid's scale s becomes m·s; a pruned row's kept values are multiplied by m
     norms      the one-dimensional parameters: weights of norms, and biases
-    low-rank   B·A is added to the kept values of a pruned matrix; zeros stay zeros
+    low-rank   B·A is added to the kept values of a pruned matrix, and inside the rounding to the codes of others
     codes      kept codes move by whole steps of their grids; kept values that have no codes change one by one
 
 Codes are integers on a grid whose zero is an integer too, so nothing can be added to quantised weights without rounding
-them again. ``codes`` learns through the rounding. ``low-rank`` does not, and needs a pruned model. QA-LoRA (arXiv
-2309.14717) pools A over each group, so that B·A adds one constant to a group, and puts that constant into the zero. Its
-zeros are real numbers. Ours are integers, as GPTQ's files and all kernels that read them want, so the constant would be
-rounded to whole steps of the grid. Learned zeros fail alike: none moves by half a step.
+them again. ``codes`` and ``low-rank`` learn through the rounding. QA-LoRA (arXiv 2309.14717) does without: it pools A
+over each group, so that B·A adds one constant to a group, and puts that constant into the zero. Its zeros are real
+numbers. Ours are integers, as GPTQ's files and all kernels that read them want, so the constant would be rounded to
+whole steps of the grid. Learned zeros fail alike: none moves by half a step.
 
 Every tuning has a name of its own: the fingerprint of what was learned stands in the configuration, and its first
 digits in the tag (``w3+scales+norms-1a2b3c``). So a prompt's file tells two tunings of one folder apart.
 
-The sources: EfficientQAT (arXiv 2407.11062) for scales, and for weights behind a rounding; PERP (arXiv 2312.15230) for
-norms and for low-rank updates that keep a mask.
+The sources: EfficientQAT (arXiv 2407.11062) for scales, and for weights behind a rounding; LR-QAT (arXiv 2406.06385)
+for low-rank updates there; PERP (arXiv 2312.15230) for norms and for low-rank updates that keep a mask.
 """
 
 from collections.abc import Callable, Mapping

@@ -82,7 +82,7 @@ class Settings:
     """How a prompt is learned."""
 
     tokens: int = 100
-    """k"""
+    """k; 0 if something else is learned (``learning/memory_tuned``)."""
     seq_len: int = 1024
     """n"""
     batch: int = 4
@@ -96,9 +96,9 @@ class Settings:
     """On an NVIDIA or AMD card with Triton, and with memory to spare for the largest chunks of logits."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "seq_len", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, least in (("tokens", 0), ("seq_len", 1), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.dtype not in SIZES:
             raise InputError(f"dtype must be one of {', '.join(SIZES)}, not {self.dtype!r}")
         if self.bits not in (None, 2, 3, 4, 8):
@@ -113,7 +113,7 @@ class Memory:
     prompt: int
     """E in fp32 and in the model's dtype."""
     optimizer: int
-    """E's gradient and AdamW's two moments."""
+    """The gradient of what is learned, and AdamW's two moments."""
     kept: int
     """Tensors that the forward pass keeps for the backward pass."""
     block: int
@@ -122,11 +122,13 @@ class Memory:
     """One chunk of logits with its softmax and gradient. They are freed before the backward pass."""
     libraries: int = 0
     """What a card's libraries keep."""
+    changes: int = 0
+    """What is tuned in the model, and the best of it so far (``learning/memory_tuned``)."""
 
     @property
     def total(self) -> int:
         """Bytes at the peak, which is either in the loss or in the last block's backward pass."""
-        always = self.weights + self.prompt + self.optimizer + self.kept + self.libraries
+        always = self.weights + self.prompt + self.changes + self.optimizer + self.kept + self.libraries
         return always + max(self.block, self.logits)
 
 

@@ -3,6 +3,9 @@
 Logits are the largest tensor in a step: (B·T, V) values, and as many again in fp32 for the softmax and for the
 gradient. The head is frozen, so each chunk of rows gives its loss and the gradient of its hidden states at once, and
 its logits are freed. No tensor of size (B·T, V) ever exists, forward or backward.
+
+A chunk is what one product of the head makes. On a CPU all that follows, a dozen passes, takes so few rows of it at a
+time that they stay in the cache, and leaves the gradient where the logits were.
 """
 
 from collections.abc import Callable
@@ -36,6 +39,15 @@ class Taught:
     def __call__(self, rows: slice, student: Tensor) -> Tensor:
         return self.logits(rows).to(student).log_softmax(-1)
 
+    def chunk(self, rows: slice) -> Target:
+        """The same for these rows and any of them, by one product of the head."""
+        logits = self.logits(rows)
+        return lambda few, student: logits[few.start - rows.start : few.stop - rows.start].to(student).log_softmax(-1)
+
+
+CACHED = 1 << 17
+"""Values of logits that a CPU works on at a time after the product: half a megabyte in fp32."""
+
 
 def _wide(x: Tensor) -> Tensor:
     """Convert to fp32 unless ``x`` is float64."""
@@ -60,7 +72,7 @@ def loss_and_gradient(logp: Tensor, targets: Tensor, kl: float, teacher: Tensor 
     if kl > 0:
         assert teacher is not None
         wanted = teacher.exp()
-        loss = loss + kl * (wanted * (teacher - logp)).sum()
+        loss = loss + kl * (teacher - logp).mul_(wanted).sum()
     gradient = logp.exp_()
     if wanted is not None:
         gradient.sub_(wanted, alpha=kl)
@@ -130,9 +142,17 @@ def mixed_loss(
             own = None if weights is None else weights[rows]
             return loss_and_gradient_(logits, targets[rows], kl, wanted, own).sum(), logits
         assert weights is None, "only the kernel weighs rows"
-        logp = _wide(logits).log_softmax(-1)
-        q = teacher(rows, logp) if teacher is not None and kl > 0 else None
-        return loss_and_gradient(logp, targets[rows], kl, q)
+        taught = teacher if kl > 0 else None
+        if isinstance(taught, Taught):
+            taught = taught.chunk(rows)
+        total = torch.zeros((), dtype=_wide(logits[:0]).dtype, device=logits.device)
+        for few in chunks(len(logits), vocabulary, CACHED if logits.device.type == "cpu" else logits.numel()):
+            here = slice(rows.start + few.start, rows.start + few.stop)
+            logp = torch.log_softmax(_wide(logits[few]), -1)
+            q = None if taught is None else taught(here, logp)
+            loss, logits[few] = loss_and_gradient(logp, targets[here], kl, q)
+            total += loss
+        return total, logits
 
     loss = _Chunked.apply(hidden, head, loss_of, chunks(len(hidden), vocabulary, chunk))
     assert isinstance(loss, Tensor)

@@ -1,20 +1,21 @@
 """Learns what a compressed model can change without a new byte: scales, norms, kept values, and the codes themselves.
 
 All masks stay as they are, and codes too unless they are learned. The loop is the one that learns prompts. Each kind is
-a function of free parameters u that start at no change:
+a function of free parameters u (``learning/updates``):
 
     scales     W·(1 + u/10), one u for each grid (row, or group of a row)
     norms      w + |w|·u/10, with |w| the root mean square of that parameter, or 1 for a parameter of zeros
-    low-rank   W + mask·(B·A)·|W|/10, A random with rows of length 1, B zero; |W| of the kept values
+    low-rank   W + mask·(B·A)·|W|/10, A random with rows of length 1, B zero; |W| of the kept values;
+               of quantised weights inside the rounding, like codes whose u is a start + B·A
     codes      scale·(round(code + u/20) - zero), one u for each weight that need not start at 0 (``learning/codes``);
                W + mask·|W|·u/100 if the matrix is pruned only
 
-With the tenth a step of AdamW moves each by about a tenth of the learning rate, so one rate suits all of them. Codes
-and kept values are so many that less is enough. Codes take 16 bytes a weight: u, its gradient and AdamW's two moments.
-A soft prompt can be learned with them in the same loop: its rows then stand in front of the model that changes.
+Codes take 16 bytes a weight: u, its gradient and AdamW's two moments. Low-rank updates of quantised weights take 2 for
+the start, and 4 more during a step. A soft prompt can be learned with them in the same loop: its rows then stand in
+front of the model that changes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ctplab.compression.packing import group_of, kept_of
 from ctplab.errors import InputError
 from ctplab.formats.tuned import KINDS, bits_of, grids
-from ctplab.learning.codes import Codes
+from ctplab.learning import updates
 from ctplab.learning.learned import Learned
 from ctplab.learning.loop import finish, take_steps
 from ctplab.learning.rows import Rows
 from ctplab.learning.teacher import Teacher, full_of
+from ctplab.learning.updates import Parts, Update
 from ctplab.models import Model
 from ctplab.models.anatomy import as_matrix
 from ctplab.progress import Progress, bar
@@ -41,10 +42,6 @@ from ctplab.text.corpora import Split
 
 RATE = 0.1
 """A learning rate that suits these changes, alone or with a prompt; docs/results.md has what others reach."""
-STEP = 0.1
-"""How much a parameter moves in units of the learning rate, relative to what it changes."""
-VALUE_STEP = 0.01
-"""The same for single kept values of a pruned matrix."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +62,6 @@ class _By(nn.Module):
 
     def forward(self, original: Tensor) -> Tensor:
         return self.change(original)
-
-
-def _rms(x: Tensor) -> float:
-    size = float(x.float().square().mean().sqrt())
-    return size if size > 0 else 1.0
 
 
 class Tuned:
@@ -94,17 +86,23 @@ class Tuned:
     ) -> None:
         if not what or not set(what) <= set(KINDS):
             raise InputError(f"what to tune: one or more of {', '.join(KINDS)}, not {','.join(what) or 'nothing'}")
-        self.model, self._changed = model, list[tuple[nn.Module, str]]()
-        self.parameters: dict[str, Tensor] = {}
-        self._unit, self._codes = dict[str, float](), dict[str, Codes]()
-        packed, self._bits = grids(folder, codes="codes" in what), bits_of(folder)
-        if "low-rank" in what and any("scale" in parts for parts in packed.values()):
-            raise InputError("low-rank updates need a pruned model that is not quantised: codes cannot take them")
+        self.model, self._changed, self._updates = model, list[tuple[nn.Module, str]](), list[Update]()
+        packed, bits = grids(folder, codes={"codes", "low-rank"} & {*what} != set()), bits_of(folder)
+        if bits and {"codes", "low-rank"} <= {*what}:
+            raise InputError("both codes and low-rank move the codes of a quantised model: choose one of them")
         generator = torch.Generator().manual_seed(seed)
-        for unit, parts in packed.items() if {*what} - {"norms"} else ():
-            self._matrix(unit, parts, what, rank, generator, full)
+        layers = {unit: self._matrix(unit) for unit in packed} if {*what} - {"norms"} else {}
+        for unit, (layer, matrix) in layers.items():
+            right = None
+            if "low-rank" in what:
+                right = torch.randn(rank, matrix.shape[1], generator=generator)
+                right /= right.norm(dim=1, keepdim=True)
+            self._put(
+                layer, "weight", [*_of_matrix(unit, packed[unit], bits, what, matrix, _matrix_of(full, unit), right)]
+            )
         if "norms" in what:
             self._norms()
+        self.parameters = {name: p for update in self._updates for name, p in update.parameters.items()}
         for p in self.parameters.values():
             p.requires_grad_(True)
         self._rows = None if prompt is None else Rows(prompt, model)
@@ -115,77 +113,31 @@ class Tuned:
     def rows(self) -> Tensor | None:
         return None if self._rows is None else self._rows.rows
 
-    def _matrix(
-        self,
-        unit: str,
-        parts: dict[str, Tensor],
-        what: Sequence[str],
-        rank: int,
-        generator: torch.Generator,
-        full: Model | None,
-    ) -> None:
+    def _matrix(self, unit: str) -> tuple[nn.Module, Tensor]:
+        """The layer and its weight, (out, in). Raises InputError if they are no layer of their own."""
         try:
             layer = self.model.get_submodule(unit)
-            matrix = as_matrix(layer)
+            return layer, as_matrix(layer)
         except AttributeError:
             raise InputError(f"{unit} is one of several stacked experts, which cannot be tuned") from None
-        device, (rows, columns) = matrix.device, matrix.shape
-        changes: list[Callable[[Tensor], Tensor]] = []
-        if "codes" in what:
-            changes.append(self._each_weight(unit, parts, matrix, _matrix_of(full, unit)))
-        if "scales" in what:
-            u = self.parameters[f"scale:{unit}"] = torch.zeros(
-                parts["scale"].shape if "scale" in parts else (rows, 1), device=device
-            )
-            of_column = None
-            if u.shape[1] > 1:  # (groups, in): 1 where the column is of that group; a product has a fixed order of sums
-                of_column = nn.functional.one_hot(group_of(parts), u.shape[1]).T.to(device, matrix.dtype)
-            changes.append(lambda w: w * _factor(u, of_column).to(w.dtype))
-        if "low-rank" in what:
-            mask = kept_of(parts).to(device)
-            right = torch.randn(rank, columns, generator=generator)
-            right /= right.norm(dim=1, keepdim=True)
-            left = self.parameters[f"left:{unit}"] = torch.zeros(rows, rank, device=device)
-            right = self.parameters[f"right:{unit}"] = right.to(device)
-            size = self._unit[unit] = STEP * _rms(matrix[mask])
-            changes.append(lambda w: w + mask * (left @ right * size).to(w.dtype))
-        upright = isinstance(layer, nn.Linear)
-
-        def change(weight: Tensor) -> Tensor:
-            w = weight if upright else weight.T
-            for each in changes:
-                w = each(w)
-            return w if upright else w.T
-
-        self._put(layer, "weight", change)
-
-    def _each_weight(
-        self, unit: str, parts: dict[str, Tensor], matrix: Tensor, full: Tensor | None
-    ) -> Callable[[Tensor], Tensor]:
-        """The change of single weights: of their codes, or of kept values that have none. ``full``: before rounding."""
-        device, u = matrix.device, torch.zeros(matrix.shape, device=matrix.device)
-        if self._bits is not None:
-            codes = self._codes[unit] = Codes.of(parts, self._bits, device)
-            if full is not None and full.shape == u.shape:
-                u = codes.start(full.to(device))
-            self.parameters[f"code:{unit}"] = u
-            return lambda w: codes.weight(u, w.dtype)
-        self.parameters[f"value:{unit}"] = u
-        mask = kept_of(parts).to(device)
-        size = self._unit[f"value:{unit}"] = VALUE_STEP * _rms(matrix[mask])
-        return lambda w: w + (size * mask * u).to(w.dtype)
 
     def _norms(self) -> None:
         for name, parameter in list(self.model.named_parameters()):
             if parameter.ndim == 1 and parameter.is_floating_point():
                 owner, _, own = name.rpartition(".")
-                u = self.parameters[f"norm:{name}"] = torch.zeros(parameter.shape, device=parameter.device)
-                size = self._unit[name] = STEP * _rms(parameter)
-                self._put(
-                    self.model.get_submodule(owner), own, lambda w, u=u, size=size: (w.float() + size * u).to(w.dtype)
-                )
+                self._put(self.model.get_submodule(owner), own, [updates.norm(name, parameter)])
 
-    def _put(self, module: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> None:
+    def _put(self, module: nn.Module, name: str, changes: Sequence[Update]) -> None:
+        """Let the module's parameter change; that of a Conv1D lies the other way round than a linear layer's."""
+        upright = isinstance(module, nn.Linear) or module.get_parameter(name).ndim == 1
+
+        def change(weight: Tensor) -> Tensor:
+            w = weight if upright else weight.T
+            for each in changes:
+                w = each.change(w)
+            return w if upright else w.T
+
+        self._updates += changes
         parametrize.register_parametrization(module, name, _By(change), unsafe=True)
         self._changed.append((module, name))
 
@@ -195,27 +147,10 @@ class Tuned:
 
     def frozen(self, values: dict[str, Tensor]) -> Changes:
         """The changes that these parameters stand for, on the CPU: fp32, codes in whole steps."""
-        found = {}
+        detached = {name: value.detach() for name, value in values.items()}
+        found = [update.found(detached) for update in self._updates]
         prefix = None if self._rows is None else self._rows.frozen(values)
-        for name, value in values.items():
-            kind, _, unit = name.partition(":")
-            if not unit:  # the prompt's rows
-                continue
-            if kind == "code":
-                found[name] = self._codes[unit].steps(value.detach())
-                continue
-            value = value.detach().float().cpu()
-            if kind == "scale":
-                found[name] = 1 + STEP * value
-            elif kind == "norm":
-                owner, _, own = unit.rpartition(".")
-                original = self.model.get_submodule(owner).parametrizations[own].original  # type: ignore[index]
-                found[name] = original.detach().float().cpu() + self._unit[unit] * value
-            elif kind == "value":
-                found[name] = self._unit[name] * value
-            else:
-                found[name] = value.clone() * (self._unit[unit] if kind == "left" else 1)
-        return Changes(found, prefix)
+        return Changes({name: change.cpu() for each in found for name, change in each.items()}, prefix)
 
     def now(self) -> Changes:
         """The changes as they are."""
@@ -241,9 +176,24 @@ def _matrix_of(model: Model | None, unit: str) -> Tensor | None:
         return None
 
 
-def _factor(u: Tensor, of_column: Tensor | None) -> Tensor:
-    """The factors (out, groups) of u, or (out, in) with ``of_column`` (groups, in)."""
-    return 1 + STEP * (u if of_column is None else u @ of_column.to(u.dtype))
+def _of_matrix(
+    unit: str,
+    parts: Parts,
+    bits: int | None,
+    what: Sequence[str],
+    matrix: Tensor,
+    full: Tensor | None,
+    right: Tensor | None,
+) -> Iterator[Update]:
+    """The updates of one matrix, in the order in which they are made: of codes before their scale."""
+    if "codes" in what:
+        yield updates.codes(unit, parts, bits, matrix, full) if bits else updates.values(unit, parts, matrix)
+    if right is not None and bits:
+        yield updates.low_rank_codes(unit, parts, bits, matrix, full, right)
+    if "scales" in what:
+        yield updates.scales(unit, parts, matrix)
+    if right is not None and not bits:
+        yield updates.low_rank(unit, parts, matrix, right)
 
 
 def learn_tuned(

@@ -33,8 +33,8 @@ def share(found: Interval) -> str:
 
 
 def memory_table(found: dict[str, Memory]) -> str:
-    """GB (10^9 bytes) by kind, for every model."""
-    kinds = [field.name for field in fields(Memory)]
+    """GB (10^9 bytes) by kind, for every model, without kinds that no model has."""
+    kinds = [field.name for field in fields(Memory) if any(getattr(memory, field.name) for memory in found.values())]
     rows = [
         [name, *(f"{getattr(memory, kind) / 1e9:.3f}" for kind in kinds), f"{memory.total / 1e9:.1f}"]
         for name, memory in found.items()

@@ -143,8 +143,8 @@ def test_the_form_takes_only_what_the_choice_asks_for(lab):
 
 
 def test_a_model_that_cannot_be_tuned_is_told_in_one_line(lab):
-    with pytest.raises(ctp.InputError, match="is quantised: low-rank updates need a model that is only pruned"):
-        learner.begin(lab.bench, lab.chosen, "mine", lab.wanted(["low-rank"]))
+    with pytest.raises(ctp.InputError, match="both low-rank and codes move its codes: choose one of them"):
+        learner.begin(lab.bench, lab.chosen, "mine", lab.wanted(["low-rank", "codes"]))
     lab.bench.models["other"] = Loaded("other", "other", lab.small.model, lab.small.tokenizer, {"quant_method": "gptq"})
     for name in ("other", "atlas"):
         with pytest.raises(ctp.InputError, match="was not compressed by ctplab, so only a prompt can be learned"):

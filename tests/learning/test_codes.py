@@ -1,4 +1,5 @@
-"""Codes learned through their rounding: the gradient, no change at first, the same bytes and masks, folded, resumed."""
+"""Codes learned through their rounding, one by one or by low-rank updates: the gradient, no change at first, the same
+bytes and masks, folded, resumed."""
 
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ from commands import refused, run_json
 from conftest import interrupted_at, tiny
 
 import ctplab as ctp
-from ctplab.compression.packing import full_codes, kept_of
+from ctplab.compression.packing import full_codes, kept_of, pack_bits
 from ctplab.disk import data_dir
 from ctplab.formats import checkpoint
 from ctplab.formats.tuned import changes_between, fold, grids
@@ -16,6 +17,7 @@ from ctplab.learning import codes, fused
 from ctplab.learning.codes import EDGE, SIZE, Codes
 from ctplab.learning.step import Gradient
 from ctplab.learning.tuned import Tuned
+from ctplab.learning.updates import low_rank_codes
 from ctplab.learning.windows import Windows
 from ctplab.prompts.head import halves
 from ctplab.recording import NeverWaiting
@@ -79,21 +81,66 @@ def test_the_gradient_is_that_of_a_straight_line_inside_the_grid(kept):
     assert kept == (~free & (u.detach() != 0)).any() and (weight[~free] == 0).all()
 
 
-def test_without_the_rounding_it_is_that_of_finite_differences(monkeypatch):
-    monkeypatch.setattr(codes, "rounded", lambda x: x)
+def test_the_straight_line_has_that_slope_by_finite_differences():
+    """The line itself, c + size·u cut off at the grid's ends, in float64."""
     one = random_codes(kept=True, double=True)
     u = torch.rand(5, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.1
     u = torch.where(one.codes == 7, -u, u).requires_grad_(True)  # into the grid
-    assert torch.autograd.gradcheck(lambda u: one.weight(u, torch.float64), u)
+
+    def line(u):
+        assert one.kept is not None
+        code = (one.codes + SIZE * u * one.kept).clamp(0, one.maxq)
+        return one.scale[:, one.group] * (code - one.zero[:, one.group])
+
+    assert torch.autograd.gradcheck(line, u)
+    way = torch.randn(5, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    slopes = [torch.autograd.grad((made(u) * way).sum(), u)[0] for made in (line, lambda u: one.weight(u, u.dtype))]
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_cpu_works_on_few_rows_at_a_time(kept, monkeypatch):
+    one = random_codes(kept)
+    u = (torch.randn(5, 6, generator=torch.Generator().manual_seed(1)) / SIZE).requires_grad_(True)
+    way = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
+    found = []
+    for tile in (1 << 16, 12, 1):  # all rows, two, one
+        monkeypatch.setattr(codes, "TILE", tile)
+        weight = one.weight(u, torch.bfloat16)
+        found.append((weight.detach(), torch.autograd.grad(weight, u, way.to(weight.dtype))[0]))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_the_gradient_of_low_rank_updates_is_the_product_rule():
+    """The gradient on u is tested above; here it is passed on to B and A."""
+    small = random_codes()
+    assert small.group is not None
+    parts = {"shape": torch.tensor([5, 6]), "codes": pack_bits(small.codes, 3), "scale": small.scale}
+    parts |= {"zero": small.zero.to(torch.uint8), "group": small.group.int()}
+    right = torch.randn(2, 6, generator=torch.Generator().manual_seed(3))
+    update = low_rank_codes("x", parts, 3, torch.zeros(5, 6), None, right)
+    left, moved = update.parameters["left:x"], update.parameters["right:x"]
+    for p, seed in ((left, 4), (moved, 5)):
+        p.copy_(4 * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))).requires_grad_(True)
+    way = torch.randn(5, 6, generator=torch.Generator().manual_seed(6))
+    (update.change(torch.zeros(5, 6)) * way).sum().backward()
+    whole = right + moved.detach() / 6**0.5
+    u = (left.detach() @ whole).requires_grad_(True)
+    (grad,) = torch.autograd.grad((small.weight(u, torch.float32) * way).sum(), u)
+    assert left.grad is not None and moved.grad is not None and grad.any()
+    torch.testing.assert_close(left.grad, grad @ whole.T)  # fp32, other orders of the sums
+    torch.testing.assert_close(moved.grad, left.detach().T @ grad / 6**0.5)
+    assert torch.equal(update.found({n: p.detach() for n, p in update.parameters.items()})["code:x"], small.steps(u))
+
+
+@pytest.mark.parametrize("kind", ["codes", "low-rank"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("family", "level"), [("llama", level) for level in LEVELS] + [("gpt2", "w3")])
-def test_without_a_change_it_is_the_compressed_model_to_the_bit(family, level, dtype, compressed):
+def test_without_a_change_it_is_the_compressed_model_to_the_bit(family, level, dtype, kind, compressed):
     folder, _ = compressed(family, LEVELS[level])
     model = ctp.load(folder, device="cpu", dtype=dtype)[0]
     before = {name: p.clone() for name, p in model.named_parameters()}
-    tuned = Tuned(model, folder, ("codes", "scales", "norms"))
+    tuned = Tuned(model, folder, (kind, "scales", "norms"), full=tiny(family))
     assert all(p.dtype == torch.float32 for p in tuned.parameters.values())
     for name, weight in before.items():
         owner, _, own = name.rpartition(".")
@@ -146,7 +193,7 @@ def test_a_grid_of_one_value_has_no_cells():
     assert torch.equal(flat.start(torch.zeros(5, 6)), torch.zeros(5, 6))
 
 
-@pytest.mark.parametrize("what", [("codes",), ("scales", "norms", "codes")])
+@pytest.mark.parametrize("what", [("codes",), ("low-rank",), ("scales", "norms", "codes")])
 @pytest.mark.parametrize(("family", "level"), [("llama", level) for level in LEVELS] + [("gpt2", "w4-s50")])
 def test_folded_equals_learned_in_the_same_bytes(family, level, what, compressed, web, tmp_path):
     folder, model = compressed(family, LEVELS[level])
@@ -154,13 +201,13 @@ def test_folded_equals_learned_in_the_same_bytes(family, level, what, compressed
     plain, tuned = logits(model, ids), Tuned(model, folder, what)
     with torch.no_grad():
         for name, p in tuned.parameters.items():
-            size = 1 / SIZE if name.startswith(("code", "value")) else 0.5
+            size = 1 / SIZE if name.startswith(("code", "value")) else 6.0 if bits and what == ("low-rank",) else 0.5
             p += size * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
     changed = logits(model, ids)
     changes = tuned.frozen(dict(tuned.parameters)).tensors
     manifest = fold(folder, tmp_path / "out", changes, {"what": list(what)})
     again = logits(ctp.load(tmp_path / "out", device="cpu", dtype="float32")[0], ids)
-    exact = bits is not None and what == ("codes",)
+    exact = bits is not None and "scales" not in what
     assert (changed - plain).abs().max() > 5 * STORED * float(changed.std())
     torch.testing.assert_close(again, changed, rtol=0, atol=0 if exact else STORED * float(changed.std()))
     before = checkpoint.read_manifest(folder)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import ctplab as ctp
 from ctplab.learning import objective
-from ctplab.learning.objective import mixed_loss, nll, with_tail
+from ctplab.learning.objective import Taught, mixed_loss, nll, with_tail
 from ctplab.learning.teacher import MemoryTeacher, cached_teacher
 
 N, D, V = 23, 6, 31
@@ -69,6 +69,20 @@ def test_top_k_is_kl_over_k_plus_one_outcomes(parts, k):
     else:
         assert plain.item() == pytest.approx(F.kl_div(logp, q, log_target=True, reduction="sum").item(), rel=1e-12)
     same(ours, plain, hidden)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.3, 1.0])
+def test_few_rows_of_a_chunk_at_a_time_are_the_whole_chunk(parts, kl, monkeypatch):
+    """A CPU's cache takes 3 rows, then 1, of chunks of 4; the teacher is a model's head or rows of its own."""
+    hidden, head, targets, _ = parts
+    other = torch.nn.Linear(D, V, dtype=torch.float64).requires_grad_(False)
+    said = other(hidden.detach()).log_softmax(-1)
+    for teacher in (Taught(hidden.detach(), other), lambda rows, student: said[rows]):
+        for most in (3 * V, 1):
+            monkeypatch.setattr(objective, "CACHED", 4 * V)
+            whole = mixed_loss(hidden, head, V, targets, kl, teacher)
+            monkeypatch.setattr(objective, "CACHED", most)
+            same(mixed_loss(hidden, head, V, targets, kl, teacher), whole, hidden)
 
 
 def test_no_gradient_or_logits_of_full_size_are_held(parts):

@@ -117,8 +117,9 @@ def test_kinds_that_do_not_fit_are_refused(compressed):
     folder, model = compressed(tiny("llama"), LEVELS["w3-g8"][0])
     with pytest.raises(ctp.InputError, match="one or more of scales, norms, low-rank"):
         Tuned(model, folder, ["rows"])
-    with pytest.raises(ctp.InputError, match="pruned model that is not quantised"):
-        Tuned(model, folder, ["low-rank"])
+    with pytest.raises(ctp.InputError, match="both codes and low-rank move the codes"):
+        Tuned(model, folder, ["low-rank", "codes"])
+    assert not any(hasattr(module, "parametrizations") for module in model.modules())
 
 
 def test_the_command_writes_a_folder_once(capsys, tmp_path):
