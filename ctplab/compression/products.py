@@ -2,10 +2,10 @@
 
 Some processors multiply bfloat16 numbers four times as fast as float32 ones; others take twice as long. Some multiply
 float32 twice as fast by oneDNN (see ``compression/onednn``), and some attend faster by bfloat16 products than by
-torch's kernel (see ``compression/attention``). So the first block, unless it is small, reads one window of the calibration
-text in every way, and the machine keeps the answer. A model's dtype says in what its weights are kept, and not in what they are
-multiplied best. Weights and hidden states keep their dtype: only the inputs of linear layers, of attention and of
-Hessians are converted, and products are converted back.
+torch's kernel (see ``compression/attention``). So the first block, unless it is small, reads one window of the
+calibration text in every way, and the machine keeps the answer. A model's dtype says in what its weights are kept, and
+not in what they are multiplied best. Weights and hidden states keep their dtype: only the inputs of linear layers, of
+attention and of Hessians are converted, and products are converted back.
 """
 
 import time
