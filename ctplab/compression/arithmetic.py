@@ -12,6 +12,8 @@ class Arithmetic:
     dtype: torch.dtype
     onednn: bool = False
     """Float32 products by oneDNN instead of torch's BLAS (see ``compression/onednn``)."""
+    attention: bool = False
+    """Attention by products too, instead of torch's own kernel (see ``compression/attention``). Only in bfloat16."""
 
     @property
     def name(self) -> str:

@@ -141,13 +141,13 @@ def _arithmetic(model: Model, block: nn.Module, flow: Flow, products: str | None
     """How to multiply: on a CPU in the format that ``products`` names, or in the faster one."""
     if products not in (None, *PRODUCTS):
         raise InputError(f"products must be one of {', '.join(PRODUCTS)}, not {products!r}")
-    states = flow.hidden[0]
+    states = flow.hidden[0][:1]
     if states.device.type != "cpu":
         return Arithmetic(states.dtype)
     choice = ways(states.dtype, products)
     if len(choice) == 1:
         return choice[0]
-    find = lambda: {"way": choice.index(fastest(choice, block, lambda: flow.run(0, 0, block), states))}  # noqa: E731
+    find = lambda: {"way": choice.index(fastest(choice, block, lambda: flow.sample(0, block), states))}  # noqa: E731
     where = f"the fastest of {choice} on {processor()}, {torch.get_num_threads()} threads"
     return choice[parallel.of_main(kept_answer(model, where, find))["way"]]
 

@@ -10,10 +10,11 @@ import ctplab as ctp
 from ctplab.compression import onednn, products
 from ctplab.compression.arithmetic import Arithmetic
 from ctplab.compression.capture import Watch
-from ctplab.compression.products import fastest, products_in, ways
+from ctplab.compression.products import Converted, fastest, products_in, ways
 
 FLOAT32, BFLOAT16 = Arithmetic(torch.float32), Arithmetic(torch.bfloat16)
 BY_ONEDNN = Arithmetic(torch.float32, onednn=True)
+ATTENTION = Arithmetic(torch.bfloat16, attention=True)
 has_onednn = pytest.mark.skipif(not onednn.available(), reason="this build of torch has no oneDNN")
 
 HALF = 2**-8
@@ -67,34 +68,78 @@ def test_onednn_multiplies_in_float32(dtype):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "chosen"),
+    ("milliseconds", "chosen"),
     [
-        ((0.20, 0.10, 0.05), BFLOAT16),  # clearly faster
-        ((0.20, 0.10, 0.09), BY_ONEDNN),  # faster in float32, and the other format not clearly more so
-        ((0.20, 0.19, 0.18), FLOAT32),  # not clearly
-        ((0.20, 0.40, 0.40), FLOAT32),
-        ((0.04, 0.02, 0.01), FLOAT32),  # too short to matter
+        ((20, 16, 8, 8), BFLOAT16),  # clearly faster
+        ((20, 16, 8, 7), ATTENTION),  # and faster still by its attention
+        ((20, 10, 9, 9), BY_ONEDNN),  # faster in float32, and the other format not clearly more so
+        ((20, 19, 18, 18), FLOAT32),  # not clearly
+        ((20, 40, 40, 40), FLOAT32),
     ],
 )
-def test_the_clearly_fastest_way_is_chosen(monkeypatch, seconds, chosen):
-    each = itertools.chain.from_iterable((0.0, one) for one in seconds * products.REPEATS)
+def test_the_clearly_fastest_way_is_chosen(monkeypatch, milliseconds, chosen):
+    each = itertools.chain.from_iterable((0.0, one / 1000) for one in milliseconds * products.REPEATS)
     clock = list(itertools.accumulate(each))
     monkeypatch.setattr(products.time, "process_time", lambda: clock.pop(0))
     monkeypatch.setattr(onednn, "linear", nn.functional.linear)
+    monkeypatch.setattr(products, "WORTH", 64)
     block = nn.Linear(8, 8)
-    choice = [FLOAT32, BY_ONEDNN, BFLOAT16]
-    assert fastest(choice, block, lambda: block(torch.zeros(1, 8)), torch.zeros(4, 8)) == chosen
+    choice = [FLOAT32, BY_ONEDNN, BFLOAT16, ATTENTION]
+    assert fastest(choice, block, lambda: block(torch.zeros(1, 8)), torch.zeros(1, 4, 8)) == chosen
+
+
+def test_noise_decides_nothing_for_small_blocks(monkeypatch):
+    """Their passes are short: any way may seem the fastest. So none is tried, and every run computes the same."""
+    monkeypatch.setattr(products, "processor_seconds", None)
+    small = nn.Sequential(nn.Linear(1000, 1000), nn.LayerNorm(1000), nn.Linear(1000, 999, bias=False))
+    assert fastest([FLOAT32, BFLOAT16, ATTENTION], small, small, torch.zeros(1, 4, 1000)) == FLOAT32
+    large = nn.Linear(1000, 2000, device="meta")
+    with pytest.raises(TypeError, match="NoneType"):
+        fastest([FLOAT32, BFLOAT16, ATTENTION], large, large, torch.zeros(1, 4, 1000))
+
+
+def test_what_takes_far_too_long_is_tried_once(monkeypatch):
+    now, tried = [0.0], []
+
+    def multiply(seconds):
+        tried.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(products.time, "process_time", lambda: now[0])
+    found = products.processor_seconds([8.0, 1.0, 2.0], multiply)
+    assert found == {8.0: 8.0, 1.0: 1.0, 2.0: 2.0} and tried == [8.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0]
+
+
+@torch.no_grad()
+def test_a_changed_weight_is_converted_again():
+    """The solver changes weights in place, or puts others in their place, while a block multiplies in bfloat16."""
+    torch.manual_seed(0)
+    layer, x, other = nn.Linear(64, 32, bias=False), torch.randn(5, 64), nn.Parameter(torch.randn(32, 64))
+    with products_in(layer, BFLOAT16):
+        for change in (lambda: None, lambda: layer.weight[:16].T.mul_(2), lambda: setattr(layer, "weight", other)):
+            change()
+            x.mul_(-1.5)
+            assert torch.equal(layer(x), (x.bfloat16() @ layer.weight.bfloat16().T).float())
+
+
+def test_the_same_tensor_is_converted_once():
+    inside, x = Converted(torch.bfloat16), torch.randn(4)
+    assert inside.of(x) is inside.of(x)
+    assert torch.equal(inside.of(x.add_(1)), x.bfloat16())
+    with torch.inference_mode():
+        y = torch.randn(4)
+        assert torch.equal(inside.of(y), y.bfloat16()) and torch.equal(inside.of(y.add_(1)), y.bfloat16())
 
 
 def test_which_ways_there_are_to_choose_from(monkeypatch):
     monkeypatch.setattr(onednn, "available", lambda: True)
-    assert ways(torch.float32, None) == [FLOAT32, BY_ONEDNN, BFLOAT16]
-    assert ways(torch.bfloat16, None) == [BFLOAT16, FLOAT32, BY_ONEDNN]
+    assert ways(torch.float32, None) == [FLOAT32, BY_ONEDNN, BFLOAT16, ATTENTION]
+    assert ways(torch.bfloat16, None) == [BFLOAT16, ATTENTION, FLOAT32, BY_ONEDNN]
     assert ways(torch.bfloat16, "float32") == [FLOAT32, BY_ONEDNN]
-    assert ways(torch.float32, "bfloat16") == [BFLOAT16]
+    assert ways(torch.float32, "bfloat16") == [BFLOAT16, ATTENTION]
     assert ways(torch.float64, None) == [Arithmetic(torch.float64)], "models of other dtypes stay as they are"
     monkeypatch.setattr(onednn, "available", lambda: False)
-    assert ways(torch.float32, None) == [FLOAT32, BFLOAT16]
+    assert ways(torch.float32, None) == [FLOAT32, BFLOAT16, ATTENTION]
 
 
 @has_onednn
@@ -111,16 +156,17 @@ def test_codes_hardly_depend_on_what_computes_the_products(llama, windows, quiet
 
 
 @pytest.mark.parametrize("settings", [{"bits": 4}, {"bits": 4, "sparsity": 0.5, "true_sequential": True}])
-def test_the_result_is_as_good(llama, windows, settings, quiet):
+def test_the_result_is_as_good(llama, windows, settings, quiet, monkeypatch):
     """The loss is against the solver's own Hessian, so the models' outputs are compared: with the full model's."""
     spec = ctp.CompressionSpec(**settings)
     full, errors = llama(windows).logits, {}
-    for kind in ("float32", "bfloat16"):
-        small, report = ctp.compress(llama, windows, spec, products=kind, **quiet)
-        assert {layer.products for layer in report.layers} == {kind}
-        errors[kind] = (small(windows).logits - full).norm() / full.norm()
+    for way in (FLOAT32, BFLOAT16, ATTENTION):
+        monkeypatch.setattr("ctplab.compression.walk.ways", lambda own, products, way=way: [way])
+        small, report = ctp.compress(llama, windows, spec, **quiet)
+        assert {layer.products for layer in report.layers} == {way.name}
+        errors[way] = (small(windows).logits - full).norm() / full.norm()
     # Hessians and inputs are off by less than the dampening, which moves a few codes to their neighbours
-    assert errors["bfloat16"] < 1.1 * errors["float32"]
+    assert max(errors[BFLOAT16], errors[ATTENTION]) < 1.1 * errors[FLOAT32]
 
 
 def test_a_model_in_bfloat16_keeps_its_dtype(llama, windows, quiet):
