@@ -1,5 +1,7 @@
 """Fingerprints see every value, notice every change, and keep what prompt files hold."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny
@@ -77,3 +79,16 @@ def test_the_embedded_models_base_is_still_recognised_by_its_shipped_prompt():
     facts = base_facts(ctp.load("atlas", device="cpu")[0])
     assert facts.items() <= ctp.load_prompt(manifest.parent).info.items()
     assert one_base(facts, base_facts(ctp.load("atlas", device="cpu", dtype="bfloat16")[0]))
+
+
+def test_the_shipped_prompt_names_the_copy_beside_it_and_one_that_names_none_is_told():
+    from ctplab.disk import data_dir
+
+    saved = ctp.load_prompt(data_dir() / "prompt")
+    small, tokenizer = ctp.load(data_dir() / "w4-s55", device="cpu")
+    assert saved.info["copies"] == [copy_fingerprint(small)]
+    assert ctp.attach(saved, small, tokenizer, tag="w4-s55") == []
+    (note,) = ctp.attach(replace(saved, info=saved.info | {"copies": ["0" * 16]}), small, tokenizer, tag="w4-s55")
+    assert "another compression" in note
+    (note,) = ctp.attach(replace(saved, info=saved.info | {"copies": []}), small, tokenizer, tag="w4-s55")
+    assert "does not say through which compression" in note
