@@ -14,6 +14,9 @@ FOUND = """async () => (await axe.run(document, {resultTypes: ["violations"]})).
   .filter((v) => ["serious", "critical"].includes(v.impact))
   .flatMap((v) => v.nodes.map((n) => `${v.id}: ${n.html.slice(0, 160)} | ${n.failureSummary.slice(0, 220)}`))"""
 
+DRAWN = """() => ![...document.querySelectorAll('[aria-label="Empty value"]')].some((e) => e.offsetParent)"""
+"""A plot that is not there yet is an empty box of gradio's, which axe-core objects to."""
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core: npm install --no-save axe-core@4"),
@@ -28,6 +31,7 @@ def opened(page, name):
         page.locator("#tabs .overflow-menu > button").first.click()
         page.locator("#tabs .overflow-menu button", has_text=name).last.click()
     page.wait_for_timeout(3000)
+    page.wait_for_function(DRAWN)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
