@@ -17,6 +17,9 @@ def inspect(options: argparse.Namespace) -> None:
     model, tokenizer = load_model(options, options.model)
     attach(options, options.model, saved, model, tokenizer)
     E, initial = saved.rows()
+    text = None
+    if options.corpus:  # refused before anything is shown
+        text = ctp.corpus(options.corpus, tokenizer, seq_len(model, options.seq_len, E.k), loss=options.loss).test
     dropped = {"drop_special": options.drop_special}
     rows = ctp.inspect_prompt(
         model, tokenizer, E, initial, top=min(options.top, 10), metric=options.metric, centre=options.centre,
@@ -42,8 +45,7 @@ def inspect(options: argparse.Namespace) -> None:
     tell = say(options)
     tell(report.nearest_table(rows, histogram, options.metric))
     tell(f"as its nearest tokens: {result['hard_prompt']!r}")
-    if options.corpus:
-        text = ctp.corpus(options.corpus, tokenizer, seq_len(model, options.seq_len, E.k), loss=options.loss).test
+    if text is not None:
         arms = build("soft", Parts(compressed=model, soft=E)), ctp.Arm("nearest", model, words)
         result["ppl"] = {
             arm.name: ctp.perplexity(arm, text, limit=options.windows or None, progress=bar).ppl for arm in arms
