@@ -33,7 +33,7 @@ def build(bench: Bench, header: Header, tab: gr.Tab) -> None:
     with gr.Row():
         what = gr.CheckboxGroup(
             [(name, kind) for kind, name in NAMES.items()], value=[SOFT], label="What is learned", elem_id="train-what",
-            info="codes: every weight's, in 16 bytes of memory each; low-rank: a few numbers a row and column "
+            info="codes: every weight's, in 25 bytes of memory each; low-rank: a few numbers a row and column "
             "instead", min_width=320, scale=2,
         )  # fmt: skip
         tokens = gr.Number(

@@ -120,7 +120,7 @@ def register(commands: Any) -> None:
     sub.add_argument(
         "--what", default="scales,norms",
         help=f"{', '.join((*KINDS, SOFT))}, separated by commas (scales,norms); soft: a prompt learned with them; "
-        "codes: every weight's, through the rounding, in 16 bytes of memory a weight; low-rank: a few numbers a "
+        "codes: every weight's, through the rounding, in 25 bytes of memory a weight; low-rank: a few numbers a "
         "row and column instead",
     )  # fmt: skip
     sub.add_argument(

@@ -10,9 +10,8 @@ a function of free parameters u (``learning/updates``):
     codes      scale·(round(code + u/20) - zero), one u for each weight that need not start at 0 (``learning/codes``);
                W + mask·|W|·u/100 if the matrix is pruned only
 
-Codes take 16 bytes a weight: u, its gradient and AdamW's two moments. Low-rank updates of quantised weights take 2 for
-the start, and 4 more during a step. A soft prompt can be learned with them in the same loop: its rows then stand in
-front of the model that changes.
+Codes take 25 bytes a weight on a CPU, low-rank updates of quantised weights 7 and a step's 4 (``memory_tuned``). A soft
+prompt can be learned with them in the same loop: its rows then stand in front of the model that changes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
