@@ -231,7 +231,7 @@ def attach(
         )
     elif info.get("copies") and copy_fingerprint(model) not in info["copies"]:
         notes.append(_other_copy(len(info["copies"]) + info.get("drawn", 0)))
-    elif tag is not None and not info.get("copies") and not info.get("claimed"):
+    elif tag not in (None, "full") and tag == info.get("tag") and not info.get("copies"):
         notes.append(
             "the prompt does not say through which compression it was learned; on another one than its own, even to "
             "this level, most of what it wins is lost"

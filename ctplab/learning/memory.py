@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ctplab.errors import InputError
+from ctplab.learning.objective import CACHED
 from ctplab.learning.pieces import CARD_CHUNK, CHUNK, pieces_on_card
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -189,10 +190,11 @@ def _backward(shape: Shape, settings: Settings, s: int) -> int:
 
 
 def _logits(shape: Shape, settings: Settings, s: int) -> int:
-    """Bytes of a chunk in the model's dtype, in fp32 if that differs, and as the softmax that becomes the gradient.
+    """Bytes of a chunk in the model's dtype, which the gradient overwrites.
 
-    On a card the gradient overwrites the logits.
+    On a CPU some rows of it at a time are there in fp32 too if that differs, and as the softmax.
     """
     chunk = CARD_CHUNK if settings.card else CHUNK
     rows = min(settings.batch * settings.seq_len, max(1, chunk // shape.vocabulary))
-    return rows * shape.vocabulary * (s if settings.card else s + (4 if s < 4 else 0) + 4)
+    few = 0 if settings.card else min(rows, max(1, CACHED // shape.vocabulary))
+    return shape.vocabulary * (rows * s + few * (4 + (4 if s < 4 else 0)))

@@ -25,7 +25,7 @@ CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
 FLOAT32 = ("MixtralConfig", "Qwen2MoeConfig", "GPTNeoConfig")  # no float64 products of experts; attention in fp32
 NO_PREFIX = ("GPTNeoConfig",)  # their prefix stays rows
 NOT_RECORDED = ("bloom",)  # it takes no position_ids
-WAITS = ("GPTNeoConfig",)  # its attention makes a tensor of a number of the host's
+WAITS = ("FalconConfig", "GPTNeoConfig")  # their attention makes a tensor of a number of the host's
 
 
 @pytest.fixture
