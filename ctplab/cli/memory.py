@@ -6,6 +6,7 @@ from typing import Any
 
 from ctplab.cli.numbers import at_least
 from ctplab.cli.shared import add_command, finish, say
+from ctplab.cli.tune import kinds_in
 from ctplab.errors import InputError
 from ctplab.formats.tuned import KINDS, SOFT
 from ctplab.learning.memory import SHAPES, Settings, learning, shape_of
@@ -16,7 +17,9 @@ from ctplab.show.tables import memory_table
 
 def memory(options: argparse.Namespace) -> None:
     """Count what learning needs; nothing is loaded."""
-    what = _what(options)
+    what = [] if options.what is None else kinds_in(options.what)
+    if what == [SOFT]:
+        raise InputError("a prompt alone is what is told without --what")
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
     if what:  # 'ctplab tune' recomputes nothing
         settings = replace(settings, tokens=settings.tokens if SOFT in what else 0, recompute=False)
@@ -28,18 +31,6 @@ def memory(options: argparse.Namespace) -> None:
     say(options)(memory_table(found))
     rows = {name: {**asdict(needed), "total": needed.total} for name, needed in found.items()}
     finish(options, {"settings": asdict(settings), "what": what, "bytes": rows})
-
-
-def _what(options: argparse.Namespace) -> list[str]:
-    """The kinds that --what names; none: a prompt is learned. Raises InputError for other kinds, or a prompt alone."""
-    if options.what is None:
-        return []
-    what = list(dict.fromkeys(filter(None, options.what.split(","))))
-    if not what or not set(what) <= {*KINDS, SOFT}:
-        raise InputError(f"--what takes {', '.join((*KINDS, SOFT))}, not {options.what!r}")
-    if what == [SOFT]:
-        raise InputError("a prompt alone is what is told without --what")
-    return what
 
 
 def register(commands: Any) -> None:

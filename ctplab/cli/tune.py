@@ -21,6 +21,14 @@ from ctplab.progress import bar
 TOLD = ("steps", "best_step", "validation")
 
 
+def kinds_in(text: str) -> list[str]:
+    """The kinds of changes that a --what names, each once, perhaps with a prompt. Raises InputError for others."""
+    what = list(dict.fromkeys(filter(None, text.split(","))))
+    if not what or not set(what) <= {*KINDS, SOFT}:
+        raise InputError(f"--what takes {', '.join((*KINDS, SOFT))}, not {text!r}")
+    return what
+
+
 def tune(options: argparse.Namespace) -> None:
     """Learn the changes, and write a folder of the same bytes; the same command goes on where it stopped."""
     if options.like:
@@ -29,10 +37,8 @@ def tune(options: argparse.Namespace) -> None:
         options.lr = RATE
     spec, out, folder = recipe(options), Path(options.out), Path(resolve(options.model))
     read_manifest(folder)  # before any text is read
-    what = list(dict.fromkeys(filter(None, options.what.split(","))))
+    what = kinds_in(options.what)
     kinds = [kind for kind in what if kind != SOFT]
-    if not what or not set(kinds) <= set(KINDS):
-        raise InputError(f"--what takes {', '.join((*KINDS, SOFT))}, not {options.what!r}")
     if what == [SOFT]:
         raise InputError("a prompt alone is what 'ctplab learn' learns: give --what scales,norms,soft, for example")
     before = tuned_from(out)

@@ -90,12 +90,12 @@ def take_steps(
             if spec.patience is not None and result.stale >= spec.patience:
                 result.stopped = f"stopped after {step} steps: {spec.patience} validations without a better one"
                 return
-            course.optimizer.param_groups[0]["lr"] = schedule.rate(spec, step)
+            rate = course.optimizer.param_groups[0]["lr"] = schedule.rate(spec, step)
             n_targets = max(1, text.targets_of(numbers))
             seeded = _seeded(schedule.seed_of(spec, step), device) if learnable.random else nullcontext()
             with turns.on(step) as number, seeded:
                 loss = gradient(number, parallel.share(numbers), n_targets)
-            unread.add(step, schedule.rate(spec, step), course.move(loss))
+            unread.add(step, rate, course.move(loss))
             if unread.may_wait and not plan.due(step):
                 continue
             lost = unread.read()

@@ -37,10 +37,10 @@ class Taught:
         return self.head(self.states[rows])
 
     def __call__(self, rows: slice, student: Tensor) -> Tensor:
-        return self.logits(rows).to(student).log_softmax(-1)
+        return self.chunk(rows)(rows, student)
 
     def chunk(self, rows: slice) -> Target:
-        """The same for these rows and any of them, by one product of the head."""
+        """The same for these rows or some of them, by one product of the head."""
         logits = self.logits(rows)
         return lambda few, student: logits[few.start - rows.start : few.stop - rows.start].to(student).log_softmax(-1)
 

@@ -224,7 +224,7 @@ def test_scales_are_learned_for_a_program_and_a_cancelled_job_keeps_its_best(fak
     kept = fake.bench.jobs.latest("train")
     assert kept.state == "done" and "stopped by hand" in kept.note and kept.result["names"] == {"compressed": "endless"}
     for name in ("of-a-program", "endless"):
-        del fake.bench.models[name]  # the same models as all other tests'
+        del fake.bench.models[name]  # other tests have this bench too
 
 
 def test_every_number_has_a_bound(real):
